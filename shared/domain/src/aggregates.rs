@@ -1,0 +1,227 @@
+//! The aggregates that a batch of commands touches, in memory: each command is decided on what those before it left.
+//! The invariants: versions have no gap, no two aggregates hold one claim, and a refused command leaves no trace.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::{Command, Event, Id, Recorded, Rejection, State, Timestamp};
+
+/// A value that only one living aggregate may hold, such as an e-mail address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Claim {
+    /// What the value is unique among, such as `user.email`.
+    pub scope: &'static str,
+    pub value: String,
+}
+
+/// The state type of one kind of aggregate.
+pub trait Kind: Sized {
+    fn of(state: &State) -> Option<&Self>;
+}
+
+/// Loaded aggregates and claims, and what the commands executed so far have changed in them.
+#[derive(Clone, Debug, Default)]
+pub struct Aggregates {
+    loaded: HashMap<Id, Loaded>,
+    claims: HashMap<Claim, Id>,
+    changed: BTreeSet<Id>,
+    claims_changed: BTreeMap<Claim, ClaimChange>,
+}
+
+#[derive(Clone, Debug)]
+struct Loaded {
+    /// As it was stored; 0 if it was not.
+    stored_version: u64,
+    version: u64,
+    state: State,
+}
+
+/// Who held a claim when it was loaded; what became of it stands in `Aggregates::claims`.
+#[derive(Clone, Debug)]
+struct ClaimChange {
+    held_by: Option<Id>,
+}
+
+/// An aggregate that has changed and must be stored.
+#[derive(Debug)]
+pub struct Changed<'a> {
+    pub id: Id,
+    /// The version that is stored; 0 if there is none yet.
+    pub stored_version: u64,
+    pub version: u64,
+    pub state: &'a State,
+}
+
+impl Aggregates {
+    /// Adds an aggregate as it is stored.
+    pub fn load(&mut self, id: Id, version: u64, state: State) {
+        self.loaded.insert(id, Loaded { stored_version: version, version, state });
+    }
+
+    /// Adds a claim as it is stored.
+    pub fn load_claim(&mut self, claim: Claim, id: Id) {
+        self.claims.insert(claim, id);
+    }
+
+    /// Decides the command and applies its events: all of them, or none if it is refused. The positions are left 0, for
+    /// the journal to give.
+    ///
+    /// # Errors
+    /// The rejection; then nothing has changed.
+    pub fn execute(
+        &mut self,
+        command: Command,
+        expected_version: Option<u64>,
+        now: Timestamp,
+    ) -> Result<Vec<Recorded>, Rejection> {
+        let target = command.target();
+        let version = self.version(target);
+        if let Some(expected) = expected_version.filter(|expected| *expected != version) {
+            return Err(Rejection::conflict(
+                "version_conflict",
+                format!("the aggregate is at version {version}, not {expected}"),
+            )
+            .with("expected", expected)
+            .with("actual", version));
+        }
+        let events = command.decide(self, now)?;
+        Ok(events.into_iter().map(|(id, event)| self.apply(id, event, now)).collect())
+    }
+
+    /// The aggregate's version, 0 if it has never been.
+    pub fn version(&self, id: Id) -> u64 {
+        self.loaded.get(&id).map_or(0, |loaded| loaded.version)
+    }
+
+    /// Whether an aggregate of any kind has, or had, this identifier.
+    pub fn exists(&self, id: Id) -> bool {
+        self.loaded.contains_key(&id)
+    }
+
+    /// The aggregate's state, if there is one of this kind.
+    pub fn get<K: Kind>(&self, id: Id) -> Option<&K> {
+        K::of(&self.loaded.get(&id)?.state)
+    }
+
+    /// Who holds the claim.
+    pub fn holder(&self, claim: &Claim) -> Option<Id> {
+        self.claims.get(claim).copied()
+    }
+
+    /// What must be stored, in the order of the identifiers.
+    pub fn changed(&self) -> impl Iterator<Item = Changed<'_>> {
+        self.changed.iter().filter_map(|id| {
+            let Loaded { stored_version, version, ref state } = *self.loaded.get(id)?;
+            Some(Changed { id: *id, stored_version, version, state })
+        })
+    }
+
+    /// The claims that must be given up, in order.
+    pub fn released_claims(&self) -> impl Iterator<Item = &Claim> {
+        self.claims_changed.iter().filter_map(|(claim, change)| {
+            let held = change.held_by?;
+            (self.holder(claim) != Some(held)).then_some(claim)
+        })
+    }
+
+    /// The claims that must be taken after those were given up, in order, with who takes them.
+    pub fn taken_claims(&self) -> impl Iterator<Item = (&Claim, Id)> {
+        self.claims_changed.iter().filter_map(|(claim, change)| {
+            let holder = self.holder(claim)?;
+            (change.held_by != Some(holder)).then_some((claim, holder))
+        })
+    }
+
+    fn apply(&mut self, id: Id, event: Event, now: Timestamp) -> Recorded {
+        let before = self.loaded.remove(&id);
+        let (stored_version, version, before) =
+            before.map_or((0, 0, None), |loaded| (loaded.stored_version, loaded.version, Some(loaded.state)));
+        let held: BTreeSet<Claim> = before.iter().flat_map(State::claims).collect();
+        let version = version + 1;
+        if let Some(state) = State::evolve(before, &event) {
+            let holds: BTreeSet<Claim> = state.claims().into_iter().collect();
+            self.loaded.insert(id, Loaded { stored_version, version, state });
+            self.changed.insert(id);
+            for claim in held.difference(&holds) {
+                self.note_claim(claim);
+                self.claims.remove(claim);
+            }
+            for claim in holds.difference(&held) {
+                self.note_claim(claim);
+                self.claims.insert(claim.clone(), id);
+            }
+        }
+        Recorded { position: 0, at: now, id, version, event }
+    }
+
+    fn note_claim(&mut self, claim: &Claim) {
+        let held_by = self.holder(claim);
+        self.claims_changed.entry(claim.clone()).or_insert(ClaimChange { held_by });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Email, Name, user};
+
+    fn id(n: u128) -> Id {
+        Id(uuid::Uuid::from_u128(n))
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_unix_millis(0).unwrap()
+    }
+
+    fn register(n: u128, email: &str) -> Command {
+        Command::User(user::Command::Register(user::Register {
+            id: id(n),
+            email: Email::new(email).unwrap(),
+            name: Name::new("Ada").unwrap(),
+            country: None,
+        }))
+    }
+
+    fn delete(n: u128) -> Command {
+        Command::User(user::Command::Delete(user::Delete { id: id(n) }))
+    }
+
+    fn claim(value: &str) -> Claim {
+        Claim { scope: "user.email", value: value.into() }
+    }
+
+    #[test]
+    fn a_claim_that_is_released_and_taken_again_moves_to_the_new_holder() {
+        let mut aggregates = Aggregates::default();
+        aggregates.execute(register(1, "ada@example.com"), None, now()).unwrap();
+        let mut stored = Aggregates::default();
+        for changed in aggregates.changed() {
+            stored.load(changed.id, changed.version, changed.state.clone());
+        }
+        stored.load_claim(claim("ada@example.com"), id(1));
+
+        stored.execute(delete(1), None, now()).unwrap();
+        stored.execute(register(2, "ada@example.com"), None, now()).unwrap();
+
+        assert_eq!(stored.released_claims().collect::<Vec<_>>(), [&claim("ada@example.com")]);
+        assert_eq!(stored.taken_claims().collect::<Vec<_>>(), [(&claim("ada@example.com"), id(2))]);
+    }
+
+    #[test]
+    fn a_claim_that_is_taken_and_released_within_one_batch_is_not_stored() {
+        let mut aggregates = Aggregates::default();
+        aggregates.execute(register(1, "ada@example.com"), None, now()).unwrap();
+        aggregates.execute(delete(1), None, now()).unwrap();
+        assert_eq!(aggregates.released_claims().count(), 0);
+        assert_eq!(aggregates.taken_claims().count(), 0);
+        assert_eq!(aggregates.changed().map(|changed| (changed.stored_version, changed.version)).next(), Some((0, 2)));
+    }
+
+    #[test]
+    fn a_refused_command_leaves_no_trace() {
+        let mut aggregates = Aggregates::default();
+        let rejection = aggregates.execute(register(1, "ada@example.com"), Some(3), now()).unwrap_err();
+        assert_eq!(rejection.code, "version_conflict");
+        assert_eq!(aggregates.changed().count(), 0);
+        assert!(!aggregates.exists(id(1)));
+    }
+}

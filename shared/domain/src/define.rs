@@ -1,0 +1,218 @@
+//! The macros that an aggregate is declared with. They are macros so that the name of each command and each event is
+//! written once: its type, its subject, its encoding and its decoding cannot disagree.
+
+/// Declares an aggregate's `Command` enum and its `COMMANDS`, the endpoints of the command service.
+///
+/// Each variant holds a struct of the same name, which derives `Deserialize` (with `deny_unknown_fields`) and
+/// `JsonSchema` and has an `id: Id`, which defaults where the command makes a new aggregate.
+macro_rules! commands {
+    ($kind:ident { $($variant:ident($verb:literal, $description:literal))* }) => {
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Command {
+            $($variant($variant)),*
+        }
+
+        impl Command {
+            pub fn target(&self) -> $crate::Id {
+                match self { $(Self::$variant(command) => command.id),* }
+            }
+        }
+
+        /// The commands, as the command service serves them.
+        pub const COMMANDS: &[$crate::CommandType] = &[$($crate::CommandType {
+            aggregate: KIND,
+            verb: $verb,
+            description: $description,
+            schema: || schemars::schema_for!($variant),
+            parse: |body, id| {
+                let mut command: $variant = $crate::parse(body)?;
+                if command.id == $crate::Id::default() {
+                    command.id = id;
+                }
+                Ok($crate::Command::$kind(Command::$variant(command)))
+            },
+        }),*];
+    };
+}
+
+/// Declares an aggregate's `Event` enum. Each variant holds a struct of the same name; the number is the version of
+/// its schema, to be raised, with the old one still decoded, when the struct changes in a way that old payloads do not
+/// satisfy.
+macro_rules! events {
+    ($($variant:ident($name:literal, $schema:literal))*) => {
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Event {
+            $($variant($variant)),*
+        }
+
+        impl Event {
+            /// The last word of the event's subject.
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name),* }
+            }
+
+            /// The version of the payload's schema.
+            pub fn schema(&self) -> i16 {
+                match self { $(Self::$variant(_) => $schema),* }
+            }
+
+            pub(crate) fn encode(&self) -> serde_json::Result<Vec<u8>> {
+                match self { $(Self::$variant(event) => serde_json::to_vec(event)),* }
+            }
+
+            pub(crate) fn decode(name: &str, schema: i16, payload: &[u8]) -> Result<Self, $crate::Undecodable> {
+                match (name, schema) {
+                    $(($name, $schema) => Ok(Self::$variant($crate::decode_payload(payload)?)),)*
+                    _ => Err($crate::Undecodable::Unknown),
+                }
+            }
+        }
+    };
+}
+
+/// Declares the enums over all kinds of aggregate from the one list of them in `lib.rs`, with the matches that hand
+/// each to its module.
+macro_rules! aggregates {
+    ($($variant:ident($module:ident))*) => {
+        /// A command to any kind of aggregate, parsed and valid in itself.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Command {
+            $($variant($module::Command)),*
+        }
+
+        /// What happened to an aggregate of any kind.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Event {
+            $($variant($module::Event)),*
+        }
+
+        /// The present state of an aggregate of any kind.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum State {
+            $($variant($module::$variant)),*
+        }
+
+        /// All commands of all aggregates.
+        pub fn commands() -> impl Iterator<Item = &'static CommandType> {
+            [$($module::COMMANDS),*].into_iter().flatten()
+        }
+
+        impl Command {
+            /// The aggregate that the command is for, which `Expected-Version` speaks of and whose version the reply
+            /// tells.
+            pub fn target(&self) -> Id {
+                match self { $(Self::$variant(command) => command.target()),* }
+            }
+
+            /// Every aggregate that the command reads or changes, the target among them, repetitions allowed.
+            pub fn touches(&self) -> Vec<Id> {
+                match self { $(Self::$variant(command) => command.touches()),* }
+            }
+
+            /// An aggregate whose own references ([`State::references`]) the command touches too.
+            pub fn touches_references_of(&self) -> Option<Id> {
+                match self { $(Self::$variant(command) => command.touches_references_of()),* }
+            }
+
+            /// The unique values that the command may claim.
+            pub fn claims(&self) -> Vec<Claim> {
+                match self { $(Self::$variant(command) => command.claims()),* }
+            }
+
+            /// The events that the command leads to, or why it is refused.
+            pub(crate) fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, Event)>, Rejection> {
+                match self { $(Self::$variant(command) => command.decide(aggregates, now)),* }
+            }
+        }
+
+        impl Event {
+            /// The kind of the aggregate: the middle word of the event's subject.
+            pub fn aggregate(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $module::KIND),* }
+            }
+
+            /// The event's own name: the last word of its subject.
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$variant(event) => event.name()),* }
+            }
+
+            /// The version of the payload's schema.
+            pub fn schema(&self) -> i16 {
+                match self { $(Self::$variant(event) => event.schema()),* }
+            }
+
+            /// The payload, as JSON.
+            ///
+            /// # Errors
+            /// Never for the events of this crate, whose types all have a JSON form.
+            pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
+                match self { $(Self::$variant(event) => event.encode()),* }
+            }
+
+            /// # Errors
+            /// If the kind, name or schema is not known, or the payload is not of that schema.
+            pub fn decode(aggregate: &str, name: &str, schema: i16, payload: &[u8]) -> Result<Self, Undecodable> {
+                match aggregate {
+                    $($module::KIND => $module::Event::decode(name, schema, payload).map(Self::$variant),)*
+                    _ => Err(Undecodable::Unknown),
+                }
+            }
+        }
+
+        impl State {
+            pub fn aggregate(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $module::KIND),* }
+            }
+
+            /// The state as JSON, to be read again by [`State::decode`].
+            ///
+            /// # Errors
+            /// Never for the states of this crate, whose types all have a JSON form.
+            pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
+                match self { $(Self::$variant(state) => serde_json::to_vec(state)),* }
+            }
+
+            /// # Errors
+            /// If the kind is not known or the JSON is not of its state.
+            pub fn decode(aggregate: &str, json: &[u8]) -> Result<Self, Undecodable> {
+                match aggregate {
+                    $($module::KIND => Ok(Self::$variant(decode_payload(json)?)),)*
+                    _ => Err(Undecodable::Unknown),
+                }
+            }
+
+            /// The aggregates that this one refers to, repetitions allowed. They never change, they only come to an end:
+            /// what was read without a lock holds under it.
+            pub fn references(&self) -> Vec<Id> {
+                match self { $(Self::$variant(state) => state.references()),* }
+            }
+
+            /// The unique values that the aggregate holds in this state.
+            pub fn claims(&self) -> Vec<Claim> {
+                match self { $(Self::$variant(state) => state.claims()),* }
+            }
+
+            /// The state after the event. An event of another kind, which no `decide` emits, changes nothing.
+            pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
+                match (before, event) {
+                    $(
+                        (None, Event::$variant(event)) => $module::$variant::evolve(None, event).map(Self::$variant),
+                        (Some(Self::$variant(state)), Event::$variant(event)) =>
+                            $module::$variant::evolve(Some(state), event).map(Self::$variant),
+                    )*
+                    (before, _) => before,
+                }
+            }
+        }
+
+        $(impl Kind for $module::$variant {
+            fn of(state: &State) -> Option<&Self> {
+                match state {
+                    State::$variant(state) => Some(state),
+                    #[allow(unreachable_patterns, reason = "unreachable while there is one aggregate")]
+                    _ => None,
+                }
+            }
+        })*
+    };
+}

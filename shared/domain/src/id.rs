@@ -1,0 +1,96 @@
+//! Identifiers: UUIDs, the client's own if it sends one, else made by the service that takes the command.
+
+use std::{fmt, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use uuid::Uuid;
+
+/// The identifier of an aggregate. Always written as 36 lower-case characters, in JSON and in BSON alike, so that a
+/// stored document needs no conversion on its way out. The nil UUID, the default, stands for none: no client may send it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(pub Uuid);
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for Id {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        // `Uuid` also reads braces, URNs and bare hexadecimal digits: one spelling only, or two keys mean one thing.
+        match Uuid::try_parse(text) {
+            Ok(uuid) if text.len() == 36 && !uuid.is_nil() => Ok(Self(uuid)),
+            Ok(_) | Err(_) => Err(InvalidId),
+        }
+    }
+}
+
+/// The text is not a UUID of 36 characters, or it is the nil one.
+#[derive(Debug, thiserror::Error)]
+#[error("expected a UUID such as 0192d3a0-7c1e-7b5a-9f00-3c2b1a000001")]
+pub struct InvalidId;
+
+impl Serialize for Id {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = Id;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a UUID of 36 characters")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Id, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+impl JsonSchema for Id {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Id".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "uuid" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_one_spelling_only() {
+        let text = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
+        assert_eq!(text.parse::<Id>().unwrap().to_string(), text);
+        assert_eq!(text.to_uppercase().parse::<Id>().unwrap().to_string(), text);
+        for bad in [
+            "",
+            "1",
+            "{0192d3a0-7c1e-7b5a-9f00-3c2b1a000001}",
+            "0192d3a07c1e7b5a9f003c2b1a000001",
+            "00000000-0000-0000-0000-000000000000",
+        ] {
+            assert!(bad.parse::<Id>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Money: whole minor units (pence, cents) of one currency, never a float; every sum is checked.
+
+use std::{borrow::Cow, fmt};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The largest amount that a price or a total may have, in minor units: far above any real one, far enough below
+/// `i64::MAX` that views can sum thousands of such totals, and exact in a JSON reader that knows only doubles.
+pub const MAX_AMOUNT: i64 = 1_000_000_000_000_000;
+
+/// An amount of money, in minor units of its currency, from 0 to [`MAX_AMOUNT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Money {
+    /// Minor units, such as pence or cents.
+    #[serde(deserialize_with = "amount")]
+    #[schemars(range(min = 0, max = MAX_AMOUNT))]
+    pub amount: i64,
+    /// ISO 4217.
+    pub currency: Currency,
+}
+
+impl Money {
+    /// This amount so many times; `None` above [`MAX_AMOUNT`].
+    pub fn times(self, count: i64) -> Option<Self> {
+        let amount = self.amount.checked_mul(count).filter(|amount| (0..=MAX_AMOUNT).contains(amount))?;
+        Some(Self { amount, ..self })
+    }
+
+    /// The sum of two amounts of one currency; `None` above [`MAX_AMOUNT`] or where the currencies differ.
+    pub fn plus(self, other: Self) -> Option<Self> {
+        let amount = self.amount.checked_add(other.amount).filter(|amount| *amount <= MAX_AMOUNT)?;
+        (self.currency == other.currency).then_some(Self { amount, ..self })
+    }
+}
+
+fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let amount = i64::deserialize(deserializer)?;
+    if (0..=MAX_AMOUNT).contains(&amount) {
+        return Ok(amount);
+    }
+    Err(de::Error::custom(format_args!("expected a whole number of minor units from 0 to {MAX_AMOUNT}, got {amount}")))
+}
+
+/// A currency in use, by its ISO 4217 code.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Currency([u8; 3]);
+
+impl Currency {
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl std::str::FromStr for Currency {
+    type Err = InvalidCurrency;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCurrency> {
+        match text.as_bytes() {
+            &[a, b, c] if CODES.split(' ').any(|code| code == text) => Ok(Self([a, b, c])),
+            _ => Err(InvalidCurrency),
+        }
+    }
+}
+
+/// The text is not an ISO 4217 code in use.
+#[derive(Debug, thiserror::Error)]
+#[error("expected an ISO 4217 currency code such as EUR")]
+pub struct InvalidCurrency;
+
+impl fmt::Display for Currency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Currency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Currency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Currency {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text: Cow<'de, str> = Deserialize::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Currency {
+    fn schema_name() -> Cow<'static, str> {
+        "Currency".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[A-Z]{3}$", "description": "ISO 4217" })
+    }
+}
+
+/// The active codes of ISO 4217 (list one, 2025), without precious metals, funds, and codes for testing.
+const CODES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD \
+    CAD CDF CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD \
+    HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD \
+    MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG \
+    QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD \
+    TZS UAH UGX USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_checked() {
+        let gbp = |amount| Money { amount, currency: "GBP".parse().unwrap() };
+        assert_eq!(gbp(255).times(6), Some(gbp(1530)));
+        assert_eq!(gbp(MAX_AMOUNT).times(2), None);
+        assert_eq!(gbp(i64::MAX / 2).times(3), None);
+        assert_eq!(gbp(1).plus(gbp(MAX_AMOUNT - 1)), Some(gbp(MAX_AMOUNT)));
+        assert_eq!(gbp(1).plus(gbp(MAX_AMOUNT)), None);
+        assert_eq!(gbp(1).plus(Money { amount: 1, currency: "EUR".parse().unwrap() }), None);
+    }
+
+    #[test]
+    fn knows_real_currencies_only() {
+        for bad in ["", "gbp", "GB", "GBPX", "XXX", "D A", "ZZZ"] {
+            assert!(bad.parse::<Currency>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Products and their stock. A SKU is unique among living products; stock never goes below zero.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::{Aggregates, Claim, Id, Money, Name, Rejection, Sku, Timestamp};
+
+pub const KIND: &str = "product";
+
+/// The largest stock that a product can be brought to, in pieces.
+pub const MAX_STOCK: i64 = 1_000_000_000_000;
+
+commands! {
+    Product {
+        Create("create", "Creates a product with a price and, if given, a first stock; the SKU must be free")
+        Update("update", "Changes the SKU, name or price of a product; orders keep what they fixed")
+        Restock("restock", "Adds to the stock of a product, or takes from it where the quantity is negative")
+        Delete("delete", "Deletes a product and frees the SKU; orders stay")
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    /// Made by the service if absent; UUID version 7 recommended.
+    #[serde(default)]
+    pub id: Id,
+    pub sku: Sku,
+    pub name: Name,
+    pub price: Money,
+    /// Pieces in stock from the start.
+    #[serde(default, deserialize_with = "stock")]
+    #[schemars(range(min = 0, max = MAX_STOCK))]
+    pub stock: i64,
+}
+
+/// What is absent stays as it is.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    pub id: Id,
+    pub sku: Option<Sku>,
+    pub name: Option<Name>,
+    pub price: Option<Money>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Restock {
+    pub id: Id,
+    /// Pieces: positive to add, negative to take.
+    #[serde(deserialize_with = "restock_quantity")]
+    #[schemars(range(min = -MAX_STOCK, max = MAX_STOCK))]
+    pub quantity: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Delete {
+    pub id: Id,
+}
+
+events! {
+    Created("created", 1)
+    Updated("updated", 1)
+    Restocked("restocked", 1)
+    StockTaken("stock_taken", 1)
+    StockReturned("stock_returned", 1)
+    Deleted("deleted", 1)
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Created {
+    pub sku: Sku,
+    pub name: Name,
+    pub price: Money,
+    pub stock: i64,
+}
+
+/// All that the product now is, but for its stock.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Updated {
+    pub sku: Sku,
+    pub name: Name,
+    pub price: Money,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Restocked {
+    pub quantity: i64,
+    /// The stock afterwards.
+    pub stock: i64,
+}
+
+/// An order took pieces: all of its lines for this product together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StockTaken {
+    pub order: Id,
+    pub quantity: i64,
+    /// The stock afterwards.
+    pub stock: i64,
+}
+
+/// A cancelled order gave its pieces back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StockReturned {
+    pub order: Id,
+    pub quantity: i64,
+    /// The stock afterwards.
+    pub stock: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Deleted {}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Product {
+    Living(Living),
+    Deleted,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Living {
+    pub sku: Sku,
+    pub name: Name,
+    pub price: Money,
+    pub stock: i64,
+}
+
+impl Command {
+    pub(crate) fn touches(&self) -> Vec<Id> {
+        vec![self.target()]
+    }
+
+    pub(crate) fn touches_references_of(&self) -> Option<Id> {
+        None
+    }
+
+    pub(crate) fn claims(&self) -> Vec<Claim> {
+        match self {
+            Self::Create(Create { sku, .. }) | Self::Update(Update { sku: Some(sku), .. }) => vec![claim(sku)],
+            Self::Update(Update { sku: None, .. }) | Self::Restock(_) | Self::Delete(_) => vec![],
+        }
+    }
+
+    pub(crate) fn decide(self, aggregates: &Aggregates, _now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
+        let id = self.target();
+        let event = match self {
+            Self::Create(command) => command.decide(aggregates).map(Some),
+            Self::Update(command) => command.decide(aggregates),
+            Self::Restock(command) => command.decide(aggregates).map(Some),
+            Self::Delete(command) => command.decide(aggregates).map(Some),
+        }?;
+        Ok(event.into_iter().map(|event| (id, crate::Event::Product(event))).collect())
+    }
+}
+
+impl Create {
+    fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
+        let Self { id, sku, name, price, stock } = self;
+        if aggregates.exists(id) {
+            return Err(
+                Rejection::conflict("id_taken", "an aggregate with this id exists already").with("id", id.to_string())
+            );
+        }
+        require_free(aggregates, id, &sku)?;
+        Ok(Event::Created(Created { sku, name, price, stock }))
+    }
+}
+
+impl Update {
+    fn decide(self, aggregates: &Aggregates) -> Result<Option<Event>, Rejection> {
+        let product = living(aggregates, self.id)?;
+        let updated = Updated {
+            sku: self.sku.unwrap_or_else(|| product.sku.clone()),
+            name: self.name.unwrap_or_else(|| product.name.clone()),
+            price: self.price.unwrap_or(product.price),
+        };
+        if (&updated.sku, &updated.name, updated.price) == (&product.sku, &product.name, product.price) {
+            return Ok(None);
+        }
+        require_free(aggregates, self.id, &updated.sku)?;
+        Ok(Some(Event::Updated(updated)))
+    }
+}
+
+impl Restock {
+    fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
+        let product = living(aggregates, self.id)?;
+        // Both lie within ±MAX_STOCK and what cancelled orders gave back: far from overflow.
+        let stock = product.stock.saturating_add(self.quantity);
+        if stock < 0 {
+            return Err(out_of_stock(self.id, product, self.quantity.saturating_neg()));
+        }
+        if stock > MAX_STOCK && self.quantity > 0 {
+            return Err(Rejection::refused("stock_overflow", format!("a stock can be {MAX_STOCK} at most"))
+                .with("product", self.id.to_string())
+                .with("stock", product.stock)
+                .with("quantity", self.quantity));
+        }
+        Ok(Event::Restocked(Restocked { quantity: self.quantity, stock }))
+    }
+}
+
+impl Delete {
+    fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
+        living(aggregates, self.id)?;
+        Ok(Event::Deleted(Deleted {}))
+    }
+}
+
+impl Product {
+    pub(crate) fn claims(&self) -> Vec<Claim> {
+        match self {
+            Self::Living(product) => vec![claim(&product.sku)],
+            Self::Deleted => vec![],
+        }
+    }
+
+    pub(crate) fn references(&self) -> Vec<Id> {
+        vec![]
+    }
+
+    pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
+        let living = match before {
+            Some(Self::Living(product)) => Some(product),
+            Some(Self::Deleted) | None => None,
+        };
+        let with_stock = |stock| living.clone().map(|product| Self::Living(Living { stock, ..product }));
+        match event.clone() {
+            Event::Created(Created { sku, name, price, stock }) => {
+                Some(Self::Living(Living { sku, name, price, stock }))
+            }
+            Event::Updated(Updated { sku, name, price }) => {
+                let stock = living.as_ref().map_or(0, |product| product.stock);
+                Some(Self::Living(Living { sku, name, price, stock }))
+            }
+            Event::Restocked(Restocked { stock, .. })
+            | Event::StockTaken(StockTaken { stock, .. })
+            | Event::StockReturned(StockReturned { stock, .. }) => with_stock(stock),
+            Event::Deleted(Deleted {}) => Some(Self::Deleted),
+        }
+    }
+}
+
+/// The product, if there is one that lives.
+pub(crate) fn living(aggregates: &Aggregates, id: Id) -> Result<&Living, Rejection> {
+    match aggregates.get::<Product>(id) {
+        Some(Product::Living(product)) => Ok(product),
+        Some(Product::Deleted) | None => {
+            Err(Rejection::not_found("product_not_found", format!("there is no product {id}"))
+                .with("product", id.to_string()))
+        }
+    }
+}
+
+pub(crate) fn out_of_stock(id: Id, product: &Living, requested: i64) -> Rejection {
+    Rejection::refused("out_of_stock", format!("{requested} of {} requested, {} in stock", product.sku, product.stock))
+        .with("product", id.to_string())
+        .with("sku", &*product.sku)
+        .with("requested", requested)
+        .with("available", product.stock)
+}
+
+fn require_free(aggregates: &Aggregates, id: Id, sku: &Sku) -> Result<(), Rejection> {
+    match aggregates.holder(&claim(sku)) {
+        Some(holder) if holder != id => {
+            Err(Rejection::conflict("sku_taken", "another product has this SKU").with("sku", &**sku))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn claim(sku: &Sku) -> Claim {
+    Claim { scope: "product.sku", value: sku.to_string() }
+}
+
+fn stock<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let stock = i64::deserialize(deserializer)?;
+    if (0..=MAX_STOCK).contains(&stock) {
+        return Ok(stock);
+    }
+    Err(de::Error::custom(format_args!("expected a number of pieces from 0 to {MAX_STOCK}, got {stock}")))
+}
+
+fn restock_quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let quantity = i64::deserialize(deserializer)?;
+    if quantity != 0 && (-MAX_STOCK..=MAX_STOCK).contains(&quantity) {
+        return Ok(quantity);
+    }
+    Err(de::Error::custom(format_args!(
+        "expected a number of pieces from -{MAX_STOCK} to {MAX_STOCK} but 0, got {quantity}"
+    )))
+}

@@ -1,0 +1,131 @@
+//! Moments in UTC, to the millisecond. They come in with the command or its envelope: nothing here reads a clock.
+
+use std::{fmt, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// A moment, in milliseconds since 1970-01-01T00:00:00Z. On the wire and in documents it is RFC 3339 in UTC with three
+/// decimals: 24 characters, so that the order of the texts is the order of the moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// # Errors
+    /// If the moment lies outside the years 0 to 9999, whose texts would not sort.
+    pub fn from_unix_millis(millis: i64) -> Result<Self, InvalidTimestamp> {
+        match OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000) {
+            Ok(moment) if (0..=9999).contains(&moment.year()) => Ok(Self(millis)),
+            Ok(_) | Err(_) => Err(InvalidTimestamp),
+        }
+    }
+
+    pub fn unix_millis(self) -> i64 {
+        self.0
+    }
+
+    /// The day in UTC, as `2010-12-01`.
+    pub fn day(self) -> String {
+        let mut text = self.to_string();
+        text.truncate(10);
+        text
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The constructors refuse what this could not show.
+        let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        write!(
+            f,
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+            moment.year(),
+            u8::from(moment.month()),
+            moment.day(),
+            moment.hour(),
+            moment.minute(),
+            moment.second(),
+            moment.millisecond()
+        )
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = InvalidTimestamp;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTimestamp> {
+        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| InvalidTimestamp)?;
+        let nanos = moment.unix_timestamp_nanos();
+        let millis = i64::try_from(nanos.div_euclid(1_000_000)).map_err(|_| InvalidTimestamp)?;
+        Self::from_unix_millis(millis)
+    }
+}
+
+/// The text is not a moment in RFC 3339.
+#[derive(Debug, thiserror::Error)]
+#[error("expected a time in RFC 3339 such as 2026-01-31T09:30:00Z")]
+pub struct InvalidTimestamp;
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = Timestamp;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time in RFC 3339")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+impl JsonSchema for Timestamp {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Timestamp".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_written_in_utc_with_milliseconds() {
+        let moment: Timestamp = "2010-12-01T09:26:00+01:00".parse().unwrap();
+        assert_eq!(moment.to_string(), "2010-12-01T08:26:00.000Z");
+        assert_eq!(moment.day(), "2010-12-01");
+        assert_eq!(Timestamp::from_unix_millis(moment.unix_millis()).unwrap(), moment);
+    }
+
+    #[test]
+    fn refuses_what_its_text_could_not_order() {
+        for bad in ["", "2010-12-01", "2010-13-01T00:00:00Z", "0000-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"]
+        {
+            assert!(bad.parse::<Timestamp>().is_err(), "{bad}");
+        }
+        assert!(Timestamp::from_unix_millis(i64::MAX).is_err());
+    }
+}

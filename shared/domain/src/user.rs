@@ -1,0 +1,189 @@
+//! Users, who place orders. An e-mail address is unique among living users, whatever its letter case.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Aggregates, Claim, Country, Email, Id, Name, Rejection, Timestamp};
+
+pub const KIND: &str = "user";
+
+commands! {
+    User {
+        Register("register", "Registers a user; the e-mail address must be free")
+        Update("update", "Changes the e-mail address, name or country of a user")
+        Delete("delete", "Deletes a user and frees the e-mail address; orders stay")
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// Made by the service if absent; UUID version 7 recommended.
+    #[serde(default)]
+    pub id: Id,
+    pub email: Email,
+    pub name: Name,
+    pub country: Option<Country>,
+}
+
+/// What is absent stays as it is.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    pub id: Id,
+    pub email: Option<Email>,
+    pub name: Option<Name>,
+    pub country: Option<Country>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Delete {
+    pub id: Id,
+}
+
+events! {
+    Registered("registered", 1)
+    Updated("updated", 1)
+    Deleted("deleted", 1)
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Registered {
+    pub email: Email,
+    pub name: Name,
+    pub country: Option<Country>,
+}
+
+/// All that the user now is, not the difference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Updated {
+    pub email: Email,
+    pub name: Name,
+    pub country: Option<Country>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Deleted {}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum User {
+    Living { email: Email, name: Name, country: Option<Country> },
+    Deleted,
+}
+
+impl Command {
+    pub(crate) fn touches(&self) -> Vec<Id> {
+        vec![self.target()]
+    }
+
+    pub(crate) fn touches_references_of(&self) -> Option<Id> {
+        None
+    }
+
+    pub(crate) fn claims(&self) -> Vec<Claim> {
+        match self {
+            Self::Register(Register { email, .. }) | Self::Update(Update { email: Some(email), .. }) => {
+                vec![claim(email)]
+            }
+            Self::Update(Update { email: None, .. }) | Self::Delete(_) => vec![],
+        }
+    }
+
+    pub(crate) fn decide(self, aggregates: &Aggregates, _now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
+        let id = self.target();
+        let event = match self {
+            Self::Register(command) => command.decide(aggregates).map(Some),
+            Self::Update(command) => command.decide(aggregates),
+            Self::Delete(command) => command.decide(aggregates).map(Some),
+        }?;
+        Ok(event.into_iter().map(|event| (id, crate::Event::User(event))).collect())
+    }
+}
+
+impl Register {
+    fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
+        let Self { id, email, name, country } = self;
+        if aggregates.exists(id) {
+            return Err(
+                Rejection::conflict("id_taken", "an aggregate with this id exists already").with("id", id.to_string())
+            );
+        }
+        require_free(aggregates, id, &email)?;
+        Ok(Event::Registered(Registered { email, name, country }))
+    }
+}
+
+impl Update {
+    fn decide(self, aggregates: &Aggregates) -> Result<Option<Event>, Rejection> {
+        let (email, name, country) = living(aggregates, self.id)?;
+        let updated = Updated {
+            email: self.email.unwrap_or_else(|| email.clone()),
+            name: self.name.unwrap_or_else(|| name.clone()),
+            country: self.country.or_else(|| country.clone()),
+        };
+        if (&updated.email, &updated.name, &updated.country) == (email, name, country) {
+            return Ok(None);
+        }
+        require_free(aggregates, self.id, &updated.email)?;
+        Ok(Some(Event::Updated(updated)))
+    }
+}
+
+impl Delete {
+    fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
+        living(aggregates, self.id)?;
+        Ok(Event::Deleted(Deleted {}))
+    }
+}
+
+impl User {
+    pub(crate) fn claims(&self) -> Vec<Claim> {
+        match self {
+            Self::Living { email, .. } => vec![claim(email)],
+            Self::Deleted => vec![],
+        }
+    }
+
+    pub(crate) fn references(&self) -> Vec<Id> {
+        vec![]
+    }
+
+    #[allow(clippy::unnecessary_wraps, reason = "the signature of all kinds; others have events that make nothing")]
+    pub(crate) fn evolve(_before: Option<Self>, event: &Event) -> Option<Self> {
+        Some(match event.clone() {
+            Event::Registered(Registered { email, name, country })
+            | Event::Updated(Updated { email, name, country }) => Self::Living { email, name, country },
+            Event::Deleted(Deleted {}) => Self::Deleted,
+        })
+    }
+}
+
+/// # Errors
+/// If there is no such user, or no more.
+pub(crate) fn require_living(aggregates: &Aggregates, id: Id) -> Result<(), Rejection> {
+    living(aggregates, id).map(|_| ())
+}
+
+fn living(aggregates: &Aggregates, id: Id) -> Result<(&Email, &Name, &Option<Country>), Rejection> {
+    match aggregates.get::<User>(id) {
+        Some(User::Living { email, name, country }) => Ok((email, name, country)),
+        Some(User::Deleted) | None => {
+            Err(Rejection::not_found("user_not_found", format!("there is no user {id}")).with("user", id.to_string()))
+        }
+    }
+}
+
+fn require_free(aggregates: &Aggregates, id: Id, email: &Email) -> Result<(), Rejection> {
+    match aggregates.holder(&claim(email)) {
+        Some(holder) if holder != id => {
+            Err(Rejection::conflict("email_taken", "another user has this e-mail address").with("email", &**email))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn claim(email: &Email) -> Claim {
+    Claim { scope: "user.email", value: email.normalized() }
+}
