@@ -8,7 +8,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// A moment, in milliseconds since 1970-01-01T00:00:00Z. On the wire and in documents it is RFC 3339 in UTC with three
 /// decimals: 24 characters, so that the order of the texts is the order of the moments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
 impl Timestamp {

@@ -1,1 +1,16 @@
-//! x
+//! What every service is run with: the NATS connection, the micro service protocol, telemetry, shutdown.
+
+mod backoff;
+mod clock;
+pub mod micro;
+mod nats;
+mod ready;
+mod shutdown;
+mod telemetry;
+
+pub use backoff::Backoff;
+pub use clock::now;
+pub use nats::{Nats, NatsConfig};
+pub use ready::Ready;
+pub use shutdown::on_signal;
+pub use telemetry::trace;

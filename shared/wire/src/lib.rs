@@ -1,1 +1,13 @@
-//! x
+//! What goes over NATS, the same for all three services: subjects, headers, envelopes, replies, errors.
+
+mod envelope;
+mod failure;
+mod headers;
+mod reply;
+mod subjects;
+
+pub use envelope::{Envelope, EnvelopeError, decode_event, event_headers};
+pub use failure::{Code, Failure};
+pub use headers::{ACTOR, EXPECTED_VERSION, MIN_POSITION, MSG_ID, POSITION, RequestHeaders, TRACEPARENT};
+pub use reply::{Accepted, failure_reply, failure_status};
+pub use subjects::{InvalidPrefix, Prefix, Subjects};

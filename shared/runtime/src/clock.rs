@@ -1,0 +1,14 @@
+//! The clock, which only the services read.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use domain::Timestamp;
+
+/// The present moment, to the millisecond.
+pub fn now() -> Timestamp {
+    let millis = match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+        Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
+    };
+    Timestamp::from_unix_millis(millis).unwrap_or_default()
+}

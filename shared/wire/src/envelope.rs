@@ -1,0 +1,104 @@
+//! An event on its way through the stream: the payload is the event's own JSON, all else stands in headers, and the
+//! stream sequence is the position.
+
+use async_nats::{HeaderMap, HeaderValue};
+use domain::{Event, Id, Recorded, Timestamp, Undecodable};
+
+use crate::{ACTOR, Subjects, TRACEPARENT};
+
+const AGGREGATE_ID: &str = "Aggregate-Id";
+const AGGREGATE_VERSION: &str = "Aggregate-Version";
+const EVENT_SCHEMA: &str = "Event-Schema";
+const RECORDED_AT: &str = "Recorded-At";
+const COMMAND_ID: &str = "Command-Id";
+
+/// What the journal knows of an event besides its subject and payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope<'a> {
+    pub id: Id,
+    pub version: u64,
+    pub schema: i16,
+    pub at: Timestamp,
+    pub actor: Option<&'a str>,
+    pub command_id: Option<&'a str>,
+    pub traceparent: Option<&'a str>,
+}
+
+/// A message in the stream that is not an event which this program understands.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    #[error("the subject {0:?} is not that of an event")]
+    Subject(String),
+    #[error("the header {0} is missing or cannot be read")]
+    Header(&'static str),
+    #[error(transparent)]
+    Event(#[from] Undecodable),
+}
+
+pub fn event_headers(envelope: &Envelope<'_>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(AGGREGATE_ID, envelope.id.to_string());
+    headers.insert(AGGREGATE_VERSION, HeaderValue::from(envelope.version));
+    headers.insert(EVENT_SCHEMA, HeaderValue::from(envelope.schema));
+    headers.insert(RECORDED_AT, envelope.at.to_string());
+    let optional = [(ACTOR, envelope.actor), (COMMAND_ID, envelope.command_id), (TRACEPARENT, envelope.traceparent)];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}
+
+/// Reads an event from the stream.
+///
+/// # Errors
+/// If the message is not an event, or of a kind, name or schema that this program does not know.
+pub fn decode_event(
+    subjects: &Subjects,
+    position: u64,
+    subject: &str,
+    headers: Option<&HeaderMap>,
+    payload: &[u8],
+) -> Result<Recorded, EnvelopeError> {
+    let (aggregate, name) = subjects.parse_event(subject).ok_or_else(|| EnvelopeError::Subject(subject.to_owned()))?;
+    Ok(Recorded {
+        position,
+        at: header(headers, RECORDED_AT)?,
+        id: header(headers, AGGREGATE_ID)?,
+        version: header(headers, AGGREGATE_VERSION)?,
+        event: Event::decode(aggregate, name, header(headers, EVENT_SCHEMA)?, payload)?,
+    })
+}
+
+fn header<T: std::str::FromStr>(headers: Option<&HeaderMap>, name: &'static str) -> Result<T, EnvelopeError> {
+    let value = headers.and_then(|headers| headers.get(name)).ok_or(EnvelopeError::Header(name))?;
+    value.as_str().parse().map_err(|_| EnvelopeError::Header(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_read_back_as_it_was_written() {
+        let event =
+            Event::Product(domain::product::Event::Restocked(domain::product::Restocked { quantity: 5, stock: 7 }));
+        let envelope = Envelope {
+            id: "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001".parse().unwrap(),
+            version: 3,
+            schema: event.schema(),
+            at: "2026-01-31T09:30:00.125Z".parse().unwrap(),
+            actor: Some("ada"),
+            command_id: Some("k-1"),
+            traceparent: None,
+        };
+        let subjects = Subjects::default();
+        let subject = subjects.event(event.aggregate(), event.name());
+        let headers = event_headers(&envelope);
+        let recorded = decode_event(&subjects, 42, &subject, Some(&headers), &event.encode().unwrap()).unwrap();
+        assert_eq!(recorded, Recorded { position: 42, at: envelope.at, id: envelope.id, version: 3, event });
+        assert!(decode_event(&subjects, 42, "evt.product.vanished", Some(&headers), b"{}").is_err());
+        assert!(decode_event(&subjects, 42, &subject, None, b"{}").is_err());
+    }
+}

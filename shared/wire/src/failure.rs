@@ -1,0 +1,134 @@
+//! Why a request failed: a stable code, the HTTP status with that meaning, a message for people, details for programs.
+
+use std::{borrow::Cow, fmt};
+
+use domain::{Malformed, Rejection, RejectionKind};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+/// A failure, as it goes into the body of the reply and into the command ledger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The HTTP status with that meaning.
+    pub status: u16,
+    /// Stable, documented in the README.
+    pub code: Cow<'static, str>,
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub details: Map<String, Value>,
+}
+
+/// The failures that come from the services themselves; those of the business rules are [`Rejection`]s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The request or a header of it cannot be read, or a value lies out of bounds.
+    Malformed,
+    /// What the query asks for is not in the view.
+    NotFound,
+    /// The view did not reach `Min-Position` in time.
+    ViewBehind,
+    /// The idempotency key came before, with another request.
+    CommandIdReused,
+    /// The request, what it would record, or the reply is larger than allowed.
+    TooLarge,
+    /// More is waiting than the service takes.
+    Overloaded,
+    /// A server that the service needs is away, or the service is stopping.
+    Unavailable,
+    /// A fault of ours.
+    Internal,
+}
+
+impl Code {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::NotFound => "not_found",
+            Self::ViewBehind => "view_behind",
+            Self::CommandIdReused => "command_id_reused",
+            Self::TooLarge => "too_large",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Malformed => 400,
+            Self::NotFound => 404,
+            Self::ViewBehind => 408,
+            Self::CommandIdReused => 409,
+            Self::TooLarge => 413,
+            Self::Overloaded | Self::Unavailable => 503,
+            Self::Internal => 500,
+        }
+    }
+}
+
+impl Failure {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { status: code.status(), code: code.as_str().into(), message: message.into(), details: Map::new() }
+    }
+
+    /// Adds a detail.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// The body of the reply: `{"error":{"code":…,"message":…,"details":{…}}}`.
+    pub fn body(&self) -> Vec<u8> {
+        let Self { status: _, code, message, details } = self;
+        json!({ "error": { "code": code, "message": message, "details": details } }).to_string().into_bytes()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<Rejection> for Failure {
+    fn from(rejection: Rejection) -> Self {
+        let status = match rejection.kind {
+            RejectionKind::NotFound => 404,
+            RejectionKind::Conflict => 409,
+            RejectionKind::Refused => 422,
+        };
+        Self { status, code: rejection.code.into(), message: rejection.message, details: rejection.details }
+    }
+}
+
+impl From<Malformed> for Failure {
+    fn from(malformed: Malformed) -> Self {
+        Self::new(Code::Malformed, malformed.to_string())
+            .with("field", malformed.field)
+            .with("expected", malformed.expected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_names_code_message_and_details() {
+        let failure = Failure::from(Malformed::new("lines[0].quantity", "expected a number"));
+        assert_eq!(failure.status, 400);
+        let body: Value = serde_json::from_slice(&failure.body()).unwrap();
+        assert_eq!(body["error"]["code"], "malformed");
+        assert_eq!(body["error"]["details"]["field"], "lines[0].quantity");
+    }
+
+    #[test]
+    fn the_ledger_gives_back_what_it_was_given() {
+        let failure = Failure::from(Rejection::refused("out_of_stock", "none left").with("available", 0));
+        let json = serde_json::to_vec(&failure).unwrap();
+        assert_eq!(serde_json::from_slice::<Failure>(&json).unwrap(), failure);
+    }
+}
