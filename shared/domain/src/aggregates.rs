@@ -19,7 +19,7 @@ pub trait Kind: Sized {
 }
 
 /// Loaded aggregates and claims, and what the commands executed so far have changed in them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Aggregates {
     loaded: HashMap<Id, Loaded>,
     claims: HashMap<Claim, Id>,
@@ -27,7 +27,7 @@ pub struct Aggregates {
     claims_changed: BTreeMap<Claim, ClaimChange>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Loaded {
     /// As it was stored; 0 if it was not.
     stored_version: u64,
@@ -36,7 +36,7 @@ struct Loaded {
 }
 
 /// Who held a claim when it was loaded; what became of it stands in `Aggregates::claims`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct ClaimChange {
     held_by: Option<Id>,
 }
@@ -52,8 +52,9 @@ pub struct Changed<'a> {
 }
 
 impl Aggregates {
-    /// Adds an aggregate as it is stored.
+    /// Adds an aggregate as it is stored, with the claims that it holds.
     pub fn load(&mut self, id: Id, version: u64, state: State) {
+        self.claims.extend(state.claims().into_iter().map(|claim| (claim, id)));
         self.loaded.insert(id, Loaded { stored_version: version, version, state });
     }
 
@@ -73,18 +74,33 @@ impl Aggregates {
         expected_version: Option<u64>,
         now: Timestamp,
     ) -> Result<Vec<Recorded>, Rejection> {
-        let target = command.target();
-        let version = self.version(target);
+        let events = self.decide(command, expected_version, now)?;
+        Ok(self.record(events, now))
+    }
+
+    /// Decides the command: what would happen to which aggregate. Nothing changes yet.
+    ///
+    /// # Errors
+    /// The rejection.
+    pub fn decide(
+        &self,
+        command: Command,
+        expected_version: Option<u64>,
+        now: Timestamp,
+    ) -> Result<Vec<(Id, Event)>, Rejection> {
+        let version = self.version(command.target());
         if let Some(expected) = expected_version.filter(|expected| *expected != version) {
-            return Err(Rejection::conflict(
-                "version_conflict",
-                format!("the aggregate is at version {version}, not {expected}"),
-            )
-            .with("expected", expected)
-            .with("actual", version));
+            let message = format!("the aggregate is at version {version}, not {expected}");
+            return Err(Rejection::conflict("version_conflict", message)
+                .with("expected", expected)
+                .with("actual", version));
         }
-        let events = command.decide(self, now)?;
-        Ok(events.into_iter().map(|(id, event)| self.apply(id, event, now)).collect())
+        command.decide(self, now)
+    }
+
+    /// Applies what was decided, before anything else is. The positions are left 0, for the journal to give.
+    pub fn record(&mut self, events: Vec<(Id, Event)>, now: Timestamp) -> Vec<Recorded> {
+        events.into_iter().map(|(id, event)| self.apply(id, event, now)).collect()
     }
 
     /// The aggregate's version, 0 if it has never been.
@@ -95,6 +111,11 @@ impl Aggregates {
     /// Whether an aggregate of any kind has, or had, this identifier.
     pub fn exists(&self, id: Id) -> bool {
         self.loaded.contains_key(&id)
+    }
+
+    /// The aggregates that this one refers to ([`State::references`]).
+    pub fn references(&self, id: Id) -> Vec<Id> {
+        self.loaded.get(&id).map(|loaded| loaded.state.references()).unwrap_or_default()
     }
 
     /// The aggregate's state, if there is one of this kind.
@@ -129,6 +150,16 @@ impl Aggregates {
             let holder = self.holder(claim)?;
             (change.held_by != Some(holder)).then_some((claim, holder))
         })
+    }
+
+    /// # Errors
+    /// If an aggregate of any kind has, or had, this identifier.
+    pub(crate) fn require_new(&self, id: Id) -> Result<(), Rejection> {
+        if self.exists(id) {
+            return Err(Rejection::conflict("id_taken", format!("there is, or was, something with the id {id}"))
+                .with("id", id.to_string()));
+        }
+        Ok(())
     }
 
     fn apply(&mut self, id: Id, event: Event, now: Timestamp) -> Recorded {
@@ -197,7 +228,6 @@ mod tests {
         for changed in aggregates.changed() {
             stored.load(changed.id, changed.version, changed.state.clone());
         }
-        stored.load_claim(claim("ada@example.com"), id(1));
 
         stored.execute(delete(1), None, now()).unwrap();
         stored.execute(register(2, "ada@example.com"), None, now()).unwrap();

@@ -13,6 +13,7 @@ macro_rules! commands {
         }
 
         impl Command {
+            /// The aggregate that the command is for.
             pub fn target(&self) -> $crate::Id {
                 match self { $(Self::$variant(command) => command.id),* }
             }
@@ -26,7 +27,7 @@ macro_rules! commands {
             schema: || schemars::schema_for!($variant),
             parse: |body, id| {
                 let mut command: $variant = $crate::parse(body)?;
-                if command.id == $crate::Id::default() {
+                if command.id.is_none() {
                     command.id = id;
                 }
                 Ok($crate::Command::$kind(Command::$variant(command)))
@@ -160,6 +161,7 @@ macro_rules! aggregates {
         }
 
         impl State {
+            /// The kind of the aggregate.
             pub fn aggregate(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $module::KIND),* }
             }
@@ -192,7 +194,8 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(state) => state.claims()),* }
             }
 
-            /// The state after the event. An event of another kind, which no `decide` emits, changes nothing.
+            /// The state after the event. An event that no `decide` emits in this state, such as one of another kind,
+            /// changes nothing, so there is a state after every event if there was one before.
             pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
                 match (before, event) {
                     $(

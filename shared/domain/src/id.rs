@@ -3,13 +3,24 @@
 use std::{fmt, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
+
+use crate::strict;
 
 /// The identifier of an aggregate. Always written as 36 lower-case characters, in JSON and in BSON alike, so that a
 /// stored document needs no conversion on its way out. The nil UUID, the default, stands for none: no client may send it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub Uuid);
+
+const EXPECTED: &str = "a UUID of 36 characters such as 0192d3a0-7c1e-7b5a-9f00-3c2b1a000001, not the nil one";
+
+impl Id {
+    /// Whether it is the nil UUID, which stands for none.
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_nil()
+    }
+}
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,7 +42,7 @@ impl FromStr for Id {
 
 /// The text is not a UUID of 36 characters, or it is the nil one.
 #[derive(Debug, thiserror::Error)]
-#[error("expected a UUID such as 0192d3a0-7c1e-7b5a-9f00-3c2b1a000001")]
+#[error("expected {EXPECTED}")]
 pub struct InvalidId;
 
 impl Serialize for Id {
@@ -42,21 +53,7 @@ impl Serialize for Id {
 
 impl<'de> Deserialize<'de> for Id {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl de::Visitor<'_> for Visitor {
-            type Value = Id;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a UUID of 36 characters")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Id, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-
-        deserializer.deserialize_str(Visitor)
+        strict::text(deserializer, EXPECTED, |text| text.parse().ok())
     }
 }
 

@@ -15,11 +15,12 @@ pub mod order;
 pub mod product;
 mod rejection;
 mod request;
+mod strict;
 mod text;
 mod timestamp;
 pub mod user;
 
-pub use aggregates::{Aggregates, Claim, Kind};
+pub use aggregates::{Aggregates, Changed, Claim, Kind};
 pub use id::{Id, InvalidId};
 pub use money::{Currency, InvalidCurrency, MAX_AMOUNT, Money};
 pub use rejection::{Rejection, RejectionKind};

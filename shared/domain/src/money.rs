@@ -3,18 +3,19 @@
 use std::{borrow::Cow, fmt};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::strict::{self, Object};
 
 /// The largest amount that a price or a total may have, in minor units: far above any real one, far enough below
 /// `i64::MAX` that views can sum thousands of such totals, and exact in a JSON reader that knows only doubles.
 pub const MAX_AMOUNT: i64 = 1_000_000_000_000_000;
 
-/// An amount of money, in minor units of its currency, from 0 to [`MAX_AMOUNT`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// An amount of money.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Money {
-    /// Minor units, such as pence or cents.
-    #[serde(deserialize_with = "amount")]
+    /// Minor units of the currency, such as pence or cents, from 0 to 1,000,000,000,000,000.
     #[schemars(range(min = 0, max = MAX_AMOUNT))]
     pub amount: i64,
     /// ISO 4217.
@@ -22,7 +23,7 @@ pub struct Money {
 }
 
 impl Money {
-    /// This amount so many times; `None` above [`MAX_AMOUNT`].
+    /// This amount so many times; `None` above [`MAX_AMOUNT`] and below 0.
     pub fn times(self, count: i64) -> Option<Self> {
         let amount = self.amount.checked_mul(count).filter(|amount| (0..=MAX_AMOUNT).contains(amount))?;
         Some(Self { amount, ..self })
@@ -35,12 +36,24 @@ impl Money {
     }
 }
 
-fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    let amount = i64::deserialize(deserializer)?;
-    if (0..=MAX_AMOUNT).contains(&amount) {
-        return Ok(amount);
+impl<'de> Deserialize<'de> for Money {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            #[serde(deserialize_with = "amount")]
+            amount: i64,
+            currency: Currency,
+        }
+
+        let Object(Fields { amount, currency }) = Object::deserialize(deserializer)?;
+        Ok(Self { amount, currency })
     }
-    Err(de::Error::custom(format_args!("expected a whole number of minor units from 0 to {MAX_AMOUNT}, got {amount}")))
+}
+
+fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let expected = format_args!("a whole number of minor units from 0 to {MAX_AMOUNT}");
+    strict::whole_number(deserializer, expected, |amount| (0..=MAX_AMOUNT).contains(&amount))
 }
 
 /// A currency in use, by its ISO 4217 code.
@@ -48,6 +61,7 @@ fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
 pub struct Currency([u8; 3]);
 
 impl Currency {
+    /// The code, three upper-case letters.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
@@ -58,15 +72,18 @@ impl std::str::FromStr for Currency {
 
     fn from_str(text: &str) -> Result<Self, InvalidCurrency> {
         match text.as_bytes() {
-            &[a, b, c] if CODES.split(' ').any(|code| code == text) => Ok(Self([a, b, c])),
+            // Each code and the space after it are four bytes.
+            &[a, b, c] if CODES.as_bytes().chunks(4).any(|code| code.starts_with(&[a, b, c])) => Ok(Self([a, b, c])),
             _ => Err(InvalidCurrency),
         }
     }
 }
 
+const EXPECTED: &str = "an ISO 4217 currency code in use such as EUR";
+
 /// The text is not an ISO 4217 code in use.
 #[derive(Debug, thiserror::Error)]
-#[error("expected an ISO 4217 currency code such as EUR")]
+#[error("expected {EXPECTED}")]
 pub struct InvalidCurrency;
 
 impl fmt::Display for Currency {
@@ -89,8 +106,7 @@ impl Serialize for Currency {
 
 impl<'de> Deserialize<'de> for Currency {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text: Cow<'de, str> = Deserialize::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
+        strict::text(deserializer, EXPECTED, |text| text.parse().ok())
     }
 }
 

@@ -7,10 +7,15 @@ use std::collections::HashMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::{Aggregates, Claim, Id, Money, Name, Rejection, Sku, Timestamp, product, user};
+use crate::{
+    Aggregates, Claim, Id, MAX_AMOUNT, Money, Name, Rejection, Sku, Timestamp, product,
+    strict::{self, Object},
+    user,
+};
 
 pub const KIND: &str = "order";
 
+/// Lines in one order.
 pub const MAX_LINES: usize = 2_000;
 /// Pieces in one line.
 pub const MAX_QUANTITY: i64 = 1_000_000;
@@ -30,6 +35,7 @@ commands! {
 pub struct Create {
     /// Made by the service if absent; UUID version 7 recommended.
     #[serde(default)]
+    #[schemars(skip_serializing_if = "Id::is_none")]
     pub id: Id,
     /// Who buys.
     pub user: Id,
@@ -162,20 +168,28 @@ impl Command {
             Self::Create(command) => command.decide(aggregates, now),
             Self::Pay(Pay { id }) => match order(aggregates, id)? {
                 Order::Placed(_) => Ok(vec![(id, crate::Event::Order(Event::Paid(Paid {})))]),
-                other => Err(wrong_status(id, other, &["placed"])),
+                other @ (Order::Paid(_) | Order::Shipped | Order::Cancelled | Order::Deleted) => {
+                    Err(wrong_status(id, other, &["placed"]))
+                }
             },
             Self::Ship(Ship { id }) => match order(aggregates, id)? {
                 Order::Paid(_) => Ok(vec![(id, crate::Event::Order(Event::Shipped(Shipped {})))]),
-                other => Err(wrong_status(id, other, &["paid"])),
+                other @ (Order::Placed(_) | Order::Shipped | Order::Cancelled | Order::Deleted) => {
+                    Err(wrong_status(id, other, &["paid"]))
+                }
             },
             Self::Cancel(Cancel { id }) => match order(aggregates, id)? {
                 Order::Placed(placed) => Ok(cancel(aggregates, id, placed, false)),
                 Order::Paid(placed) => Ok(cancel(aggregates, id, placed, true)),
-                other => Err(wrong_status(id, other, &["placed", "paid"])),
+                other @ (Order::Shipped | Order::Cancelled | Order::Deleted) => {
+                    Err(wrong_status(id, other, &["placed", "paid"]))
+                }
             },
             Self::Delete(Delete { id }) => match order(aggregates, id)? {
                 Order::Shipped | Order::Cancelled => Ok(vec![(id, crate::Event::Order(Event::Deleted(Deleted {})))]),
-                other => Err(wrong_status(id, other, &["shipped", "cancelled"])),
+                other @ (Order::Placed(_) | Order::Paid(_) | Order::Deleted) => {
+                    Err(wrong_status(id, other, &["shipped", "cancelled"]))
+                }
             },
         }
     }
@@ -184,19 +198,17 @@ impl Command {
 impl Create {
     fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
         let Self { id, user, lines: requested, placed_at } = self;
-        if aggregates.exists(id) {
-            return Err(
-                Rejection::conflict("id_taken", "an aggregate with this id exists already").with("id", id.to_string())
-            );
-        }
+        aggregates.require_new(id)?;
         user::require_living(aggregates, user)?;
         let placed_at = placed_at.unwrap_or(now);
         if placed_at > now {
             return Err(Rejection::refused(
                 "placed_in_future",
-                format!("placed_at lies in the future: it is {now} now"),
+                format!("placed_at: expected a time that is not in the future, it is {now} now"),
             )
-            .with("placed_at", placed_at.to_string()));
+            .with("field", "placed_at")
+            .with("placed_at", placed_at.to_string())
+            .with("now", now.to_string()));
         }
         let lines = requested
             .into_iter()
@@ -227,15 +239,16 @@ impl Order {
     }
 
     pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
-        match event {
-            Event::Placed(placed) => Some(Self::Placed(placed.clone())),
-            Event::Paid(Paid {}) => match before {
-                Some(Self::Placed(placed)) => Some(Self::Paid(placed)),
-                other => other,
-            },
-            Event::Shipped(Shipped {}) => Some(Self::Shipped),
-            Event::Cancelled(_) => Some(Self::Cancelled),
-            Event::Deleted(Deleted {}) => Some(Self::Deleted),
+        match (before, event) {
+            (None, Event::Placed(placed)) => Some(Self::Placed(placed.clone())),
+            (Some(Self::Placed(placed)), Event::Paid(Paid {})) => Some(Self::Paid(placed)),
+            (Some(Self::Paid(_)), Event::Shipped(Shipped {})) => Some(Self::Shipped),
+            (Some(Self::Placed(_) | Self::Paid(_)), Event::Cancelled(_)) => Some(Self::Cancelled),
+            (Some(Self::Shipped | Self::Cancelled), Event::Deleted(Deleted {})) => Some(Self::Deleted),
+            (
+                before,
+                Event::Placed(_) | Event::Paid(_) | Event::Shipped(_) | Event::Cancelled(_) | Event::Deleted(_),
+            ) => before,
         }
     }
 
@@ -250,13 +263,15 @@ impl Order {
     }
 }
 
+/// # Errors
+/// If there is no such order, or no more.
 fn order(aggregates: &Aggregates, id: Id) -> Result<&Order, Rejection> {
     match aggregates.get::<Order>(id) {
         Some(Order::Deleted) | None => {
             Err(Rejection::not_found("order_not_found", format!("there is no order {id}"))
                 .with("order", id.to_string()))
         }
-        Some(order) => Ok(order),
+        Some(order @ (Order::Placed(_) | Order::Paid(_) | Order::Shipped | Order::Cancelled)) => Ok(order),
     }
 }
 
@@ -268,28 +283,29 @@ fn wrong_status(id: Id, order: &Order, allowed: &[&str]) -> Rejection {
         .with("allowed", allowed)
 }
 
+/// The sum of the lines.
+///
+/// # Errors
+/// If their currencies differ, or the sum is larger than money can be.
 fn total(lines: &[Line]) -> Result<Money, Rejection> {
     let mut total: Option<Money> = None;
-    for line in lines {
+    for (index, line) in lines.iter().enumerate() {
+        let field = || format!("lines[{index}]");
         let currency = line.unit_price.currency;
-        if let Some(other) = total.map(|total| total.currency).filter(|other| *other != currency) {
-            return Err(Rejection::refused(
-                "mixed_currencies",
-                format!("an order has one currency, not {other} and {currency}"),
-            )
-            .with("currencies", vec![other.to_string(), currency.to_string()]));
+        let before = total.unwrap_or(Money { amount: 0, currency });
+        if before.currency != currency {
+            let message = format!("{}: an order has one currency, not {} and {currency}", field(), before.currency);
+            return Err(Rejection::refused("mixed_currencies", message)
+                .with("field", field())
+                .with("currencies", vec![before.currency.to_string(), currency.to_string()]));
         }
-        let amount = line.unit_price.times(line.quantity);
-        let sum = match (total, amount) {
-            (Some(total), Some(amount)) => total.plus(amount),
-            (None, amount) => amount,
-            (Some(_), None) => None,
+        let Some(sum) = line.unit_price.times(line.quantity).and_then(|amount| before.plus(amount)) else {
+            let message = format!("{}: the total of an order can be {MAX_AMOUNT} minor units at most", field());
+            return Err(Rejection::refused("total_overflow", message).with("field", field()).with("max", MAX_AMOUNT));
         };
-        total = Some(sum.ok_or_else(|| {
-            Rejection::refused("total_overflow", format!("the total of an order can be {} at most", crate::MAX_AMOUNT))
-        })?);
+        total = Some(sum);
     }
-    total.ok_or_else(|| Rejection::refused("no_lines", "an order has at least one line"))
+    total.ok_or_else(|| Rejection::refused("no_lines", "lines: an order has at least one").with("field", "lines"))
 }
 
 /// One event for each product, for all of its lines together.
@@ -335,17 +351,14 @@ fn quantities(lines: &[Line]) -> Vec<(Id, i64)> {
 }
 
 fn lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RequestedLine>, D::Error> {
-    let lines = Vec::deserialize(deserializer)?;
+    let lines: Vec<Object<RequestedLine>> = Vec::deserialize(deserializer)?;
     if (1..=MAX_LINES).contains(&lines.len()) {
-        return Ok(lines);
+        return Ok(lines.into_iter().map(|Object(line)| line).collect());
     }
     Err(de::Error::custom(format_args!("expected 1 to {MAX_LINES} lines, got {}", lines.len())))
 }
 
 fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    let quantity = i64::deserialize(deserializer)?;
-    if (1..=MAX_QUANTITY).contains(&quantity) {
-        return Ok(quantity);
-    }
-    Err(de::Error::custom(format_args!("expected a number of pieces from 1 to {MAX_QUANTITY}, got {quantity}")))
+    let expected = format_args!("a whole number of pieces from 1 to {MAX_QUANTITY}");
+    strict::whole_number(deserializer, expected, |quantity| (1..=MAX_QUANTITY).contains(&quantity))
 }

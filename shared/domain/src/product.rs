@@ -1,13 +1,14 @@
 //! Products and their stock. A SKU is unique among living products; stock never goes below zero.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Aggregates, Claim, Id, Money, Name, Rejection, Sku, Timestamp};
+use crate::{Aggregates, Claim, Id, Money, Name, Rejection, Sku, Timestamp, strict};
 
 pub const KIND: &str = "product";
 
-/// The largest stock that a product can be brought to, in pieces.
+/// The largest stock that a product can be created with or restocked to, in pieces. Only what cancelled orders give
+/// back can lead above it.
 pub const MAX_STOCK: i64 = 1_000_000_000_000;
 
 commands! {
@@ -24,6 +25,7 @@ commands! {
 pub struct Create {
     /// Made by the service if absent; UUID version 7 recommended.
     #[serde(default)]
+    #[schemars(skip_serializing_if = "Id::is_none")]
     pub id: Id,
     pub sku: Sku,
     pub name: Name,
@@ -73,7 +75,9 @@ events! {
 pub struct Created {
     pub sku: Sku,
     pub name: Name,
+    /// Of one piece.
     pub price: Money,
+    /// Pieces.
     pub stock: i64,
 }
 
@@ -87,6 +91,7 @@ pub struct Updated {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Restocked {
+    /// Pieces: positive if added, negative if taken, never 0.
     pub quantity: i64,
     /// The stock afterwards.
     pub stock: i64,
@@ -96,6 +101,7 @@ pub struct Restocked {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StockTaken {
     pub order: Id,
+    /// Pieces, above 0.
     pub quantity: i64,
     /// The stock afterwards.
     pub stock: i64,
@@ -105,6 +111,7 @@ pub struct StockTaken {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StockReturned {
     pub order: Id,
+    /// Pieces, above 0.
     pub quantity: i64,
     /// The stock afterwards.
     pub stock: i64,
@@ -120,11 +127,14 @@ pub enum Product {
     Deleted,
 }
 
+/// A product that can be bought.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Living {
     pub sku: Sku,
     pub name: Name,
+    /// Of one piece.
     pub price: Money,
+    /// Pieces, never below 0.
     pub stock: i64,
 }
 
@@ -159,11 +169,7 @@ impl Command {
 impl Create {
     fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
         let Self { id, sku, name, price, stock } = self;
-        if aggregates.exists(id) {
-            return Err(
-                Rejection::conflict("id_taken", "an aggregate with this id exists already").with("id", id.to_string())
-            );
-        }
+        aggregates.require_new(id)?;
         require_free(aggregates, id, &sku)?;
         Ok(Event::Created(Created { sku, name, price, stock }))
     }
@@ -188,16 +194,18 @@ impl Update {
 impl Restock {
     fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
         let product = living(aggregates, self.id)?;
-        // Both lie within ±MAX_STOCK and what cancelled orders gave back: far from overflow.
+        // Saturating only so as not to panic: both lie far from the limits of 64 bits.
         let stock = product.stock.saturating_add(self.quantity);
         if stock < 0 {
             return Err(out_of_stock(self.id, product, self.quantity.saturating_neg()));
         }
         if stock > MAX_STOCK && self.quantity > 0 {
-            return Err(Rejection::refused("stock_overflow", format!("a stock can be {MAX_STOCK} at most"))
+            return Err(Rejection::refused("stock_overflow", format!("quantity: a stock can be {MAX_STOCK} at most"))
                 .with("product", self.id.to_string())
-                .with("stock", product.stock)
-                .with("quantity", self.quantity));
+                .with("field", "quantity")
+                .with("quantity", self.quantity)
+                .with("available", product.stock)
+                .with("max", MAX_STOCK));
         }
         Ok(Event::Restocked(Restocked { quantity: self.quantity, stock }))
     }
@@ -223,28 +231,35 @@ impl Product {
     }
 
     pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
-        let living = match before {
-            Some(Self::Living(product)) => Some(product),
-            Some(Self::Deleted) | None => None,
-        };
-        let with_stock = |stock| living.clone().map(|product| Self::Living(Living { stock, ..product }));
-        match event.clone() {
-            Event::Created(Created { sku, name, price, stock }) => {
-                Some(Self::Living(Living { sku, name, price, stock }))
+        match (before, event) {
+            (None, Event::Created(Created { sku, name, price, stock })) => {
+                Some(Self::Living(Living { sku: sku.clone(), name: name.clone(), price: *price, stock: *stock }))
             }
-            Event::Updated(Updated { sku, name, price }) => {
-                let stock = living.as_ref().map_or(0, |product| product.stock);
-                Some(Self::Living(Living { sku, name, price, stock }))
+            (Some(Self::Living(product)), Event::Updated(Updated { sku, name, price })) => {
+                Some(Self::Living(Living { sku: sku.clone(), name: name.clone(), price: *price, ..product }))
             }
-            Event::Restocked(Restocked { stock, .. })
-            | Event::StockTaken(StockTaken { stock, .. })
-            | Event::StockReturned(StockReturned { stock, .. }) => with_stock(stock),
-            Event::Deleted(Deleted {}) => Some(Self::Deleted),
+            (
+                Some(Self::Living(product)),
+                Event::Restocked(Restocked { stock, .. })
+                | Event::StockTaken(StockTaken { stock, .. })
+                | Event::StockReturned(StockReturned { stock, .. }),
+            ) => Some(Self::Living(Living { stock: *stock, ..product })),
+            (Some(Self::Living(_)), Event::Deleted(Deleted {})) => Some(Self::Deleted),
+            (
+                before,
+                Event::Created(_)
+                | Event::Updated(_)
+                | Event::Restocked(_)
+                | Event::StockTaken(_)
+                | Event::StockReturned(_)
+                | Event::Deleted(_),
+            ) => before,
         }
     }
 }
 
-/// The product, if there is one that lives.
+/// # Errors
+/// If there is no such product, or no more.
 pub(crate) fn living(aggregates: &Aggregates, id: Id) -> Result<&Living, Rejection> {
     match aggregates.get::<Product>(id) {
         Some(Product::Living(product)) => Ok(product),
@@ -277,19 +292,13 @@ fn claim(sku: &Sku) -> Claim {
 }
 
 fn stock<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    let stock = i64::deserialize(deserializer)?;
-    if (0..=MAX_STOCK).contains(&stock) {
-        return Ok(stock);
-    }
-    Err(de::Error::custom(format_args!("expected a number of pieces from 0 to {MAX_STOCK}, got {stock}")))
+    let expected = format_args!("a whole number of pieces from 0 to {MAX_STOCK}");
+    strict::whole_number(deserializer, expected, |stock| (0..=MAX_STOCK).contains(&stock))
 }
 
 fn restock_quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    let quantity = i64::deserialize(deserializer)?;
-    if quantity != 0 && (-MAX_STOCK..=MAX_STOCK).contains(&quantity) {
-        return Ok(quantity);
-    }
-    Err(de::Error::custom(format_args!(
-        "expected a number of pieces from -{MAX_STOCK} to {MAX_STOCK} but 0, got {quantity}"
-    )))
+    let expected = format_args!("a whole number of pieces from -{MAX_STOCK} to {MAX_STOCK}, not 0");
+    strict::whole_number(deserializer, expected, |quantity| {
+        quantity != 0 && (-MAX_STOCK..=MAX_STOCK).contains(&quantity)
+    })
 }

@@ -1,10 +1,12 @@
 //! Requests, parsed once, strictly: unknown fields, wrong types and values out of bounds are errors that name the
-//! field and say what was expected.
+//! field and say what was expected. The errors are short and free of control characters, whatever the client sent, so
+//! that they fit into any reply and header, and never repeat a text of the request but the name of an unknown field.
 
 use schemars::Schema;
 use serde::de::DeserializeOwned;
+use serde_json::error::Category;
 
-use crate::{Command, Id};
+use crate::{Command, Id, strict::Object};
 
 /// One kind of command: what the command service needs to serve it.
 #[derive(Clone, Copy)]
@@ -29,8 +31,9 @@ pub struct Malformed {
 }
 
 impl Malformed {
+    /// Both are cut where they are overlong, and control characters replaced.
     pub fn new(field: &str, expected: impl Into<String>) -> Self {
-        Self { field: field.to_owned(), expected: expected.into() }
+        Self { field: printable(field, 120), expected: printable(&expected.into(), 480) }
     }
 }
 
@@ -43,22 +46,90 @@ pub enum Undecodable {
     Payload(#[from] serde_json::Error),
 }
 
-/// Parses a JSON request. An empty body is read as `{}`, so that `nats request qry.user.list ""` works.
+/// Parses a request: one JSON object. An empty body is read as `{}`, so that `nats request qry.user.list ""` works.
 ///
 /// # Errors
 /// Names the field, and says what was expected.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
     let body = if body.is_empty() { b"{}" } else { body };
     let mut json = serde_json::Deserializer::from_slice(body);
-    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let field = error.path().to_string();
-        let field = if field == "." { String::new() } else { field };
-        Malformed { field, expected: error.into_inner().to_string() }
-    })?;
-    json.end().map_err(|error| Malformed { field: String::new(), expected: error.to_string() })?;
+    let Object(parsed) = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| malformed(&error.path().to_string(), error.inner()))?;
+    json.end().map_err(|error| malformed("", &error))?;
     Ok(parsed)
 }
 
 pub(crate) fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Undecodable> {
     Ok(serde_json::from_slice(payload)?)
+}
+
+/// Says in the client's words what serde says in Rust's.
+fn malformed(path: &str, error: &serde_json::Error) -> Malformed {
+    // The path of the whole is `.`, and what it could not follow is `?`, such as a key that is broken itself.
+    let path = path.trim_end_matches('?').trim_end_matches('.');
+    let text = error.to_string();
+    match error.classify() {
+        Category::Data => {
+            let place = format!(" at line {} column {}", error.line(), error.column());
+            explain(path, text.strip_suffix(&place).unwrap_or(&text))
+        }
+        Category::Syntax if text.starts_with("number out of range") => {
+            Malformed::new(path, "expected a number within 64 bits")
+        }
+        Category::Syntax | Category::Eof | Category::Io => Malformed::new(path, format!("cannot be read: {text}")),
+    }
+}
+
+fn explain(path: &str, text: &str) -> Malformed {
+    let quoted = |prefix| text.strip_prefix(prefix).and_then(|rest| rest.strip_suffix('`'));
+    if let Some(name) = quoted("missing field `") {
+        return Malformed::new(&join(path, name), "expected a value, the field is missing");
+    }
+    if let Some(name) = quoted("duplicate field `") {
+        return Malformed::new(&join(path, name), "expected once, the field is there again");
+    }
+    // What was expected is ours and comes last; before it may stand what the client sent, whatever that says.
+    let (got, expected) = text.rsplit_once(", expected ").unwrap_or((text, ""));
+    if got.starts_with("unknown field ") {
+        let names = if expected.is_empty() { "none at all" } else { expected };
+        return Malformed::new(path, format!("unknown field, expected {names}"));
+    }
+    if got.starts_with("unknown variant ") {
+        return Malformed::new(path, format!("expected {expected}"));
+    }
+    match got.strip_prefix("invalid type: ").or_else(|| got.strip_prefix("invalid value: ")) {
+        Some(got) => Malformed::new(path, format!("expected {}, got {}", in_json(expected), in_json(got))),
+        None => Malformed::new(path, text),
+    }
+}
+
+/// serde's name of a type or value, as somebody says it who knows JSON and not Rust.
+fn in_json(name: &str) -> &str {
+    match name {
+        "i64" => "a whole number from -9223372036854775808 to 9223372036854775807",
+        "u64" => "a whole number from 0 to 18446744073709551615",
+        "i32" => "a whole number from -2147483648 to 2147483647",
+        "u32" => "a whole number from 0 to 4294967295",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        "sequence" => "an array",
+        "map" => "an object",
+        text if text.starts_with("string ") => "a string",
+        other => other,
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+fn printable(text: &str, max_chars: usize) -> String {
+    let mut printable: String =
+        text.chars().take(max_chars).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    if text.chars().nth(max_chars).is_some() {
+        printable.push('…');
+    }
+    printable
 }

@@ -1,10 +1,12 @@
-//! Texts that cannot be wrong: trimmed, not empty, bounded, without control characters (PostgreSQL's text cannot hold
-//! a NUL, and a line break in a name is somebody's mistake).
+//! Texts that cannot be wrong: trimmed, not empty, bounded in characters, without control characters (PostgreSQL's
+//! text cannot hold a NUL, and a line break in a name is somebody's mistake).
 
 use std::{borrow::Cow, fmt, ops::Deref};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::strict;
 
 /// Declares a text type. A macro because four types differ in nothing but their name, bound and extra rule, and the
 /// boilerplate that a checked text needs is long.
@@ -56,8 +58,7 @@ macro_rules! texts {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text: Cow<'de, str> = Deserialize::deserialize(deserializer)?;
-                Self::new(&text).map_err(de::Error::custom)
+                strict::text(deserializer, $expected, |text| Self::new(text).ok())
             }
         }
 
@@ -82,31 +83,32 @@ texts! {
     Name {
         max: 200,
         check: |_| true,
-        expected: "expected a text of 1 to 200 characters without control characters"
+        expected: "a text of 1 to 200 characters without control characters"
     }
     /// An e-mail address: a local part of at most 64 bytes, `@`, a domain.
     Email {
         max: 254,
         check: is_email,
-        expected: "expected an e-mail address such as ada@example.com, at most 254 characters"
+        expected: "an e-mail address such as ada@example.com, at most 254 characters"
     }
-    /// A stock-keeping unit, the seller's own code for a product.
+    /// A stock-keeping unit, the seller's own code for a product. Letter case counts (85123A and 85123a are two), and
+    /// real ones have spaces inside (BANK CHARGES).
     Sku {
         max: 64,
-        check: |text| !text.contains(char::is_whitespace),
-        expected: "expected a SKU of 1 to 64 characters without white space"
+        check: |text| text.chars().all(|c| c == ' ' || !c.is_whitespace()),
+        expected: "a SKU of 1 to 64 characters without control characters or white space other than spaces"
     }
     /// A country, by the name or code that the client uses.
     Country {
         max: 60,
         check: |_| true,
-        expected: "expected a country of 1 to 60 characters without control characters"
+        expected: "a country of 1 to 60 characters without control characters"
     }
 }
 
 /// What was expected instead of the text.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
+#[error("expected {0}")]
 pub struct InvalidText(&'static str);
 
 impl Email {

@@ -3,8 +3,12 @@
 use std::{fmt, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::strict;
+
+const EXPECTED: &str = "a time in RFC 3339 such as 2026-01-31T09:30:00Z";
 
 /// A moment, in milliseconds since 1970-01-01T00:00:00Z. On the wire and in documents it is RFC 3339 in UTC with three
 /// decimals: 24 characters, so that the order of the texts is the order of the moments.
@@ -63,9 +67,9 @@ impl FromStr for Timestamp {
     }
 }
 
-/// The text is not a moment in RFC 3339.
+/// The text is not a moment in RFC 3339, or the moment lies outside the years 0 to 9999.
 #[derive(Debug, thiserror::Error)]
-#[error("expected a time in RFC 3339 such as 2026-01-31T09:30:00Z")]
+#[error("expected {EXPECTED}")]
 pub struct InvalidTimestamp;
 
 impl Serialize for Timestamp {
@@ -76,21 +80,7 @@ impl Serialize for Timestamp {
 
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl de::Visitor<'_> for Visitor {
-            type Value = Timestamp;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a time in RFC 3339")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-
-        deserializer.deserialize_str(Visitor)
+        strict::text(deserializer, EXPECTED, |text| text.parse().ok())
     }
 }
 

@@ -20,6 +20,7 @@ commands! {
 pub struct Register {
     /// Made by the service if absent; UUID version 7 recommended.
     #[serde(default)]
+    #[schemars(skip_serializing_if = "Id::is_none")]
     pub id: Id,
     pub email: Email,
     pub name: Name,
@@ -105,11 +106,7 @@ impl Command {
 impl Register {
     fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
         let Self { id, email, name, country } = self;
-        if aggregates.exists(id) {
-            return Err(
-                Rejection::conflict("id_taken", "an aggregate with this id exists already").with("id", id.to_string())
-            );
-        }
+        aggregates.require_new(id)?;
         require_free(aggregates, id, &email)?;
         Ok(Event::Registered(Registered { email, name, country }))
     }
@@ -150,13 +147,15 @@ impl User {
         vec![]
     }
 
-    #[allow(clippy::unnecessary_wraps, reason = "the signature of all kinds; others have events that make nothing")]
-    pub(crate) fn evolve(_before: Option<Self>, event: &Event) -> Option<Self> {
-        Some(match event.clone() {
-            Event::Registered(Registered { email, name, country })
-            | Event::Updated(Updated { email, name, country }) => Self::Living { email, name, country },
-            Event::Deleted(Deleted {}) => Self::Deleted,
-        })
+    pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
+        match (before, event) {
+            (None, Event::Registered(Registered { email, name, country }))
+            | (Some(Self::Living { .. }), Event::Updated(Updated { email, name, country })) => {
+                Some(Self::Living { email: email.clone(), name: name.clone(), country: country.clone() })
+            }
+            (Some(Self::Living { .. }), Event::Deleted(Deleted {})) => Some(Self::Deleted),
+            (before, Event::Registered(_) | Event::Updated(_) | Event::Deleted(_)) => before,
+        }
     }
 }
 

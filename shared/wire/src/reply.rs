@@ -27,6 +27,12 @@ impl Accepted {
         headers.insert(POSITION, HeaderValue::from(self.position));
         headers
     }
+
+    /// `{"id":"…","version":3,"position":1042}`
+    pub fn body(&self) -> Vec<u8> {
+        let Self { id, version, position } = self;
+        format!(r#"{{"id":"{id}","version":{version},"position":{position}}}"#).into_bytes()
+    }
 }
 
 /// The headers and the body of a failure.
@@ -51,6 +57,13 @@ fn header_text(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::Code;
+
+    #[test]
+    fn a_success_is_read_back_as_it_was_written() {
+        let accepted =
+            Accepted { id: "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001".parse().unwrap(), version: 3, position: 1042 };
+        assert_eq!(serde_json::from_slice::<Accepted>(&accepted.body()).unwrap(), accepted);
+    }
 
     #[test]
     fn a_line_break_in_a_message_stays_out_of_the_header() {

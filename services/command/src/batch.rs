@@ -1,0 +1,310 @@
+//! A batch of commands as one PostgreSQL transaction, in two round trips: load and lock; then, with everything decided,
+//! write and commit. Either the whole batch is in the journal, or nothing of it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, SystemTime},
+};
+
+use domain::{Aggregates, Changed, Claim, Id, State, Timestamp};
+use futures_util::join;
+use tokio_postgres::{Error, error::SqlState};
+use uuid::Uuid;
+use wire::{Accepted, Code, Failure};
+
+use crate::{
+    intake::Command,
+    journal::{Aggregate, Event, LedgerAnswer, LedgerEntry, Session, StoredAggregate, unsigned},
+    postgres::is_lost,
+};
+
+/// What is answered to a command.
+pub type Outcome = Result<Accepted, Failure>;
+
+/// Why a batch was not written. Only after [`BatchError::Unknown`] is there a doubt.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// Another batch was first with an aggregate, a claim or a key: what was loaded is no longer so. Try again.
+    #[error("another batch was first")]
+    Race,
+    /// There is no connection; nothing was written.
+    #[error("no connection to PostgreSQL: {0:#}")]
+    NoConnection(anyhow::Error),
+    /// The connection broke before anything was written.
+    #[error("the connection to PostgreSQL broke: {0}")]
+    Away(#[source] Error),
+    /// The connection broke while the batch was being written; the transaction itself will tell.
+    #[error("the connection broke during the commit: {0}")]
+    Unknown(#[source] Error, Box<Unsettled>),
+    /// A statement was refused, or something stored cannot be read: one of the commands is to blame.
+    #[error("the batch cannot be written: {0:#}")]
+    Fault(anyhow::Error),
+}
+
+/// A batch of which it is not known whether it was committed.
+#[derive(Debug)]
+pub struct Unsettled {
+    /// PostgreSQL's identifier of the transaction.
+    pub transaction: String,
+    pub decided: Decided,
+}
+
+/// Runs the commands as one transaction. The session is left outside of any transaction, unless it is lost.
+///
+/// # Errors
+/// See [`BatchError`].
+pub async fn run(
+    session: &Session,
+    commands: &[Command],
+    now: Timestamp,
+    max_event_bytes: usize,
+) -> Result<Vec<Outcome>, BatchError> {
+    let Loaded { transaction, aggregates, ledger } = load(session, commands).await?;
+    let decided = decide(commands, aggregates, &ledger, now, max_event_bytes)?;
+    if decided.changes_nothing() {
+        session.rollback().await.map_err(before_writing)?;
+        return Ok(decided.outcomes(0));
+    }
+    let rows = Rows::of(&decided.aggregates)?;
+    match write(session, &decided, &rows, now).await {
+        Ok(base) => Ok(decided.outcomes(base)),
+        Err(error) if error.code().is_some_and(is_race) => Err(BatchError::Race),
+        Err(error) if is_lost(&error) => Err(BatchError::Unknown(error, Box::new(Unsettled { transaction, decided }))),
+        Err(error) => Err(BatchError::Fault(error.into())),
+    }
+}
+
+struct Loaded {
+    transaction: String,
+    aggregates: Aggregates,
+    ledger: HashMap<String, LedgerEntry>,
+}
+
+async fn load(session: &Session, commands: &[Command]) -> Result<Loaded, BatchError> {
+    let keys: Vec<&str> = commands.iter().filter_map(|command| command.key.as_deref()).collect();
+    let claims: Vec<Claim> = commands.iter().flat_map(|command| command.command.claims()).collect();
+    let mut ids: BTreeSet<Id> = commands.iter().flat_map(|command| command.command.touches()).collect();
+    let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
+    if !referring.is_empty() {
+        // Without a lock: references never change, and so all locks can be taken in one order.
+        for stored in session.peek(&referring).await.map_err(before_writing)? {
+            ids.extend(state(&stored)?.references());
+        }
+    }
+    let ids: Vec<Id> = ids.into_iter().collect();
+    // Joined, they go out together: one round trip.
+    let (begun, transaction, ledger, stored, holders) = join!(
+        session.begin(),
+        session.transaction(),
+        session.ledger(&keys),
+        session.lock(&ids),
+        session.holders(&claims),
+    );
+    begun.map_err(before_writing)?;
+    let mut aggregates = Aggregates::default();
+    for stored in stored.map_err(before_writing)? {
+        aggregates.load(stored.id, stored.version, state(&stored)?);
+    }
+    for (claim, id) in holders.map_err(before_writing)? {
+        aggregates.load_claim(claim, id);
+    }
+    let unloaded = |id: &Id| aggregates.references(*id).iter().any(|reference| !aggregates.exists(*reference));
+    if referring.iter().any(unloaded) {
+        // It was made between the look without a lock and the one with it.
+        return Err(BatchError::Race);
+    }
+    let ledger = ledger.map_err(before_writing)?;
+    Ok(Loaded {
+        transaction: transaction.map_err(before_writing)?,
+        aggregates,
+        ledger: ledger.into_iter().map(|entry| (entry.key.clone(), entry)).collect(),
+    })
+}
+
+fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
+    State::decode(&stored.kind, stored.state.as_bytes()).map_err(|error| {
+        BatchError::Fault(anyhow::anyhow!("the stored state of {} {} cannot be read: {error}", stored.kind, stored.id))
+    })
+}
+
+/// What became of the commands, before positions are given.
+#[derive(Debug)]
+pub struct Decided {
+    aggregates: Aggregates,
+    answers: Vec<Answer>,
+    events: Vec<Event>,
+    ledger: Vec<LedgerEntry>,
+}
+
+#[derive(Debug)]
+enum Answer {
+    /// The ledger had it.
+    Replayed(Outcome),
+    /// The same key came before in this batch.
+    SameAs(usize),
+    Refused(Failure),
+    /// The position counts from the journal's head: the batch's events up to and with this command's.
+    Accepted(Accepted),
+}
+
+fn decide(
+    commands: &[Command],
+    aggregates: Aggregates,
+    ledger: &HashMap<String, LedgerEntry>,
+    now: Timestamp,
+    max_event_bytes: usize,
+) -> Result<Decided, BatchError> {
+    let mut decided = Decided { aggregates, answers: vec![], events: vec![], ledger: vec![] };
+    let mut first_with: HashMap<&str, usize> = HashMap::new();
+    for (index, command) in commands.iter().enumerate() {
+        let Some(key) = &command.key else {
+            let answer = decided.execute(command, now, max_event_bytes)?;
+            decided.answers.push(answer);
+            continue;
+        };
+        let answer = match (ledger.get(key), first_with.get(key.as_str())) {
+            (Some(entry), _) if entry.fingerprint != command.fingerprint => Answer::Refused(reused(key)),
+            (Some(entry), _) => Answer::Replayed(match &entry.answer {
+                LedgerAnswer::Accepted(accepted) => Ok(*accepted),
+                LedgerAnswer::Refused(failure) => Err(failure.clone()),
+            }),
+            (None, Some(first)) if commands[*first].fingerprint != command.fingerprint => Answer::Refused(reused(key)),
+            (None, Some(first)) => Answer::SameAs(*first),
+            (None, None) => {
+                first_with.insert(key, index);
+                let answer = decided.execute(command, now, max_event_bytes)?;
+                decided.ledger.extend(answer.entry(key, command.fingerprint));
+                answer
+            }
+        };
+        decided.answers.push(answer);
+    }
+    Ok(decided)
+}
+
+impl Decided {
+    /// The batch's first event, by which a committed batch is found again.
+    pub fn first_event(&self) -> Option<(Uuid, u64)> {
+        self.events.first().map(|event| (event.id, event.version))
+    }
+
+    /// The answers, where `base` is the position before the batch's first event.
+    pub fn outcomes(self, base: i64) -> Vec<Outcome> {
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(self.answers.len());
+        for answer in self.answers {
+            outcomes.push(match answer {
+                Answer::Replayed(outcome) => outcome,
+                Answer::SameAs(first) => outcomes[first].clone(),
+                Answer::Refused(failure) => Err(failure),
+                Answer::Accepted(accepted) => Ok(Accepted { position: unsigned(base) + accepted.position, ..accepted }),
+            });
+        }
+        outcomes
+    }
+
+    fn execute(&mut self, command: &Command, now: Timestamp, max_event_bytes: usize) -> Result<Answer, BatchError> {
+        let id = command.command.target();
+        let events = match self.aggregates.decide(command.command.clone(), command.expected_version, now) {
+            Ok(events) => events,
+            Err(rejection) => return Ok(Answer::Refused(rejection.into())),
+        };
+        let payloads = events.iter().map(|(_, event)| json(event.encode())).collect::<Result<Vec<_>, _>>()?;
+        if payloads.iter().any(|payload| payload.len() > max_event_bytes) {
+            let message = format!("what the command would record has more than the {max_event_bytes} bytes allowed");
+            return Ok(Answer::Refused(Failure::new(Code::TooLarge, message).with("max_bytes", max_event_bytes)));
+        }
+        let recorded = self.aggregates.record(events, now);
+        self.events.extend(recorded.into_iter().zip(payloads).map(|(recorded, payload)| Event {
+            aggregate: recorded.event.aggregate(),
+            id: recorded.id.0,
+            version: recorded.version,
+            name: recorded.event.name(),
+            schema: recorded.event.schema(),
+            payload,
+            actor: command.actor.clone(),
+            command_id: command.key.clone(),
+            traceparent: command.traceparent.clone(),
+        }));
+        let version = self.aggregates.version(id);
+        Ok(Answer::Accepted(Accepted { id, version, position: self.events.len() as u64 }))
+    }
+
+    /// A command that was accepted without an event still wants the head's position.
+    fn changes_nothing(&self) -> bool {
+        self.ledger.is_empty() && !self.answers.iter().any(|answer| matches!(answer, Answer::Accepted(_)))
+    }
+}
+
+/// The aggregates that have changed.
+struct Rows {
+    /// In the order of their identifiers, as all writers have them.
+    made: Vec<Aggregate>,
+    changed: Vec<Aggregate>,
+}
+
+impl Rows {
+    fn of(aggregates: &Aggregates) -> Result<Self, BatchError> {
+        let mut rows = Self { made: vec![], changed: vec![] };
+        for Changed { id, stored_version, version, state } in aggregates.changed() {
+            let kind = state.aggregate();
+            let state = json(state.encode())?;
+            let into = if stored_version == 0 { &mut rows.made } else { &mut rows.changed };
+            into.push(Aggregate { id: id.0, kind, version, state });
+        }
+        Ok(rows)
+    }
+}
+
+impl Answer {
+    /// What the ledger keeps of it.
+    fn entry(&self, key: &str, fingerprint: [u8; 32]) -> Option<LedgerEntry> {
+        let answer = match self {
+            Self::Accepted(accepted) => LedgerAnswer::Accepted(*accepted),
+            Self::Refused(failure) => LedgerAnswer::Refused(failure.clone()),
+            Self::Replayed(_) | Self::SameAs(_) => return None,
+        };
+        Some(LedgerEntry { key: key.to_owned(), fingerprint, answer })
+    }
+}
+
+/// Writes and commits in one round trip; returns the position before the first event. Where a statement fails, those
+/// behind it fail too, and the commit becomes a rollback.
+async fn write(session: &Session, decided: &Decided, rows: &Rows, now: Timestamp) -> Result<i64, Error> {
+    let released: Vec<&Claim> = decided.aggregates.released_claims().collect();
+    let taken: Vec<(&Claim, Id)> = decided.aggregates.taken_claims().collect();
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(unsigned(now.unix_millis()));
+    let (changed, made, released, taken, base, committed) = join!(
+        session.update(&rows.changed),
+        session.insert(&rows.made),
+        session.release(&released),
+        session.claim(&taken),
+        session.record(&decided.events, &decided.ledger, at),
+        session.commit(),
+    );
+    // The first failure is the cause; the others only say that the transaction has failed.
+    changed.and(made).and(released).and(taken)?;
+    let base = base?;
+    committed.map(|()| base)
+}
+
+fn json(encoded: serde_json::Result<Vec<u8>>) -> Result<String, BatchError> {
+    let json = encoded.map_err(|error| BatchError::Fault(error.into()))?;
+    String::from_utf8(json).map_err(|error| BatchError::Fault(error.into()))
+}
+
+fn reused(key: &str) -> Failure {
+    Failure::new(Code::CommandIdReused, "this Nats-Msg-Id came before, with another request").with("command_id", key)
+}
+
+fn before_writing(error: Error) -> BatchError {
+    match error.code() {
+        Some(code) if is_race(code) => BatchError::Race,
+        _ if is_lost(&error) => BatchError::Away(error),
+        _ => BatchError::Fault(error.into()),
+    }
+}
+
+/// What a batch meets that another was faster than: it goes through when it is tried again.
+fn is_race(code: &SqlState) -> bool {
+    [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE].contains(code)
+}

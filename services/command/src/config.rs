@@ -1,0 +1,68 @@
+//! What can be set, as a flag or an environment variable.
+
+use std::{path::PathBuf, time::Duration};
+
+use runtime::NatsConfig;
+use uuid::Uuid;
+
+/// Takes commands, writes the journal, relays it to the stream.
+#[derive(Clone, clap::Parser)]
+#[command(version, about)]
+pub struct Config {
+    #[command(subcommand)]
+    pub task: Option<Task>,
+    #[command(flatten)]
+    pub nats: NatsConfig,
+    /// PostgreSQL database of the journal: postgres://user:password@host:port/database
+    #[arg(long, env = "POSTGRES_URL", hide_env_values = true)]
+    pub postgres_url: String,
+    /// Batches that are written at the same time
+    #[arg(long, env = "LANES", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub lanes: u16,
+    /// Commands in one batch at most
+    #[arg(long, env = "BATCH_COMMANDS", default_value_t = 256)]
+    pub batch_commands: usize,
+    /// Commands that may wait for a batch; more are refused as overloaded
+    #[arg(long, env = "QUEUE_COMMANDS", default_value_t = 8192)]
+    pub queue_commands: usize,
+    /// Bytes of requests that may wait for a batch; more are refused as overloaded
+    #[arg(long, env = "QUEUE_BYTES", default_value_t = 64 << 20)]
+    pub queue_bytes: u32,
+    /// Bytes of one request at most
+    #[arg(long, env = "MAX_REQUEST_BYTES", default_value_t = 1 << 20)]
+    pub max_request_bytes: usize,
+    /// Seconds for which a command that is sent again gets its first reply
+    #[arg(long, env = "LEDGER_SECONDS", default_value_t = 7 * 24 * 3600)]
+    pub ledger_seconds: u32,
+    /// Replicas of the stream, if this service makes it: 1, or 3 in a cluster
+    #[arg(long, env = "STREAM_REPLICAS", default_value_t = 1)]
+    pub stream_replicas: usize,
+    /// Milliseconds between two looks of the relay at journal and stream when nothing wakes it
+    #[arg(long, env = "RELAY_POLL_MS", default_value_t = 1000)]
+    pub relay_poll_ms: u64,
+    /// Milliseconds that stopping may take
+    #[arg(long, env = "SHUTDOWN_MS", default_value_t = 10_000)]
+    pub shutdown_ms: u64,
+    /// A file that is there while the service is ready
+    #[arg(long, env = "READY_FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// Name of this replica, unique among them [default: made at the start]
+    #[arg(long, env = "REPLICA", default_value_t = Uuid::now_v7().to_string(), hide_default_value = true)]
+    pub replica: String,
+}
+
+#[derive(Clone, Copy, clap::Subcommand)]
+pub enum Task {
+    /// Bring the database's schema up to date, and exit
+    Migrate,
+}
+
+impl Config {
+    pub fn relay_poll(&self) -> Duration {
+        Duration::from_millis(self.relay_poll_ms)
+    }
+
+    pub fn shutdown_deadline(&self) -> Duration {
+        Duration::from_millis(self.shutdown_ms)
+    }
+}

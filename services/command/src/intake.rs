@@ -1,0 +1,117 @@
+//! From a request to a command that waits for its batch. What waits is bounded, in commands and in bytes; past that a
+//! request is refused at once, never left to time out.
+
+use std::sync::Arc;
+
+use domain::{CommandType, Id};
+use runtime::micro::Request;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use uuid::Uuid;
+use wire::{Accepted, Code, Failure, RequestHeaders};
+
+use crate::{Config, postgres::Postgres};
+
+/// A command, and who waits for its reply.
+pub struct Waiting {
+    pub command: Command,
+    pub requester: Requester,
+}
+
+/// Who waits for a reply.
+pub struct Requester {
+    request: Request,
+    /// Gives the bytes free again when the command has been answered.
+    _bytes: OwnedSemaphorePermit,
+}
+
+impl Requester {
+    pub async fn answer(self, outcome: Result<Accepted, Failure>) {
+        self.request.respond(outcome.map(|accepted| (accepted.headers(), accepted.body().into()))).await;
+    }
+}
+
+/// A command with what its headers say.
+#[derive(Clone)]
+pub struct Command {
+    pub command: domain::Command,
+    pub expected_version: Option<u64>,
+    /// The idempotency key.
+    pub key: Option<String>,
+    /// SHA-256 of what the key stands for: subject, expected version, body.
+    pub fingerprint: [u8; 32],
+    pub actor: Option<String>,
+    pub traceparent: Option<String>,
+}
+
+/// Where the endpoints put commands.
+#[derive(Clone)]
+pub struct Intake {
+    queue: mpsc::Sender<Waiting>,
+    bytes: Arc<Semaphore>,
+    max_request_bytes: usize,
+    postgres: Postgres,
+}
+
+impl Intake {
+    pub fn new(config: &Config, postgres: Postgres) -> (Self, mpsc::Receiver<Waiting>) {
+        let (queue, waiting) = mpsc::channel(config.queue_commands);
+        let bytes = Arc::new(Semaphore::new(config.queue_bytes as usize));
+        (Self { queue, bytes, max_request_bytes: config.max_request_bytes, postgres }, waiting)
+    }
+
+    /// Queues the request's command, or answers why not.
+    pub fn take(&self, command_type: CommandType, request: Request) {
+        if let Err((request, failure)) = self.queue(command_type, request) {
+            tokio::spawn(request.respond(Err(failure)));
+        }
+    }
+
+    fn queue(&self, command_type: CommandType, request: Request) -> Result<(), (Request, Failure)> {
+        let admitted = self.admit(request.message.payload.len());
+        let read = admitted.and_then(|bytes| Ok((bytes, read(command_type, &request)?)));
+        let (bytes, command) = match read {
+            Ok(read) => read,
+            Err(failure) => return Err((request, failure)),
+        };
+        let requester = Requester { request, _bytes: bytes };
+        self.queue.try_send(Waiting { command, requester }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(waiting) => (waiting.requester.request, overloaded()),
+            mpsc::error::TrySendError::Closed(waiting) => {
+                (waiting.requester.request, Failure::new(Code::Unavailable, "the service is stopping"))
+            }
+        })
+    }
+
+    fn admit(&self, length: usize) -> Result<OwnedSemaphorePermit, Failure> {
+        if length > self.max_request_bytes {
+            let message = format!("a request can have {} bytes at most, this has {length}", self.max_request_bytes);
+            return Err(Failure::new(Code::TooLarge, message).with("max_bytes", self.max_request_bytes));
+        }
+        if !self.postgres.is_up() {
+            return Err(Failure::new(Code::Unavailable, "the journal's database is away"));
+        }
+        // A parsed command holds about as much as its text, and never nothing.
+        let bytes = u32::try_from(length.max(256)).unwrap_or(u32::MAX);
+        Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(|_| overloaded())
+    }
+}
+
+fn read(command_type: CommandType, request: &Request) -> Result<Command, Failure> {
+    let message = &request.message;
+    let headers = RequestHeaders::parse(message.headers.as_ref())?;
+    let command = (command_type.parse)(&message.payload, Id(Uuid::now_v7()))?;
+    let RequestHeaders { command_id: key, expected_version, min_position: _, actor, traceparent } = headers;
+    let mut hash = Sha256::new();
+    if key.is_some() {
+        for part in [message.subject.as_bytes(), format!("{expected_version:?}").as_bytes(), &message.payload] {
+            hash.update(part.len().to_be_bytes());
+            hash.update(part);
+        }
+    }
+    Ok(Command { command, expected_version, key, fingerprint: hash.finalize().into(), actor, traceparent })
+}
+
+fn overloaded() -> Failure {
+    Failure::new(Code::Overloaded, "more commands are waiting than the service takes: try again later")
+}

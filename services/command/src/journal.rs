@@ -1,0 +1,374 @@
+//! The statements of the write side. Each method sends one statement the first time it is polled, so that methods whose
+//! futures are joined go out together, in the order in which they are joined: a commit never overtakes what it commits.
+
+use std::time::SystemTime;
+
+use deadpool_postgres::Object;
+use domain::{Claim, Id};
+use tokio_postgres::{Error, Row, Statement, types::Json};
+use uuid::Uuid;
+use wire::{Accepted, Failure};
+
+/// A connection on which all statements are prepared: preparing one later would wait, and what is sent after it would
+/// come before it.
+pub struct Session {
+    client: Object,
+    begin: Statement,
+    ledger: Statement,
+    peek: Statement,
+    lock: Statement,
+    holders: Statement,
+    update: Statement,
+    insert: Statement,
+    release: Statement,
+    claim: Statement,
+    record: Statement,
+}
+
+/// An event as it is written.
+#[derive(Debug)]
+pub struct Event {
+    pub aggregate: &'static str,
+    pub id: Uuid,
+    pub version: u64,
+    pub name: &'static str,
+    pub schema: i16,
+    /// JSON.
+    pub payload: String,
+    pub actor: Option<String>,
+    pub command_id: Option<String>,
+    pub traceparent: Option<String>,
+}
+
+/// An aggregate as it is written.
+#[derive(Debug)]
+pub struct Aggregate {
+    pub id: Uuid,
+    pub kind: &'static str,
+    pub version: u64,
+    /// JSON.
+    pub state: String,
+}
+
+/// An aggregate as it was read.
+pub struct StoredAggregate {
+    pub id: Id,
+    pub kind: String,
+    pub version: u64,
+    /// JSON.
+    pub state: String,
+}
+
+/// What was answered to a command that had an idempotency key.
+#[derive(Clone, Debug)]
+pub struct LedgerEntry {
+    pub key: String,
+    pub fingerprint: [u8; 32],
+    pub answer: LedgerAnswer,
+}
+
+#[derive(Clone, Debug)]
+pub enum LedgerAnswer {
+    /// The position counts from the journal's head until it is written.
+    Accepted(Accepted),
+    Refused(Failure),
+}
+
+impl Session {
+    /// # Errors
+    /// If a statement cannot be prepared.
+    pub async fn open(client: Object) -> Result<Self, Error> {
+        Ok(Self {
+            begin: client.prepare_cached("select pg_current_xact_id()::text").await?,
+            ledger: client.prepare_cached(LEDGER).await?,
+            peek: client.prepare_cached(PEEK).await?,
+            lock: client.prepare_cached(LOCK).await?,
+            holders: client.prepare_cached(HOLDERS).await?,
+            update: client.prepare_cached(UPDATE).await?,
+            insert: client.prepare_cached(INSERT).await?,
+            release: client.prepare_cached(RELEASE).await?,
+            claim: client.prepare_cached(CLAIM).await?,
+            record: client.prepare_cached(RECORD).await?,
+            client,
+        })
+    }
+
+    /// The next call begins another transaction on a new connection: this one's state is not known.
+    pub fn discard(self) {
+        drop(Object::take(self.client));
+    }
+
+    pub async fn begin(&self) -> Result<(), Error> {
+        self.client.batch_execute("begin").await
+    }
+
+    /// The transaction's identifier, to ask for its fate if the connection breaks.
+    pub async fn transaction(&self) -> Result<String, Error> {
+        self.client.query_one(&self.begin, &[]).await?.try_get(0)
+    }
+
+    pub async fn commit(&self) -> Result<(), Error> {
+        self.client.batch_execute("commit").await
+    }
+
+    pub async fn rollback(&self) -> Result<(), Error> {
+        self.client.batch_execute("rollback").await
+    }
+
+    /// What was answered to these keys.
+    pub async fn ledger(&self, keys: &[&str]) -> Result<Vec<LedgerEntry>, Error> {
+        if keys.is_empty() {
+            return Ok(vec![]);
+        }
+        self.client.query(&self.ledger, &[&keys]).await?.iter().map(ledger_entry).collect()
+    }
+
+    /// Aggregates as they are now, unlocked.
+    pub async fn peek(&self, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
+        self.aggregates(&self.peek, ids).await
+    }
+
+    /// Aggregates, locked until the end of the transaction, in the order of their identifiers so that no two batches
+    /// wait for each other.
+    pub async fn lock(&self, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
+        self.aggregates(&self.lock, ids).await
+    }
+
+    async fn aggregates(&self, statement: &Statement, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        self.client.query(statement, &[&ids]).await?.iter().map(stored_aggregate).collect()
+    }
+
+    /// Those of the claims that somebody holds, and who.
+    pub async fn holders(&self, claims: &[Claim]) -> Result<Vec<(Claim, Id)>, Error> {
+        if claims.is_empty() {
+            return Ok(vec![]);
+        }
+        let (scopes, values) = columns(claims.iter());
+        let rows = self.client.query(&self.holders, &[&scopes, &values]).await?;
+        rows.iter()
+            .map(|row| {
+                let index: i64 = row.try_get(0)?;
+                // `with ordinality` counts from 1.
+                let claim = claims[usize::try_from(index - 1).unwrap_or_default()].clone();
+                Ok((claim, Id(row.try_get(1)?)))
+            })
+            .collect()
+    }
+
+    pub async fn update(&self, aggregates: &[Aggregate]) -> Result<(), Error> {
+        if aggregates.is_empty() {
+            return Ok(());
+        }
+        let (ids, _, versions, states) = rows(aggregates);
+        self.client.execute(&self.update, &[&ids, &versions, &states]).await?;
+        Ok(())
+    }
+
+    /// Fails where another batch was first with an identifier.
+    pub async fn insert(&self, aggregates: &[Aggregate]) -> Result<(), Error> {
+        if aggregates.is_empty() {
+            return Ok(());
+        }
+        let (ids, kinds, versions, states) = rows(aggregates);
+        self.client.execute(&self.insert, &[&ids, &kinds, &versions, &states]).await?;
+        Ok(())
+    }
+
+    pub async fn release(&self, claims: &[&Claim]) -> Result<(), Error> {
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let (scopes, values) = columns(claims.iter().copied());
+        self.client.execute(&self.release, &[&scopes, &values]).await?;
+        Ok(())
+    }
+
+    /// Fails where another batch was first with a claim.
+    pub async fn claim(&self, claims: &[(&Claim, Id)]) -> Result<(), Error> {
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let (scopes, values) = columns(claims.iter().map(|(claim, _)| *claim));
+        let ids: Vec<Uuid> = claims.iter().map(|(_, id)| id.0).collect();
+        self.client.execute(&self.claim, &[&scopes, &values, &ids]).await?;
+        Ok(())
+    }
+
+    /// Takes the journal's head, gives the events the positions behind it and writes them, and what was answered. The
+    /// head is locked from here to the commit. Returns the position before the first event.
+    pub async fn record(&self, events: &[Event], answers: &[LedgerEntry], at: SystemTime) -> Result<i64, Error> {
+        let number = i64::try_from(events.len()).unwrap_or_default();
+        let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate).collect();
+        let ids: Vec<Uuid> = events.iter().map(|event| event.id).collect();
+        let versions: Vec<i64> = events.iter().map(|event| signed(event.version)).collect();
+        let names: Vec<&str> = events.iter().map(|event| event.name).collect();
+        let schemas: Vec<i16> = events.iter().map(|event| event.schema).collect();
+        let payloads: Vec<&str> = events.iter().map(|event| event.payload.as_str()).collect();
+        let actors: Vec<Option<&str>> = events.iter().map(|event| event.actor.as_deref()).collect();
+        let command_ids: Vec<Option<&str>> = events.iter().map(|event| event.command_id.as_deref()).collect();
+        let traces: Vec<Option<&str>> = events.iter().map(|event| event.traceparent.as_deref()).collect();
+        let keys: Vec<&str> = answers.iter().map(|entry| entry.key.as_str()).collect();
+        let fingerprints: Vec<&[u8]> = answers.iter().map(|entry| &entry.fingerprint[..]).collect();
+        let accepted: Vec<Option<Accepted>> = answers.iter().map(|entry| entry.answer.accepted()).collect();
+        let answered_ids: Vec<Option<Uuid>> = accepted.iter().map(|accepted| accepted.map(|it| it.id.0)).collect();
+        let answered_versions: Vec<Option<i64>> =
+            accepted.iter().map(|accepted| accepted.map(|it| signed(it.version))).collect();
+        let offsets: Vec<Option<i64>> =
+            accepted.iter().map(|accepted| accepted.map(|it| signed(it.position))).collect();
+        let failures: Vec<Option<Json<&Failure>>> =
+            answers.iter().map(|entry| entry.answer.failure().map(Json)).collect();
+        let row = self
+            .client
+            .query_one(
+                &self.record,
+                &[
+                    &number,
+                    &at,
+                    &aggregates,
+                    &ids,
+                    &versions,
+                    &names,
+                    &schemas,
+                    &payloads,
+                    &actors,
+                    &command_ids,
+                    &traces,
+                    &keys,
+                    &fingerprints,
+                    &answered_ids,
+                    &answered_versions,
+                    &offsets,
+                    &failures,
+                ],
+            )
+            .await?;
+        row.try_get(0)
+    }
+}
+
+impl LedgerAnswer {
+    fn accepted(&self) -> Option<Accepted> {
+        match self {
+            Self::Accepted(accepted) => Some(*accepted),
+            Self::Refused(_) => None,
+        }
+    }
+
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Accepted(_) => None,
+            Self::Refused(failure) => Some(failure),
+        }
+    }
+}
+
+const LEDGER: &str = "
+    select key, request, id, version, position, failure
+    from commands
+    where key = any($1)";
+
+const PEEK: &str = "
+    select id, kind, version, state::text
+    from aggregates
+    where id = any($1)";
+
+const LOCK: &str = "
+    select id, kind, version, state::text
+    from aggregates
+    where id = any($1)
+    order by id
+    for update";
+
+const HOLDERS: &str = "
+    select wanted.ordinal, claims.id
+    from unnest($1::text[], $2::text[]) with ordinality as wanted (scope, value, ordinal)
+    join claims using (scope, value)";
+
+const UPDATE: &str = "
+    update aggregates
+    set version = changed.version, state = changed.state::json
+    from unnest($1::uuid[], $2::bigint[], $3::text[]) as changed (id, version, state)
+    where aggregates.id = changed.id";
+
+const INSERT: &str = "
+    insert into aggregates (id, kind, version, state)
+    select id, kind, version, state::json
+    from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[]) as made (id, kind, version, state)";
+
+const RELEASE: &str = "
+    delete from claims
+    using unnest($1::text[], $2::text[]) as released (scope, value)
+    where claims.scope = released.scope and claims.value = released.value";
+
+const CLAIM: &str = "
+    insert into claims (scope, value, id)
+    select scope, value, id
+    from unnest($1::text[], $2::text[], $3::uuid[]) as taken (scope, value, id)";
+
+const RECORD: &str = "
+    with head as (
+        update journal_head
+        set position = position + $1
+        returning position - $1 as base
+    ), recorded as (
+        insert into events
+            (position, aggregate, id, version, type, schema, payload, at, actor, command_id, traceparent)
+        select head.base + ordinal, aggregate, id, version, type, schema, payload::json, $2,
+            actor, command_id, traceparent
+        from head, unnest(
+            $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::smallint[], $8::text[],
+            $9::text[], $10::text[], $11::text[]
+        ) with ordinality as event
+            (aggregate, id, version, type, schema, payload, actor, command_id, traceparent, ordinal)
+    ), answered as (
+        insert into commands (key, request, id, version, position, failure, at)
+        select key, request, id, version, head.base + events, failure, $2
+        from head, unnest($12::text[], $13::bytea[], $14::uuid[], $15::bigint[], $16::bigint[], $17::json[])
+            as answer (key, request, id, version, events, failure)
+    )
+    select base from head";
+
+fn stored_aggregate(row: &Row) -> Result<StoredAggregate, Error> {
+    Ok(StoredAggregate {
+        id: Id(row.try_get(0)?),
+        kind: row.try_get(1)?,
+        version: unsigned(row.try_get(2)?),
+        state: row.try_get(3)?,
+    })
+}
+
+fn ledger_entry(row: &Row) -> Result<LedgerEntry, Error> {
+    let fingerprint: &[u8] = row.try_get(1)?;
+    let answer = match row.try_get::<_, Option<Json<Failure>>>(5)? {
+        Some(Json(failure)) => LedgerAnswer::Refused(failure),
+        None => LedgerAnswer::Accepted(Accepted {
+            id: Id(row.try_get(2)?),
+            version: unsigned(row.try_get(3)?),
+            position: unsigned(row.try_get(4)?),
+        }),
+    };
+    Ok(LedgerEntry { key: row.try_get(0)?, fingerprint: fingerprint.try_into().unwrap_or_default(), answer })
+}
+
+fn columns<'a>(claims: impl Iterator<Item = &'a Claim>) -> (Vec<&'static str>, Vec<&'a str>) {
+    claims.map(|claim| (claim.scope, claim.value.as_str())).unzip()
+}
+
+/// One array per column.
+fn rows(aggregates: &[Aggregate]) -> (Vec<Uuid>, Vec<&'static str>, Vec<i64>, Vec<&str>) {
+    let ids = aggregates.iter().map(|aggregate| aggregate.id).collect();
+    let kinds = aggregates.iter().map(|aggregate| aggregate.kind).collect();
+    let versions = aggregates.iter().map(|aggregate| signed(aggregate.version)).collect();
+    let states = aggregates.iter().map(|aggregate| aggregate.state.as_str()).collect();
+    (ids, kinds, versions, states)
+}
+
+/// PostgreSQL has no unsigned numbers; versions and positions count from 1 and never come near the end of `bigint`.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+pub fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}

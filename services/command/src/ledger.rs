@@ -1,0 +1,53 @@
+//! The command ledger does not grow for ever: what is older than the retention goes, a little at a time.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::postgres::Postgres;
+
+const INTERVAL: Duration = Duration::from_secs(600);
+/// Rows in one transaction, so that no batch waits long for it.
+const CHUNK: i64 = 5_000;
+
+/// Sweeps now and every ten minutes until `stop`.
+pub async fn run(postgres: Postgres, retention: Duration, stop: CancellationToken) {
+    loop {
+        match sweep(&postgres, retention).await {
+            Ok(0) => {}
+            Ok(dropped) => tracing::info!(dropped, "old entries of the command ledger were dropped"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "the command ledger was not swept"),
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Drops all entries that are older than the retention; returns how many.
+///
+/// # Errors
+/// If the server is away or refuses.
+pub async fn sweep(postgres: &Postgres, retention: Duration) -> anyhow::Result<u64> {
+    let client = postgres.get().await?;
+    let statement = client.prepare_cached(SWEEP).await?;
+    let mut dropped = 0;
+    loop {
+        let chunk = client.execute(&statement, &[&retention.as_secs_f64(), &CHUNK]).await?;
+        dropped += chunk;
+        if chunk == 0 {
+            return Ok(dropped);
+        }
+    }
+}
+
+const SWEEP: &str = "
+    delete from commands
+    where key in (
+        select key
+        from commands
+        where at < now() - make_interval(secs => $1)
+        order by at
+        limit $2
+        for update skip locked
+    )";

@@ -1,0 +1,78 @@
+//! The journal as the relay reads it: events as the messages that they are in the stream, always the same to the byte.
+
+use std::time::SystemTime;
+
+use async_nats::{HeaderMap, jetstream::message::StreamMessage};
+use bytes::Bytes;
+use domain::{Id, Timestamp};
+use tokio_postgres::{Client, Error, Row};
+use wire::{Envelope, Subjects, event_headers};
+
+use crate::journal::unsigned;
+
+/// Events in one batch at most. The server takes 1,000.
+const BATCH_EVENTS: i64 = 500;
+/// Bytes of payload in one batch, but for a single event that has more.
+const BATCH_BYTES: i64 = 4 << 20;
+
+/// An event on its way into the stream.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub subject: String,
+    pub headers: HeaderMap,
+    pub payload: Bytes,
+}
+
+impl Outgoing {
+    /// Whether the stream's message is this event. The headers that steered its publishing do not count.
+    pub fn is(&self, message: &StreamMessage) -> bool {
+        let same = |name: &async_nats::HeaderName| self.headers.get(name.clone()) == message.headers.get(name.clone());
+        *self.subject == *message.subject
+            && self.payload == message.payload
+            && self.headers.iter().all(|(name, _)| same(name))
+    }
+}
+
+/// The last position of the journal.
+pub async fn head(client: &Client) -> Result<u64, Error> {
+    client.query_one("select position from journal_head", &[]).await?.try_get(0).map(unsigned)
+}
+
+/// The next events after the position, as many as one batch takes.
+pub async fn read(client: &Client, subjects: &Subjects, after: u64) -> Result<Vec<Outgoing>, Error> {
+    let after = i64::try_from(after).unwrap_or(i64::MAX);
+    let rows = client.query(NEXT, &[&after, &BATCH_EVENTS, &BATCH_BYTES]).await?;
+    rows.iter().map(|row| outgoing(row, subjects)).collect()
+}
+
+const NEXT: &str = "
+    select aggregate, id, version, type, schema, payload, at, actor, command_id, traceparent
+    from (
+        select aggregate, id, version, type, schema, payload::text, at, actor, command_id, traceparent, position,
+            sum(octet_length(payload::text)) over (order by position) - octet_length(payload::text) as bytes_before
+        from events
+        where position > $1
+        order by position
+        limit $2
+    ) as next
+    where bytes_before < $3
+    order by position";
+
+fn outgoing(row: &Row, subjects: &Subjects) -> Result<Outgoing, Error> {
+    let at: SystemTime = row.try_get(6)?;
+    let millis = at.duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_millis()).unwrap_or_default();
+    let envelope = Envelope {
+        id: Id(row.try_get(1)?),
+        version: unsigned(row.try_get(2)?),
+        schema: row.try_get(4)?,
+        at: Timestamp::from_unix_millis(i64::try_from(millis).unwrap_or_default()).unwrap_or_default(),
+        actor: row.try_get(7)?,
+        command_id: row.try_get(8)?,
+        traceparent: row.try_get(9)?,
+    };
+    Ok(Outgoing {
+        subject: subjects.event(row.try_get(0)?, row.try_get(3)?),
+        headers: event_headers(&envelope),
+        payload: Bytes::copy_from_slice(row.try_get::<_, &str>(5)?.as_bytes()),
+    })
+}

@@ -1,0 +1,109 @@
+//! The connection to PostgreSQL, and whether it is there: while it is away, commands are refused at once.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use runtime::Backoff;
+use tokio::sync::watch;
+use tokio_postgres::{NoTls, error::SqlState};
+
+/// How long to wait for a connection before the server counts as away.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A statement that takes longer is a fault: the batches' own take milliseconds.
+const SESSION: &str = "-c statement_timeout=10s -c idle_in_transaction_session_timeout=30s";
+
+/// A pool of connections that knows whether the server is there.
+#[derive(Clone)]
+pub struct Postgres {
+    pool: Pool,
+    up: Arc<watch::Sender<bool>>,
+}
+
+impl Postgres {
+    /// # Errors
+    /// If the URL cannot be read.
+    pub fn new(url: &str, connections: usize) -> anyhow::Result<Self> {
+        let manager =
+            Manager::from_config(settings(url)?, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let pool = Pool::builder(manager)
+            .max_size(connections)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(CONNECT_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT))
+            .build()?;
+        Ok(Self { pool, up: Arc::new(watch::channel(true).0) })
+    }
+
+    pub async fn get(&self) -> Result<deadpool_postgres::Object, deadpool_postgres::PoolError> {
+        self.pool.get().await
+    }
+
+    pub fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    /// Says that the server did not answer. It is asked again until it does.
+    pub fn is_away(&self) {
+        if !self.up.send_replace(false) {
+            return;
+        }
+        tracing::error!("PostgreSQL is away: commands are refused until it is back");
+        let postgres = self.clone();
+        tokio::spawn(async move {
+            postgres.answers().await;
+            postgres.up.send_replace(true);
+            tracing::info!("PostgreSQL is back");
+        });
+    }
+
+    /// Returns when the server answers.
+    pub async fn answers(&self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let asked = async {
+                self.pool.get().await?.simple_query("select 1").await?;
+                anyhow::Ok(())
+            };
+            match asked.await {
+                Ok(()) => return,
+                Err(error) if backoff.is_fresh() => tracing::warn!(error = %reason(&error), "waiting for PostgreSQL"),
+                Err(_) => {}
+            }
+            backoff.wait().await;
+        }
+    }
+}
+
+/// # Errors
+/// If the URL cannot be read.
+pub fn settings(url: &str) -> anyhow::Result<tokio_postgres::Config> {
+    // The error says what is wrong without quoting the URL, in which there is a password.
+    let mut settings: tokio_postgres::Config = url.parse().context("cannot read the PostgreSQL URL")?;
+    settings
+        .application_name("watershed command")
+        .options(SESSION)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .keepalives_idle(Duration::from_secs(10))
+        .keepalives_interval(Duration::from_secs(3))
+        .keepalives_retries(3)
+        .tcp_user_timeout(Duration::from_secs(20));
+    Ok(settings)
+}
+
+/// Whether the error means that the connection or the server is gone, or that this server cannot write, rather than that
+/// it refused a statement.
+pub fn is_lost(error: &tokio_postgres::Error) -> bool {
+    let Some(code) = error.code() else {
+        return true;
+    };
+    // Connection exceptions, resources, operator intervention; a server in recovery.
+    ["08", "53", "57P"].iter().any(|class| code.code().starts_with(class))
+        || *code == SqlState::READ_ONLY_SQL_TRANSACTION
+}
+
+/// The whole chain of causes in one line; the drivers' own `Display` leaves the cause out.
+pub fn reason(error: &anyhow::Error) -> String {
+    format!("{error:#}")
+}

@@ -1,0 +1,99 @@
+//! Readers for the parts of a request: each accepts one form only, and says in words what it expected.
+
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, value::MapAccessDeserializer},
+};
+
+/// A JSON object, read as `T`. A derived struct alone would also take an array, its fields by their order.
+pub(crate) struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(Visitor(PhantomData)).map(Self)
+    }
+}
+
+/// Reads a string with `read`.
+///
+/// # Errors
+/// If it is no string, or `read` gives `None`; `expected` goes on from "expected".
+pub(crate) fn text<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    expected: &'static str,
+    read: fn(&str) -> Option<T>,
+) -> Result<T, D::Error> {
+    struct Visitor<T> {
+        expected: &'static str,
+        read: fn(&str) -> Option<T>,
+    }
+
+    impl<T> de::Visitor<'_> for Visitor<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.expected)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            (self.read)(text).ok_or_else(|| E::custom(format_args!("expected {}", self.expected)))
+        }
+    }
+
+    deserializer.deserialize_str(Visitor { expected, read })
+}
+
+/// Reads a whole number that is `allowed`.
+///
+/// # Errors
+/// If it is no number, has a fraction or an exponent, or is not allowed; `expected` goes on from "expected".
+pub(crate) fn whole_number<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    expected: fmt::Arguments<'_>,
+    allowed: fn(i64) -> bool,
+) -> Result<i64, D::Error> {
+    struct Visitor<'a> {
+        expected: fmt::Arguments<'a>,
+        allowed: fn(i64) -> bool,
+    }
+
+    impl de::Visitor<'_> for Visitor<'_> {
+        type Value = i64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_fmt(self.expected)
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<i64, E> {
+            if (self.allowed)(number) {
+                return Ok(number);
+            }
+            Err(E::custom(format_args!("expected {}, got {number}", self.expected)))
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<i64, E> {
+            match i64::try_from(number) {
+                Ok(number) => self.visit_i64(number),
+                Err(_) => Err(E::custom(format_args!("expected {}, got {number}", self.expected))),
+            }
+        }
+    }
+
+    deserializer.deserialize_i64(Visitor { expected, allowed })
+}
