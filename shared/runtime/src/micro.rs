@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{Client, HeaderMap, Message, Subscriber};
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use domain::Timestamp;
 use futures_util::{StreamExt, stream};
@@ -166,7 +166,7 @@ impl Service {
         let (started, gone) = (now(), self.gone.clone());
         self.tasks.spawn(async move {
             while let Some(Some(Message { reply, .. })) = gone.run_until_cancelled(requests.next()).await {
-                let Some(reply) = reply else { continue };
+                let Some(reply) = reply.filter(is_inbox) else { continue };
                 let answer = {
                     describe(verb, &description, &locked(&endpoints), started)
                 };
@@ -240,7 +240,7 @@ impl Request {
             false => Err(Failure::new(Code::TooLarge, "the reply is larger than the server allows: ask for less")),
         });
         endpoint.count(received.elapsed(), response.as_ref().err());
-        let Some(reply) = message.reply else { return };
+        let Some(reply) = message.reply.filter(is_inbox) else { return };
         let (headers, body) = response.unwrap_or_else(|failure| {
             let (headers, body) = failure_reply(&failure);
             (headers, body.into())
@@ -248,6 +248,12 @@ impl Request {
         // The library tells of a lost connection itself; nobody waits behind one for this reply.
         let _ = client.publish_with_headers(reply, headers, body).await;
     }
+}
+
+/// The requester names the subject of the reply, and a service may publish what the requester may not: without this, a
+/// client could have a reply published as an event.
+fn is_inbox(reply: &Subject) -> bool {
+    reply.starts_with("_INBOX")
 }
 
 /// Nothing that holds these locks can leave what they guard half written.
