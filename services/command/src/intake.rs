@@ -6,7 +6,11 @@ use std::sync::Arc;
 use domain::{CommandType, Id};
 use runtime::micro::Request;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{
+    OwnedSemaphorePermit, Semaphore,
+    mpsc::{self, error::TrySendError},
+};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 use wire::{Accepted, Code, Failure, RequestHeaders};
 
@@ -51,36 +55,35 @@ pub struct Intake {
     bytes: Arc<Semaphore>,
     max_request_bytes: usize,
     postgres: Postgres,
+    replies: TaskTracker,
 }
 
 impl Intake {
-    pub fn new(config: &Config, postgres: Postgres) -> (Self, mpsc::Receiver<Waiting>) {
+    pub fn new(config: &Config, postgres: Postgres, replies: TaskTracker) -> (Self, mpsc::Receiver<Waiting>) {
         let (queue, waiting) = mpsc::channel(config.queue_commands);
         let bytes = Arc::new(Semaphore::new(config.queue_bytes as usize));
-        (Self { queue, bytes, max_request_bytes: config.max_request_bytes, postgres }, waiting)
+        (Self { queue, bytes, max_request_bytes: config.max_request_bytes, postgres, replies }, waiting)
     }
 
     /// Queues the request's command, or answers why not.
     pub fn take(&self, command_type: CommandType, request: Request) {
-        if let Err((request, failure)) = self.queue(command_type, request) {
-            tokio::spawn(request.respond(Err(failure)));
+        let admitted = self.admit(request.message.payload.len());
+        let (bytes, command) = match admitted.and_then(|bytes| Ok((bytes, read(command_type, &request)?))) {
+            Ok(admitted) => admitted,
+            Err(failure) => return self.refuse(request, failure),
+        };
+        let waiting = Waiting { command, requester: Requester { request, _bytes: bytes } };
+        match self.queue.try_send(waiting) {
+            Ok(()) => {}
+            Err(TrySendError::Full(waiting)) => self.refuse(waiting.requester.request, overloaded()),
+            Err(TrySendError::Closed(waiting)) => {
+                self.refuse(waiting.requester.request, Failure::new(Code::Unavailable, "the service is stopping"));
+            }
         }
     }
 
-    fn queue(&self, command_type: CommandType, request: Request) -> Result<(), (Request, Failure)> {
-        let admitted = self.admit(request.message.payload.len());
-        let read = admitted.and_then(|bytes| Ok((bytes, read(command_type, &request)?)));
-        let (bytes, command) = match read {
-            Ok(read) => read,
-            Err(failure) => return Err((request, failure)),
-        };
-        let requester = Requester { request, _bytes: bytes };
-        self.queue.try_send(Waiting { command, requester }).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(waiting) => (waiting.requester.request, overloaded()),
-            mpsc::error::TrySendError::Closed(waiting) => {
-                (waiting.requester.request, Failure::new(Code::Unavailable, "the service is stopping"))
-            }
-        })
+    fn refuse(&self, request: Request, failure: Failure) {
+        self.replies.spawn(request.respond(Err(failure)));
     }
 
     fn admit(&self, length: usize) -> Result<OwnedSemaphorePermit, Failure> {

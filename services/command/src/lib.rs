@@ -53,9 +53,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let retention = Duration::from_secs(config.ledger_seconds.into());
     background.spawn(ledger::run(postgres.clone(), retention, stop_background.clone()));
 
-    let (intake, waiting) = Intake::new(&config, postgres.clone());
-    let waiting = Arc::new(Mutex::new(waiting));
     let (lanes, replies) = (TaskTracker::new(), TaskTracker::new());
+    let (intake, waiting) = Intake::new(&config, postgres.clone(), replies.clone());
+    let waiting = Arc::new(Mutex::new(waiting));
     for _ in 0..config.lanes {
         let lane = Lane {
             waiting: Arc::clone(&waiting),

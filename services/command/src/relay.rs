@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Any number, the same for all replicas: who holds this lock of the database runs the relay.
-const LOCK: i64 = 0x7265_6c61_79;
+const LOCK: i64 = 0x0072_656c_6179;
 /// How often a replica that does not run the relay asks whether it should.
 const STANDBY: Duration = Duration::from_secs(1);
 

@@ -167,9 +167,7 @@ impl Service {
         self.tasks.spawn(async move {
             while let Some(Some(Message { reply, .. })) = gone.run_until_cancelled(requests.next()).await {
                 let Some(reply) = reply.filter(is_inbox) else { continue };
-                let answer = {
-                    describe(verb, &description, &locked(&endpoints), started)
-                };
+                let answer = { describe(verb, &description, &locked(&endpoints), started) };
                 // The library tells of a lost connection itself; whoever asked will ask again.
                 let _ = client.publish(reply, answer.to_string().into()).await;
             }

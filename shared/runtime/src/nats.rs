@@ -1,18 +1,26 @@
 //! The connection to NATS. A lost connection is waited out, logged once, and never fatal; start-up waits too.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use async_nats::{Client, ConnectOptions, Event, ServerError};
+use anyhow::Context;
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 use wire::{Prefix, Subjects};
 
 /// How long a dead peer may go unnoticed is twice this.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long an answer of the server, or of JetStream, is waited for.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, clap::Args)]
 pub struct NatsConfig {
-    /// NATS server, with the user and password of this service: nats://user:password@host:port
-    #[arg(long = "nats-url", env = "NATS_URL", hide_env_values = true)]
+    /// NATS servers, comma-separated, the first with the user and password of this service:
+    /// nats://user:password@host:port
+    #[arg(long = "nats-url", env = "NATS_URL", hide_env_values = true, default_value = "nats://127.0.0.1:4222")]
     pub url: String,
     /// One token in front of every subject, for a tenant or a test
     #[arg(long, env = "SUBJECT_PREFIX")]
@@ -36,21 +44,26 @@ impl Nats {
     /// # Errors
     /// If the URL cannot be read.
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
+        let servers: Vec<ServerAddr> =
+            config.url.split(',').map(str::parse).collect::<Result<_, _>>().context("cannot read the NATS URL")?;
         let (up, connected) = watch::channel(false);
-        let client = ConnectOptions::new()
+        let log = Arc::new(EventLog { up, last_error: Mutex::default() });
+        let mut options = ConnectOptions::new()
             .name(format!("watershed {role}"))
             .custom_inbox_prefix(format!("_INBOX_{role}"))
             .retry_on_initial_connect()
             .ping_interval(PING_INTERVAL)
-            .request_timeout(Some(Duration::from_secs(5)))
+            .request_timeout(Some(REQUEST_TIMEOUT))
             .event_callback(move |event| {
-                let up = up.clone();
-                async move { note(&event, &up) }
-            })
-            .connect(config.url.as_str())
-            .await
-            // The library's error may quote the URL, and with it the password.
-            .map_err(|error| anyhow::anyhow!("cannot use the NATS URL: {}", error.kind()))?;
+                let log = Arc::clone(&log);
+                async move { log.note(&event) }
+            });
+        // The library leaves a user and password in a URL aside.
+        if let Some((user, password)) = servers.iter().find_map(|server| server.username().zip(server.password())) {
+            options = options.user_and_password(decoded(user), decoded(password));
+        }
+        // The library's own error may quote the URL, and with it the password.
+        let client = options.connect(servers).await.map_err(|error| anyhow::anyhow!("NATS: {}", error.kind()))?;
         Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), connected })
     }
 
@@ -75,23 +88,42 @@ impl Nats {
     }
 }
 
-fn note(event: &Event, up: &watch::Sender<bool>) {
-    match event {
-        Event::Connected => {
-            up.send_replace(true);
-            tracing::info!("connected to NATS");
+/// What the connection tells of itself. A trouble that lasts is logged once.
+struct EventLog {
+    up: watch::Sender<bool>,
+    last_error: Mutex<String>,
+}
+
+impl EventLog {
+    fn note(&self, event: &Event) {
+        match event {
+            Event::Connected => {
+                self.up.send_replace(true);
+                self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                tracing::info!("connected to NATS");
+            }
+            Event::Disconnected => {
+                self.up.send_replace(false);
+                tracing::warn!("lost the connection to NATS, trying again");
+            }
+            // A permission that is missing, for one: the caller of what was forbidden sees a time-out only.
+            Event::ServerError(_) | Event::ClientError(_) => self.complain(event.to_string()),
+            Event::SlowConsumer(subscription) => {
+                tracing::error!(subscription, "messages were dropped: a subscription was not read fast enough");
+            }
+            Event::LameDuckMode | Event::Draining | Event::Closed => tracing::debug!(%event, "NATS"),
         }
-        Event::Disconnected => {
-            up.send_replace(false);
-            tracing::warn!("lost the connection to NATS, trying again");
-        }
-        // The caller of what was forbidden sees a time-out only.
-        Event::ServerError(ServerError::Other(error)) => tracing::error!(%error, "NATS refused something"),
-        Event::ServerError(error) => tracing::error!(%error, "NATS refused something"),
-        Event::SlowConsumer(subscription) => {
-            tracing::error!(subscription, "messages were dropped: a subscription was not read fast enough");
-        }
-        Event::LameDuckMode | Event::Draining | Event::Closed => tracing::debug!(%event, "NATS"),
-        Event::ClientError(error) => tracing::warn!(%error, "NATS"),
     }
+
+    fn complain(&self, error: String) {
+        let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != error {
+            tracing::error!(%error, "NATS");
+            *last = error;
+        }
+    }
+}
+
+fn decoded(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
