@@ -18,6 +18,10 @@ use crate::{
     postgres::is_lost,
 };
 
+/// Bytes by which the first event of an aggregate stays below the limit: a later one may repeat what it says and add to
+/// it, and must not be refused for that.
+const LATER_ROOM: usize = 1024;
+
 /// What is answered to a command.
 pub type Outcome = Result<Accepted, Failure>;
 
@@ -209,9 +213,11 @@ impl Decided {
             Err(rejection) => return Ok(Answer::Refused(rejection.into())),
         };
         let payloads = events.iter().map(|(_, event)| json(event.encode())).collect::<Result<Vec<_>, _>>()?;
-        if payloads.iter().any(|payload| payload.len() > max_event_bytes) {
-            let message = format!("what the command would record has more than the {max_event_bytes} bytes allowed");
-            return Ok(Answer::Refused(Failure::new(Code::TooLarge, message).with("max_bytes", max_event_bytes)));
+        let is_new = self.aggregates.version(id) == 0;
+        let max_bytes = if is_new { max_event_bytes.saturating_sub(LATER_ROOM) } else { max_event_bytes };
+        if payloads.iter().any(|payload| payload.len() > max_bytes) {
+            let message = format!("what the command would record has more than the {max_bytes} bytes allowed");
+            return Ok(Answer::Refused(Failure::new(Code::TooLarge, message).with("max_bytes", max_bytes)));
         }
         let recorded = self.aggregates.record(events, now);
         self.events.extend(recorded.into_iter().zip(payloads).map(|(recorded, payload)| Event {

@@ -247,6 +247,45 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_that_comes_back_to_its_holder_within_one_batch_is_not_stored() {
+        let change = |email: &str| {
+            Command::User(user::Command::Update(user::Update {
+                id: id(1),
+                email: Some(Email::new(email).unwrap()),
+                name: None,
+                country: None,
+            }))
+        };
+        let mut aggregates = Aggregates::default();
+        aggregates.execute(register(1, "ada@example.com"), None, now()).unwrap();
+        let mut stored = Aggregates::default();
+        for changed in aggregates.changed() {
+            stored.load(changed.id, changed.version, changed.state.clone());
+        }
+
+        stored.execute(change("bob@example.com"), None, now()).unwrap();
+        stored.execute(change("ada@example.com"), None, now()).unwrap();
+
+        assert_eq!(stored.released_claims().count(), 0);
+        assert_eq!(stored.taken_claims().count(), 0);
+        assert_eq!(stored.changed().map(|changed| (changed.stored_version, changed.version)).next(), Some((1, 3)));
+    }
+
+    #[test]
+    fn a_command_can_demand_the_version_of_its_aggregate() {
+        let mut aggregates = Aggregates::default();
+        let events = aggregates.execute(register(1, "ada@example.com"), Some(0), now()).unwrap();
+        assert_eq!((events[0].version, events[0].position, events[0].at), (1, 0, now()));
+        for expected in [0, 2, u64::MAX] {
+            let rejection = aggregates.execute(delete(1), Some(expected), now()).unwrap_err();
+            assert_eq!((rejection.kind, rejection.code), (crate::RejectionKind::Conflict, "version_conflict"));
+            assert_eq!(serde_json::json!(rejection.details), serde_json::json!({ "expected": expected, "actual": 1 }));
+        }
+        aggregates.execute(delete(1), Some(1), now()).unwrap();
+        assert_eq!(aggregates.version(id(1)), 2);
+    }
+
+    #[test]
     fn a_refused_command_leaves_no_trace() {
         let mut aggregates = Aggregates::default();
         let rejection = aggregates.execute(register(1, "ada@example.com"), Some(3), now()).unwrap_err();

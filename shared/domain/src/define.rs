@@ -46,6 +46,10 @@ macro_rules! events {
             $($variant($variant)),*
         }
 
+        /// The name and the version of the schema of each event.
+        #[cfg(test)]
+        pub(crate) const EVENTS: &[(&str, i16)] = &[$(($name, $schema)),*];
+
         impl Event {
             /// The last word of the event's subject.
             pub fn name(&self) -> &'static str {
@@ -96,6 +100,14 @@ macro_rules! aggregates {
         /// All commands of all aggregates.
         pub fn commands() -> impl Iterator<Item = &'static CommandType> {
             [$($module::COMMANDS),*].into_iter().flatten()
+        }
+
+        /// All events of all aggregates: kind, name, version of the schema.
+        #[cfg(test)]
+        pub(crate) fn events() -> Vec<(&'static str, &'static str, i16)> {
+            let mut events = Vec::new();
+            $(events.extend($module::EVENTS.iter().map(|(name, schema)| ($module::KIND, *name, *schema)));)*
+            events
         }
 
         impl Command {

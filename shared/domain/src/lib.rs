@@ -9,12 +9,18 @@
 #[macro_use]
 mod define;
 mod aggregates;
+#[cfg(test)]
+mod conformance;
 mod id;
 mod money;
 pub mod order;
 pub mod product;
+#[cfg(test)]
+mod properties;
 mod rejection;
 mod request;
+#[cfg(test)]
+mod scenario;
 mod strict;
 mod text;
 mod timestamp;

@@ -362,3 +362,425 @@ fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error>
     let expected = format_args!("a whole number of pieces from 1 to {MAX_QUANTITY}");
     strict::whole_number(deserializer, expected, |quantity| (1..=MAX_QUANTITY).contains(&quantity))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{Cancelled, Create, Deleted, Event, MAX_QUANTITY, Order, Paid, Placed, Shipped};
+    use crate::{
+        Command, MAX_AMOUNT,
+        RejectionKind::{Conflict, NotFound, Refused},
+        scenario::{bare, command, create_order, create_product, gbp, given, id, now, register, restock},
+    };
+
+    /// A user 1, and two products at 2.50: 10 with five pieces, 11 with three.
+    fn shop() -> Vec<Command> {
+        vec![register(1, "ada@example.com"), create_product(10, "A", 5), create_product(11, "B", 3)]
+    }
+
+    fn shop_and(more: impl IntoIterator<Item = Command>) -> Vec<Command> {
+        shop().into_iter().chain(more).collect()
+    }
+
+    fn line(product: u128, sku: &str, quantity: i64, unit_price: i64) -> Value {
+        let unit_price = gbp(unit_price);
+        json!({ "product": id(product), "sku": sku, "name": "Lantern", "quantity": quantity, "unit_price": unit_price })
+    }
+
+    fn placed(lines: Value, total: i64) -> Value {
+        json!({ "user": id(1), "placed_at": now(), "lines": lines, "total": gbp(total) })
+    }
+
+    fn moved(quantity: i64, stock: i64) -> Value {
+        json!({ "order": id(20), "quantity": quantity, "stock": stock })
+    }
+
+    fn create(lines: Value) -> Command {
+        command("order.create", json!({ "id": id(20), "user": id(1), "lines": lines }))
+    }
+
+    fn create_at(placed_at: &str) -> Command {
+        let lines = json!([{ "product": id(10), "quantity": 1 }]);
+        command("order.create", json!({ "id": id(20), "user": id(1), "lines": lines, "placed_at": placed_at }))
+    }
+
+    #[test]
+    fn an_order_fixes_names_and_prices_and_takes_the_stock_of_every_line() {
+        given(shop()).when(create_order(20, 1, &[(11, 1), (10, 2)])).then([
+            ("order.placed", 20, placed(json!([line(11, "B", 1, 250), line(10, "A", 2, 250)]), 750)),
+            ("product.stock_taken", 11, moved(1, 2)),
+            ("product.stock_taken", 10, moved(2, 3)),
+        ]);
+    }
+
+    #[test]
+    fn a_product_may_stand_in_several_lines_and_its_stock_is_taken_once() {
+        given(shop()).when(create_order(20, 1, &[(10, 2), (11, 1), (10, 3)])).then([
+            (
+                "order.placed",
+                20,
+                placed(json!([line(10, "A", 2, 250), line(11, "B", 1, 250), line(10, "A", 3, 250)]), 1500),
+            ),
+            ("product.stock_taken", 10, moved(5, 0)),
+            ("product.stock_taken", 11, moved(1, 2)),
+        ]);
+    }
+
+    #[test]
+    fn several_lines_together_cannot_take_more_than_there_is() {
+        given(shop()).when(create_order(20, 1, &[(10, 3), (10, 3)])).then_refused(
+            Refused,
+            "out_of_stock",
+            json!({ "product": id(10), "sku": "A", "requested": 6, "available": 5 }),
+        );
+    }
+
+    #[test]
+    fn a_line_may_carry_its_own_price_even_nothing() {
+        let lines = json!([
+            { "product": id(10), "quantity": 2, "unit_price": gbp(199) },
+            { "product": id(10), "quantity": 1 },
+            { "product": id(11), "quantity": 1, "unit_price": gbp(0) },
+        ]);
+        given(shop()).when(create(lines)).then([
+            (
+                "order.placed",
+                20,
+                placed(json!([line(10, "A", 2, 199), line(10, "A", 1, 250), line(11, "B", 1, 0)]), 648),
+            ),
+            ("product.stock_taken", 10, moved(3, 2)),
+            ("product.stock_taken", 11, moved(1, 2)),
+        ]);
+    }
+
+    #[test]
+    fn prices_of_a_line_may_be_in_another_currency_than_the_products_if_all_agree() {
+        let euros = json!({ "amount": 100, "currency": "EUR" });
+        let lines = json!([{ "product": id(10), "quantity": 2, "unit_price": euros }]);
+        given(shop()).when(create(lines)).then([
+            (
+                "order.placed",
+                20,
+                json!({
+                    "user": id(1),
+                    "placed_at": now(),
+                    "lines": [{
+                        "product": id(10), "sku": "A", "name": "Lantern", "quantity": 2, "unit_price": euros,
+                    }],
+                    "total": { "amount": 200, "currency": "EUR" },
+                }),
+            ),
+            ("product.stock_taken", 10, moved(2, 3)),
+        ]);
+    }
+
+    #[test]
+    fn an_order_keeps_name_and_price_when_the_product_changes() {
+        let price = gbp(999);
+        let change = command("product.update", json!({ "id": id(10), "sku": "C", "name": "Lamp", "price": price }));
+        given(shop_and([create_order(20, 1, &[(10, 1)]), change])).when(bare("order.cancel", 20)).then([
+            (
+                "order.cancelled",
+                20,
+                json!({
+                    "user": id(1),
+                    "placed_at": now(),
+                    "lines": [line(10, "A", 1, 250)],
+                    "total": gbp(250),
+                    "refund_due": false,
+                }),
+            ),
+            ("product.stock_returned", 10, moved(1, 5)),
+        ]);
+    }
+
+    #[test]
+    fn an_order_takes_the_stock_of_all_lines_or_of_none() {
+        given(shop()).when(create_order(20, 1, &[(10, 5), (11, 4)])).then_refused(
+            Refused,
+            "out_of_stock",
+            json!({ "product": id(11), "sku": "B", "requested": 4, "available": 3 }),
+        );
+    }
+
+    #[test]
+    fn stock_that_another_order_took_is_gone() {
+        given(shop_and([create_order(21, 1, &[(10, 4)])])).when(create_order(20, 1, &[(10, 2)])).then_refused(
+            Refused,
+            "out_of_stock",
+            json!({ "product": id(10), "sku": "A", "requested": 2, "available": 1 }),
+        );
+    }
+
+    #[test]
+    fn an_order_has_one_currency() {
+        let euros = json!({ "amount": 100, "currency": "EUR" });
+        let lines = json!([
+            { "product": id(10), "quantity": 1 },
+            { "product": id(11), "quantity": 1 },
+            { "product": id(10), "quantity": 1, "unit_price": euros },
+        ]);
+        given(shop()).when(create(lines)).then_refused(
+            Refused,
+            "mixed_currencies",
+            json!({ "field": "lines[2]", "currencies": ["GBP", "EUR"] }),
+        );
+    }
+
+    #[test]
+    fn a_total_has_an_upper_limit() {
+        let of =
+            |quantity: i64, price: i64| json!({ "product": id(10), "quantity": quantity, "unit_price": gbp(price) });
+        let too_large = |index: usize| json!({ "field": format!("lines[{index}]"), "max": MAX_AMOUNT });
+        let cases = [
+            (json!([of(1, MAX_AMOUNT), of(1, 1)]), too_large(1)),
+            (json!([of(1, 1), of(2, MAX_AMOUNT)]), too_large(1)),
+            (json!([of(MAX_QUANTITY, MAX_AMOUNT)]), too_large(0)),
+        ];
+        for (lines, details) in cases {
+            given(shop()).when(create(lines)).then_refused(Refused, "total_overflow", details);
+        }
+        given(shop()).when(create(json!([of(1, MAX_AMOUNT - 1), of(1, 1)]))).then([
+            ("order.placed", 20, placed(json!([line(10, "A", 1, MAX_AMOUNT - 1), line(10, "A", 1, 1)]), MAX_AMOUNT)),
+            ("product.stock_taken", 10, moved(2, 3)),
+        ]);
+    }
+
+    #[test]
+    fn an_order_may_have_been_placed_before_and_is_dated_in_utc() {
+        for (told, kept) in [
+            ("2010-12-01T08:26:00Z", "2010-12-01T08:26:00.000Z"),
+            ("2010-12-01T09:26:00+01:00", "2010-12-01T08:26:00.000Z"),
+            ("2026-01-31T09:30:00.000Z", "2026-01-31T09:30:00.000Z"),
+        ] {
+            let lines = json!([line(10, "A", 1, 250)]);
+            given(shop()).when(create_at(told)).then([
+                ("order.placed", 20, json!({ "user": id(1), "placed_at": kept, "lines": lines, "total": gbp(250) })),
+                ("product.stock_taken", 10, moved(1, 4)),
+            ]);
+        }
+    }
+
+    #[test]
+    fn an_order_cannot_have_been_placed_in_the_future() {
+        for told in ["2026-01-31T09:30:00.001Z", "9999-12-31T23:59:59.999Z"] {
+            let placed_at: crate::Timestamp = told.parse().unwrap();
+            given(shop()).when(create_at(told)).then_refused(
+                Refused,
+                "placed_in_future",
+                json!({ "field": "placed_at", "placed_at": placed_at, "now": now() }),
+            );
+        }
+    }
+
+    #[test]
+    fn who_orders_must_be_a_living_user() {
+        let gone = shop_and([register(2, "bob@example.com"), bare("user.delete", 2)]);
+        for (past, user) in [(shop(), 2), (gone, 2), (shop(), 10)] {
+            given(past).when(create_order(20, user, &[(10, 1)])).then_refused(
+                NotFound,
+                "user_not_found",
+                json!({ "user": id(user) }),
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_ordered_must_be_a_living_product() {
+        let gone = shop_and([create_product(12, "C", 5), bare("product.delete", 12)]);
+        for (past, product) in [(shop(), 12), (gone, 12), (shop(), 1), (shop(), 20)] {
+            given(past).when(create_order(20, 1, &[(10, 1), (product, 1)])).then_refused(
+                NotFound,
+                "product_not_found",
+                json!({ "product": id(product) }),
+            );
+        }
+    }
+
+    #[test]
+    fn an_id_serves_once_even_after_a_deletion_and_for_another_kind() {
+        let order = || create_order(20, 1, &[(10, 1)]);
+        let pasts = [
+            shop_and([order()]),
+            shop_and([order(), bare("order.cancel", 20), bare("order.delete", 20)]),
+            shop_and([register(20, "bob@example.com")]),
+            shop_and([create_product(20, "C", 1)]),
+        ];
+        for past in pasts {
+            given(past).when(order()).then_refused(Conflict, "id_taken", json!({ "id": id(20) }));
+        }
+        given(shop()).when(create_order(1, 1, &[(10, 1)])).then_refused(Conflict, "id_taken", json!({ "id": id(1) }));
+    }
+
+    #[test]
+    fn an_order_without_lines_which_no_request_can_be_is_refused_all_the_same() {
+        let order = Create { id: id(20), user: id(1), lines: vec![], placed_at: None };
+        given(shop()).when(Command::Order(super::Command::Create(order))).then_refused(
+            Refused,
+            "no_lines",
+            json!({ "field": "lines" }),
+        );
+    }
+
+    #[test]
+    fn a_placed_order_is_paid() {
+        let past = shop_and([create_order(20, 1, &[(10, 1)])]);
+        given(past).when(bare("order.pay", 20)).then([("order.paid", 20, json!({}))]);
+    }
+
+    #[test]
+    fn a_paid_order_is_shipped() {
+        let past = shop_and([create_order(20, 1, &[(10, 1)]), bare("order.pay", 20)]);
+        given(past).when(bare("order.ship", 20)).then([("order.shipped", 20, json!({}))]);
+    }
+
+    #[test]
+    fn a_cancelled_order_gives_its_stock_back_and_says_whether_a_refund_is_due() {
+        for (past, refund_due) in [(vec![], false), (vec![bare("order.pay", 20)], true)] {
+            let past = shop_and([create_order(20, 1, &[(10, 2), (11, 3), (10, 1)])].into_iter().chain(past));
+            given(past).when(bare("order.cancel", 20)).then([
+                (
+                    "order.cancelled",
+                    20,
+                    json!({
+                        "user": id(1),
+                        "placed_at": now(),
+                        "lines": [line(10, "A", 2, 250), line(11, "B", 3, 250), line(10, "A", 1, 250)],
+                        "total": gbp(1500),
+                        "refund_due": refund_due,
+                    }),
+                ),
+                ("product.stock_returned", 10, moved(3, 5)),
+                ("product.stock_returned", 11, moved(3, 3)),
+            ]);
+        }
+    }
+
+    #[test]
+    fn stock_returns_on_top_of_what_was_restocked_meanwhile() {
+        let past = shop_and([create_order(20, 1, &[(10, 5)]), restock(10, 4)]);
+        given(past).when(bare("order.cancel", 20)).then([
+            (
+                "order.cancelled",
+                20,
+                json!({
+                    "user": id(1),
+                    "placed_at": now(),
+                    "lines": [line(10, "A", 5, 250)],
+                    "total": gbp(1250),
+                    "refund_due": false,
+                }),
+            ),
+            ("product.stock_returned", 10, moved(5, 9)),
+        ]);
+    }
+
+    #[test]
+    fn stock_returns_to_living_products_only() {
+        let past = shop_and([create_order(20, 1, &[(10, 2), (11, 1)]), bare("product.delete", 10)]);
+        given(past).when(bare("order.cancel", 20)).then([
+            (
+                "order.cancelled",
+                20,
+                json!({
+                    "user": id(1),
+                    "placed_at": now(),
+                    "lines": [line(10, "A", 2, 250), line(11, "B", 1, 250)],
+                    "total": gbp(750),
+                    "refund_due": false,
+                }),
+            ),
+            ("product.stock_returned", 11, moved(1, 3)),
+        ]);
+    }
+
+    #[test]
+    fn an_order_outlives_its_user() {
+        let past = shop_and([create_order(20, 1, &[(10, 1)]), bare("user.delete", 1)]);
+        given(past).when(bare("order.pay", 20)).then([("order.paid", 20, json!({}))]);
+    }
+
+    #[test]
+    fn a_shipped_or_cancelled_order_is_deleted() {
+        let shipped = [bare("order.pay", 20), bare("order.ship", 20)];
+        for past in [shipped.to_vec(), vec![bare("order.cancel", 20)]] {
+            let past = shop_and([create_order(20, 1, &[(10, 1)])].into_iter().chain(past));
+            given(past).when(bare("order.delete", 20)).then([("order.deleted", 20, json!({}))]);
+        }
+    }
+
+    /// Every status, and every command in it: what is not allowed says so, and what would be.
+    #[test]
+    fn each_status_allows_what_follows_it_and_nothing_else() {
+        let pay = || bare("order.pay", 20);
+        let statuses = [
+            ("placed", vec![], vec!["pay", "cancel"]),
+            ("paid", vec![pay()], vec!["ship", "cancel"]),
+            ("shipped", vec![pay(), bare("order.ship", 20)], vec!["delete"]),
+            ("cancelled", vec![bare("order.cancel", 20)], vec!["delete"]),
+        ];
+        let verbs = [
+            ("pay", json!(["placed"])),
+            ("ship", json!(["paid"])),
+            ("cancel", json!(["placed", "paid"])),
+            ("delete", json!(["shipped", "cancelled"])),
+        ];
+        for (status, past, allowed) in statuses {
+            for (verb, from) in &verbs {
+                let past = shop_and([create_order(20, 1, &[(10, 1)])].into_iter().chain(past.clone()));
+                let outcome = given(past).when(bare(&format!("order.{verb}"), 20));
+                if allowed.contains(verb) {
+                    outcome.then_accepted();
+                } else {
+                    let details = json!({ "order": id(20), "status": status, "allowed": from });
+                    outcome.then_refused(Refused, "wrong_status", details);
+                }
+            }
+        }
+    }
+
+    /// Every status, and every event in it: one that cannot follow changes nothing.
+    #[test]
+    fn each_event_leads_on_from_its_own_statuses_only() {
+        let events = || {
+            let past = shop_and([create_order(20, 1, &[(10, 1)])]);
+            let Some(Order::Placed(placed)) = given(past).state::<Order>(20) else { panic!("the order is placed") };
+            let Placed { user, placed_at, lines, total } = placed.clone();
+            let cancelled = Cancelled { user, placed_at, lines, total, refund_due: false };
+            [
+                Event::Placed(placed),
+                Event::Paid(Paid {}),
+                Event::Shipped(Shipped {}),
+                Event::Cancelled(cancelled),
+                Event::Deleted(Deleted {}),
+            ]
+        };
+        let after = |status: Option<&Order>| {
+            events().map(|event| Order::evolve(status.cloned(), &event).map_or("none", |order| order.status()))
+        };
+        let [placed, paid, ..] = events();
+        let placed = Order::evolve(None, &placed).unwrap();
+        let paid = Order::evolve(Some(placed.clone()), &paid).unwrap();
+        assert_eq!(after(None), ["placed", "none", "none", "none", "none"]);
+        assert_eq!(after(Some(&placed)), ["placed", "paid", "placed", "cancelled", "placed"]);
+        assert_eq!(after(Some(&paid)), ["paid", "paid", "shipped", "cancelled", "paid"]);
+        assert_eq!(after(Some(&Order::Shipped)), ["shipped", "shipped", "shipped", "shipped", "deleted"]);
+        assert_eq!(after(Some(&Order::Cancelled)), ["cancelled", "cancelled", "cancelled", "cancelled", "deleted"]);
+        assert_eq!(after(Some(&Order::Deleted)), ["deleted"; 5]);
+    }
+
+    #[test]
+    fn what_is_not_there_or_no_more_or_no_order_cannot_be_changed() {
+        let deleted = [create_order(20, 1, &[(10, 1)]), bare("order.cancel", 20), bare("order.delete", 20)];
+        for past in [shop(), shop_and(deleted), shop_and([register(20, "bob@example.com")])] {
+            for verb in ["pay", "ship", "cancel", "delete"] {
+                given(past.clone()).when(bare(&format!("order.{verb}"), 20)).then_refused(
+                    NotFound,
+                    "order_not_found",
+                    json!({ "order": id(20) }),
+                );
+            }
+        }
+    }
+}

@@ -302,3 +302,202 @@ fn restock_quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D
         quantity != 0 && (-MAX_STOCK..=MAX_STOCK).contains(&quantity)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::MAX_STOCK;
+    use crate::{
+        RejectionKind::{Conflict, NotFound, Refused},
+        scenario::{bare, command, create_order, create_product, gbp, given, id, register, restock},
+    };
+
+    #[test]
+    fn a_product_is_created() {
+        let request = json!({ "id": id(10), "sku": "85123A", "name": "LANTERN", "price": gbp(255), "stock": 7 });
+        given([]).when(command("product.create", request)).then([(
+            "product.created",
+            10,
+            json!({ "sku": "85123A", "name": "LANTERN", "price": gbp(255), "stock": 7 }),
+        )]);
+    }
+
+    #[test]
+    fn a_product_may_be_free_of_charge_and_has_no_stock_unless_told() {
+        let request = json!({ "sku": "85123A", "name": "LANTERN", "price": gbp(0) });
+        given([]).when(command("product.create", request)).then([(
+            "product.created",
+            99,
+            json!({ "sku": "85123A", "name": "LANTERN", "price": gbp(0), "stock": 0 }),
+        )]);
+    }
+
+    #[test]
+    fn an_id_serves_once_even_after_a_deletion_and_for_another_kind() {
+        let pasts = [
+            vec![create_product(10, "A", 5)],
+            vec![create_product(10, "A", 5), bare("product.delete", 10)],
+            vec![register(10, "ada@example.com")],
+        ];
+        for past in pasts {
+            given(past).when(create_product(10, "B", 5)).then_refused(Conflict, "id_taken", json!({ "id": id(10) }));
+        }
+    }
+
+    #[test]
+    fn a_sku_is_unique() {
+        let past = [create_product(10, "A", 5), create_product(11, "B", 5)];
+        for command in [create_product(12, " A ", 5), command("product.update", json!({ "id": id(11), "sku": "A" }))] {
+            given(past.clone()).when(command).then_refused(Conflict, "sku_taken", json!({ "sku": "A" }));
+        }
+    }
+
+    #[test]
+    fn the_letter_case_of_a_sku_counts() {
+        given([create_product(10, "15056BL", 5)]).when(create_product(11, "15056bl", 5)).then([(
+            "product.created",
+            11,
+            json!({ "sku": "15056bl", "name": "Lantern", "price": gbp(250), "stock": 5 }),
+        )]);
+    }
+
+    #[test]
+    fn a_sku_is_free_again_after_a_deletion_and_after_a_change() {
+        let change = command("product.update", json!({ "id": id(10), "sku": "B" }));
+        for past in [bare("product.delete", 10), change] {
+            given([create_product(10, "A", 5), past]).when(create_product(11, "A", 5)).then([(
+                "product.created",
+                11,
+                json!({ "sku": "A", "name": "Lantern", "price": gbp(250), "stock": 5 }),
+            )]);
+        }
+    }
+
+    #[test]
+    fn a_sku_that_was_changed_to_is_taken() {
+        let change = command("product.update", json!({ "id": id(10), "sku": "B" }));
+        given([create_product(10, "A", 5), change]).when(create_product(11, "B", 5)).then_refused(
+            Conflict,
+            "sku_taken",
+            json!({ "sku": "B" }),
+        );
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names_and_keeps_the_rest() {
+        let euros = json!({ "amount": 300, "currency": "EUR" });
+        let cases = [
+            (json!({ "id": id(10), "sku": "B" }), json!({ "sku": "B", "name": "Lantern", "price": gbp(250) })),
+            (json!({ "id": id(10), "name": "Lamp" }), json!({ "sku": "A", "name": "Lamp", "price": gbp(250) })),
+            (json!({ "id": id(10), "price": euros }), json!({ "sku": "A", "name": "Lantern", "price": euros })),
+        ];
+        for (request, event) in cases {
+            let update = command("product.update", request);
+            given([create_product(10, "A", 5)]).when(update).then([("product.updated", 10, event)]);
+        }
+    }
+
+    #[test]
+    fn an_update_keeps_the_stock() {
+        let update = command("product.update", json!({ "id": id(10), "name": "Lamp" }));
+        given([create_product(10, "A", 5), update]).when(restock(10, 1)).then([(
+            "product.restocked",
+            10,
+            json!({ "quantity": 1, "stock": 6 }),
+        )]);
+    }
+
+    #[test]
+    fn an_update_that_changes_nothing_is_no_event() {
+        for request in [
+            json!({ "id": id(10) }),
+            json!({ "id": id(10), "sku": "A", "name": "Lantern", "price": gbp(250) }),
+            json!({ "id": id(10), "sku": null, "name": null, "price": null }),
+        ] {
+            given([create_product(10, "A", 5)]).when(command("product.update", request)).then([]);
+        }
+    }
+
+    #[test]
+    fn a_restock_adds_or_takes_down_to_nothing() {
+        for (quantity, stock) in [(3, 8), (-3, 2), (-5, 0)] {
+            given([create_product(10, "A", 5)]).when(restock(10, quantity)).then([(
+                "product.restocked",
+                10,
+                json!({ "quantity": quantity, "stock": stock }),
+            )]);
+        }
+    }
+
+    #[test]
+    fn a_restock_cannot_take_more_than_there_is() {
+        for (quantity, requested) in [(-6, 6), (-MAX_STOCK, MAX_STOCK)] {
+            given([create_product(10, "A", 5)]).when(restock(10, quantity)).then_refused(
+                Refused,
+                "out_of_stock",
+                json!({ "product": id(10), "sku": "A", "requested": requested, "available": 5 }),
+            );
+        }
+    }
+
+    #[test]
+    fn a_stock_has_an_upper_limit() {
+        given([create_product(10, "A", MAX_STOCK - 1)]).when(restock(10, 1)).then([(
+            "product.restocked",
+            10,
+            json!({ "quantity": 1, "stock": MAX_STOCK }),
+        )]);
+        given([create_product(10, "A", MAX_STOCK)]).when(restock(10, 1)).then_refused(
+            Refused,
+            "stock_overflow",
+            json!({
+                "product": id(10), "field": "quantity", "quantity": 1, "available": MAX_STOCK, "max": MAX_STOCK,
+            }),
+        );
+    }
+
+    #[test]
+    fn a_stock_above_the_limit_by_what_was_cancelled_can_still_be_taken_from() {
+        let past = [
+            register(1, "ada@example.com"),
+            create_product(10, "A", MAX_STOCK),
+            create_order(20, 1, &[(10, 2)]),
+            restock(10, 2),
+            bare("order.cancel", 20),
+        ];
+        given(past).when(restock(10, -1)).then([(
+            "product.restocked",
+            10,
+            json!({ "quantity": -1, "stock": MAX_STOCK + 1 }),
+        )]);
+    }
+
+    #[test]
+    fn a_product_is_deleted_also_with_stock() {
+        given([create_product(10, "A", 5)]).when(bare("product.delete", 10)).then([("product.deleted", 10, json!({}))]);
+    }
+
+    #[test]
+    fn what_is_not_there_or_no_more_or_no_product_cannot_be_changed() {
+        let pasts = [
+            vec![],
+            vec![create_product(10, "A", 5), bare("product.delete", 10)],
+            vec![register(10, "ada@example.com")],
+        ];
+        for past in pasts {
+            for command in [
+                bare("product.update", 10),
+                command("product.update", json!({ "id": id(10), "name": "Lamp" })),
+                restock(10, 1),
+                bare("product.delete", 10),
+            ] {
+                given(past.clone()).when(command).then_refused(
+                    NotFound,
+                    "product_not_found",
+                    json!({ "product": id(10) }),
+                );
+            }
+        }
+    }
+}

@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 
-use crate::{Aggregates, Command, Id, Malformed, Recorded, Rejection, RejectionKind, State, Timestamp, commands};
+use crate::{
+    Aggregates, Changed, Command, Id, Kind, Malformed, Recorded, Rejection, RejectionKind, State, Timestamp, commands,
+};
 
 /// The moment at which everything happens: 2026-01-31T09:30:00.000Z.
 pub(crate) fn now() -> Timestamp {
@@ -55,7 +57,6 @@ pub(crate) fn create_order(n: u128, user: u128, lines: &[(u128, i64)]) -> Comman
 }
 
 /// What came of the commands before, as it would be stored and loaded again.
-#[derive(Clone)]
 pub(crate) struct Given {
     aggregates: Aggregates,
 }
@@ -72,21 +73,14 @@ pub(crate) fn given(commands: impl IntoIterator<Item = Command>) -> Given {
 }
 
 impl Given {
+    pub(crate) fn state<K: Kind + Clone>(&self, n: u128) -> Option<K> {
+        self.aggregates.get(id(n)).cloned()
+    }
+
     pub(crate) fn when(self, command: Command) -> Outcome {
-        self.when_expecting(None, command)
-    }
-
-    pub(crate) fn when_expecting(self, expected_version: Option<u64>, command: Command) -> Outcome {
         let mut after = self.aggregates.clone();
-        let result = after.execute(command, expected_version, now());
+        let result = after.execute(command, None, now());
         Outcome { before: self.aggregates, after, result }
-    }
-
-    /// The state of an aggregate, as it is stored.
-    pub(crate) fn state(&self, n: u128) -> Value {
-        let stored = stored_and_loaded(&self.aggregates);
-        let state = stored.state(id(n)).unwrap().encode().unwrap();
-        serde_json::from_slice(&state).unwrap()
     }
 }
 
@@ -98,7 +92,7 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     /// Exactly these events, in this order: `<aggregate>.<event>`, the aggregate, the payload.
-    pub(crate) fn then<const N: usize>(self, expected: [(&str, u128, Value); N]) -> Given {
+    pub(crate) fn then<const N: usize>(self, expected: [(&str, u128, Value); N]) {
         let recorded = self.result.unwrap();
         let events: Vec<_> = recorded
             .iter()
@@ -107,12 +101,17 @@ impl Outcome {
                 (format!("{}.{}", event.aggregate(), event.name()), *id, payload)
             })
             .collect();
-        let expected: Vec<_> = expected.into_iter().map(|(name, n, payload)| (name.to_owned(), id(n), payload)).collect();
+        let expected: Vec<_> =
+            expected.into_iter().map(|(name, n, payload)| (name.to_owned(), id(n), payload)).collect();
         assert_eq!(events, expected);
         if recorded.is_empty() {
             assert_eq!(self.after, self.before);
         }
-        Given { aggregates: self.after }
+    }
+
+    /// Accepted, whatever the events.
+    pub(crate) fn then_accepted(self) {
+        self.result.unwrap();
     }
 
     /// Refused with this code and exactly these details, and nothing has changed.
@@ -123,4 +122,14 @@ impl Outcome {
         assert!(!rejection.message.is_empty());
         assert_eq!(self.after, self.before);
     }
+}
+
+/// What has changed, encoded as the service stores it and decoded again.
+pub(crate) fn stored_and_loaded(aggregates: &Aggregates) -> Aggregates {
+    let mut loaded = Aggregates::default();
+    for Changed { id, version, state, .. } in aggregates.changed() {
+        let stored = state.encode().unwrap();
+        loaded.load(id, version, State::decode(state.aggregate(), &stored).unwrap());
+    }
+    loaded
 }

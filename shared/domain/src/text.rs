@@ -161,14 +161,26 @@ mod tests {
             "a@b@example.com",
             "a@-x.com",
             "a@x..com",
+            "a\0@example.com",
+            &format!("{}@example.com", "x".repeat(65)),
+            &format!("a@{}.com", "x".repeat(254)),
         ] {
             assert!(Email::new(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn a_sku_has_no_white_space() {
-        assert!(Sku::new("85123A").is_ok());
-        assert!(Sku::new("85 123").is_err());
+    fn a_sku_has_no_white_space_but_spaces() {
+        for good in ["85123A", "BANK CHARGES", &"x".repeat(64)] {
+            assert_eq!(&*Sku::new(good).unwrap(), good);
+        }
+        for bad in ["", " ", "85\t123", "85\u{a0}123", "85\u{2028}123", &"x".repeat(65)] {
+            assert!(Sku::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_email_is_compared_in_lower_case() {
+        assert_eq!(Email::new("Ada@Example.COM").unwrap().normalized(), "ada@example.com");
     }
 }

@@ -186,3 +186,147 @@ fn require_free(aggregates: &Aggregates, id: Id, email: &Email) -> Result<(), Re
 fn claim(email: &Email) -> Claim {
     Claim { scope: "user.email", value: email.normalized() }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::{
+        RejectionKind::{Conflict, NotFound},
+        scenario::{bare, command, create_product, given, id, register},
+    };
+
+    const ADA: &str = "ada@example.com";
+    const BOB: &str = "bob@example.com";
+
+    #[test]
+    fn a_user_is_registered() {
+        let request = json!({ "id": id(1), "email": ADA, "name": " Ada ", "country": "United Kingdom" });
+        given([]).when(command("user.register", request)).then([(
+            "user.registered",
+            1,
+            json!({ "email": ADA, "name": "Ada", "country": "United Kingdom" }),
+        )]);
+    }
+
+    #[test]
+    fn a_country_need_not_be_told_and_the_service_makes_the_id_if_the_client_does_not() {
+        let request = json!({ "email": ADA, "name": "Ada", "country": null });
+        given([]).when(command("user.register", request)).then([(
+            "user.registered",
+            99,
+            json!({ "email": ADA, "name": "Ada", "country": null }),
+        )]);
+    }
+
+    #[test]
+    fn an_id_serves_once_even_after_a_deletion_and_for_another_kind() {
+        let taken = json!({ "id": id(1) });
+        let pasts = [
+            vec![register(1, ADA)],
+            vec![register(1, ADA), bare("user.delete", 1)],
+            vec![create_product(1, "LANTERN", 5)],
+        ];
+        for past in pasts {
+            given(past).when(register(1, BOB)).then_refused(Conflict, "id_taken", taken.clone());
+        }
+    }
+
+    #[test]
+    fn an_email_is_unique_whatever_its_letter_case() {
+        given([register(1, ADA)]).when(register(2, "Ada@EXAMPLE.com")).then_refused(
+            Conflict,
+            "email_taken",
+            json!({ "email": "Ada@EXAMPLE.com" }),
+        );
+    }
+
+    #[test]
+    fn an_email_of_another_cannot_be_changed_to() {
+        let update = command("user.update", json!({ "id": id(2), "email": "ADA@example.com" }));
+        given([register(1, ADA), register(2, BOB)]).when(update).then_refused(
+            Conflict,
+            "email_taken",
+            json!({ "email": "ADA@example.com" }),
+        );
+    }
+
+    #[test]
+    fn an_email_is_free_again_after_a_deletion_and_after_a_change() {
+        let change = command("user.update", json!({ "id": id(1), "email": BOB }));
+        for past in [bare("user.delete", 1), change] {
+            given([register(1, ADA), past]).when(register(2, ADA)).then([(
+                "user.registered",
+                2,
+                json!({ "email": ADA, "name": "Ada", "country": null }),
+            )]);
+        }
+    }
+
+    #[test]
+    fn an_email_that_was_changed_to_is_taken() {
+        let change = command("user.update", json!({ "id": id(1), "email": BOB }));
+        given([register(1, ADA), change]).when(register(2, BOB)).then_refused(
+            Conflict,
+            "email_taken",
+            json!({ "email": BOB }),
+        );
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names_and_keeps_the_rest() {
+        let past = json!({ "id": id(1), "email": ADA, "name": "Ada", "country": "France" });
+        let cases = [
+            (json!({ "id": id(1), "email": BOB }), json!({ "email": BOB, "name": "Ada", "country": "France" })),
+            (json!({ "id": id(1), "name": "Bob" }), json!({ "email": ADA, "name": "Bob", "country": "France" })),
+            (json!({ "id": id(1), "country": "Malta" }), json!({ "email": ADA, "name": "Ada", "country": "Malta" })),
+            (
+                json!({ "id": id(1), "email": BOB, "name": "Bob", "country": "Malta" }),
+                json!({ "email": BOB, "name": "Bob", "country": "Malta" }),
+            ),
+        ];
+        for (request, event) in cases {
+            let past = command("user.register", past.clone());
+            given([past]).when(command("user.update", request)).then([("user.updated", 1, event)]);
+        }
+    }
+
+    #[test]
+    fn the_letter_case_of_ones_own_email_can_be_changed() {
+        let update = command("user.update", json!({ "id": id(1), "email": "Ada@Example.com" }));
+        given([register(1, ADA)]).when(update).then([(
+            "user.updated",
+            1,
+            json!({ "email": "Ada@Example.com", "name": "Ada", "country": null }),
+        )]);
+    }
+
+    #[test]
+    fn an_update_that_changes_nothing_is_no_event() {
+        for request in [
+            json!({ "id": id(1) }),
+            json!({ "id": id(1), "email": ADA, "name": "Ada" }),
+            json!({ "id": id(1), "email": null, "name": null, "country": null }),
+        ] {
+            given([register(1, ADA)]).when(command("user.update", request)).then([]);
+        }
+    }
+
+    #[test]
+    fn a_user_is_deleted() {
+        given([register(1, ADA)]).when(bare("user.delete", 1)).then([("user.deleted", 1, json!({}))]);
+    }
+
+    #[test]
+    fn who_is_not_there_or_no_more_or_no_user_can_be_neither_updated_nor_deleted() {
+        for past in [vec![], vec![register(1, ADA), bare("user.delete", 1)], vec![create_product(1, "LANTERN", 5)]] {
+            for command in [
+                bare("user.update", 1),
+                command("user.update", json!({ "id": id(1), "name": "Bob" })),
+                bare("user.delete", 1),
+            ] {
+                given(past.clone()).when(command).then_refused(NotFound, "user_not_found", json!({ "user": id(1) }));
+            }
+        }
+    }
+}

@@ -10,7 +10,7 @@ mod telemetry;
 
 pub use backoff::Backoff;
 pub use clock::now;
-pub use nats::{Nats, NatsConfig};
+pub use nats::{Nats, NatsConfig, nats_options};
 pub use ready::Ready;
 pub use shutdown::on_signal;
 pub use telemetry::trace;

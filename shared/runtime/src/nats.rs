@@ -44,11 +44,10 @@ impl Nats {
     /// # Errors
     /// If the URL cannot be read.
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
-        let servers: Vec<ServerAddr> =
-            config.url.split(',').map(str::parse).collect::<Result<_, _>>().context("cannot read the NATS URL")?;
+        let (options, servers) = nats_options(&config.url)?;
         let (up, connected) = watch::channel(false);
         let log = Arc::new(EventLog { up, last_error: Mutex::default() });
-        let mut options = ConnectOptions::new()
+        let options = options
             .name(format!("watershed {role}"))
             .custom_inbox_prefix(format!("_INBOX_{role}"))
             .retry_on_initial_connect()
@@ -58,10 +57,6 @@ impl Nats {
                 let log = Arc::clone(&log);
                 async move { log.note(&event) }
             });
-        // The library leaves a user and password in a URL aside.
-        if let Some((user, password)) = servers.iter().find_map(|server| server.username().zip(server.password())) {
-            options = options.user_and_password(decoded(user), decoded(password));
-        }
         // The library's own error may quote the URL, and with it the password.
         let client = options.connect(servers).await.map_err(|error| anyhow::anyhow!("NATS: {}", error.kind()))?;
         Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), connected })
@@ -122,6 +117,21 @@ impl EventLog {
             *last = error;
         }
     }
+}
+
+/// Reads a comma-separated list of server URLs, the first with the user and password, which the library would leave aside.
+///
+/// # Errors
+/// If a URL cannot be read.
+pub fn nats_options(urls: &str) -> anyhow::Result<(ConnectOptions, Vec<ServerAddr>)> {
+    let servers: Vec<ServerAddr> =
+        urls.split(',').map(str::parse).collect::<Result<_, _>>().context("cannot read the NATS URL")?;
+    let credentials = servers.iter().find_map(|server| server.username().zip(server.password()));
+    let options = match credentials {
+        Some((user, password)) => ConnectOptions::with_user_and_password(decoded(user), decoded(password)),
+        None => ConnectOptions::new(),
+    };
+    Ok((options, servers))
 }
 
 fn decoded(text: &str) -> String {

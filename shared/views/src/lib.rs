@@ -4,15 +4,20 @@
 //! A new view is one new file and one line in [`visit`].
 
 mod cursor;
+#[cfg(test)]
+mod given;
 pub mod layout;
 pub mod orders;
 pub mod products;
 mod query;
 pub mod sales;
+mod tally;
 pub mod users;
+mod words;
 
 pub use cursor::Cursor;
 pub use query::{List, Plan, Query, Report};
+pub use tally::Sum;
 
 use domain::Recorded;
 use serde::{Serialize, de::DeserializeOwned};
@@ -92,4 +97,91 @@ pub fn queries() -> Vec<(&'static str, &'static Query)> {
     let mut queries = Queries(Vec::new());
     visit(&mut queries);
     queries.0
+}
+
+/// The document, which the event needs to be there.
+fn present<D>(document: Option<D>, id: &str) -> Result<D, Inapplicable> {
+    document.ok_or_else(|| Inapplicable(format!("there is no document {id}")))
+}
+
+/// Checks that there is no document yet, as the event makes it.
+fn absent<D>(document: Option<&D>, id: &str) -> Result<(), Inapplicable> {
+    match document {
+        Some(_) => Err(Inapplicable(format!("there is a document {id} already"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+    use super::*;
+
+    /// What every view must do with any event.
+    struct Check;
+
+    impl Visitor for Check {
+        fn visit<V: View>(&mut self) {
+            let events = given::everything();
+            let mut documents = BTreeMap::new();
+            for event in &events {
+                let concerned = V::concerns(event);
+                let distinct: HashSet<&String> = concerned.iter().collect();
+                assert_eq!(distinct.len(), concerned.len(), "each id once: {} {event:?}", V::NAME);
+                for id in concerned {
+                    let document = V::evolve(documents.remove(&id), &id, event).unwrap();
+                    if let Some(document) = document {
+                        let stored = bson::serialize_to_document(&document).unwrap();
+                        assert_eq!(stored.get_str("_id").unwrap(), id);
+                        assert!(bson::deserialize_from_document::<V::Document>(stored).unwrap() == document);
+                        documents.insert(id, document);
+                    }
+                }
+                // Out of place, an event may be refused, but must not panic.
+                for id in ["", "/", "2010-12-01", "2010-12-01/GBP/1"] {
+                    let _ = V::evolve(None, id, event);
+                    for document in documents.values() {
+                        let _ = V::evolve(Some(document.clone()), id, event);
+                    }
+                }
+            }
+            let kept: Vec<&str> = documents.keys().map(String::as_str).collect();
+            // All aggregates were deleted in the end; the sale of one order stays, as its day and its two products.
+            assert_eq!(kept.len(), if V::NAME == sales::Sales::NAME { 3 } else { 0 }, "{kept:?}");
+        }
+    }
+
+    #[test]
+    fn views_apply_every_event_and_their_documents_survive_bson() {
+        visit(&mut Check);
+    }
+
+    #[test]
+    fn queries_have_names_of_their_own_and_strict_schemas() {
+        let queries = queries();
+        let names: BTreeSet<String> =
+            queries.iter().map(|(_, query)| format!("{}.{}", query.noun, query.verb)).collect();
+        assert_eq!(
+            names.into_iter().collect::<Vec<_>>(),
+            [
+                "order.get",
+                "order.list",
+                "product.get",
+                "product.search",
+                "sales.daily",
+                "sales.top",
+                "user.get",
+                "user.list"
+            ]
+        );
+        for (view, query) in queries {
+            let schema = (query.schema)();
+            assert_eq!(schema.get("additionalProperties"), Some(&false.into()), "{view} {}", query.verb);
+            if let Some(limit) = schema.pointer("/properties/limit") {
+                assert_eq!(limit["default"], query::DEFAULT_LIMIT);
+                assert_eq!(limit["maximum"], query::MAX_LIMIT);
+            }
+        }
+    }
 }

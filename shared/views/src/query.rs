@@ -1,8 +1,9 @@
 //! What a query asks of its view: a request, parsed strictly, becomes a plan, which the query service carries out.
 
 use bson::{Document, RawDocumentBuf};
-use domain::Malformed;
-use schemars::Schema;
+use domain::{Id, Malformed};
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{Cursor, Inapplicable};
 
@@ -25,6 +26,7 @@ pub struct Query {
 
 /// What to read.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one per request, and most are lists")]
 pub enum Plan {
     /// The document with this identifier, as the whole reply; `not_found` with its `noun` if there is none.
     Get { id: String },
@@ -41,6 +43,9 @@ pub struct List {
     pub filter: Document,
     /// The last key is unique, so that the order is total.
     pub sort: Document,
+    /// The index in whose order the page is read, by its keys. Left to itself, the planner prefers to sort in memory
+    /// what a selective filter leaves: fast on the data that it tried, without bound on the next.
+    pub hint: Document,
     /// Documents on this page at most.
     pub limit: i64,
     /// Makes the `next` of the reply from the page's last document.
@@ -58,5 +63,112 @@ pub struct Report {
 impl PartialEq for Report {
     fn eq(&self, other: &Self) -> bool {
         self.pipeline == other.pipeline
+    }
+}
+
+impl Query {
+    /// The query for one document by its identifier, the same for every view that has it.
+    pub(crate) const fn get(noun: &'static str, description: &'static str) -> Self {
+        Self { noun, verb: "get", description, schema: || schemars::schema_for!(Get), plan: get }
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Get {
+    id: Id,
+}
+
+fn get(body: &[u8]) -> Result<Plan, Malformed> {
+    let Get { id } = domain::parse(body)?;
+    Ok(Plan::Get { id: id.to_string() })
+}
+
+impl List {
+    /// The page after the one that the cursor stands for, else the first. `query` is the query's noun and verb.
+    ///
+    /// # Errors
+    /// If the cursor is none of this query.
+    pub(crate) fn page(
+        query: &str,
+        filter: Document,
+        sort: Document,
+        hint: Document,
+        limit: Limit,
+        after: Option<&str>,
+    ) -> Result<Self, Malformed> {
+        let cursor = Cursor::new(query, &filter, &sort);
+        let filter = match after {
+            Some(text) => bson::doc! { "$and": [filter, cursor.after(text)?] },
+            None => filter,
+        };
+        Ok(Self { filter, sort, hint, limit: limit.0, cursor })
+    }
+}
+
+/// Documents on a page at most.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct Limit(#[schemars(range(min = 1, max = MAX_LIMIT))] pub i64);
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self(DEFAULT_LIMIT)
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let limit = i64::deserialize(deserializer)?;
+        if (1..=MAX_LIMIT).contains(&limit) {
+            return Ok(Self(limit));
+        }
+        Err(de::Error::custom(format_args!("expected a number from 1 to {MAX_LIMIT}, got {limit}")))
+    }
+}
+
+/// The order of a page: ascending or descending.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(crate) enum Direction {
+    Asc,
+    Desc,
+}
+
+impl Direction {
+    /// The sort by these keys, all in this direction, so that one index serves both directions.
+    pub(crate) fn over(self, keys: &[&str]) -> Document {
+        let direction = match self {
+            Self::Asc => 1,
+            Self::Desc => -1,
+        };
+        keys.iter().map(|key| ((*key).to_owned(), direction.into())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn get_asks_for_one_identifier() {
+        let query = Query::get("order", "");
+        let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
+        let body = format!(r#"{{"id":"{}"}}"#, id.to_uppercase());
+        assert_eq!((query.plan)(body.as_bytes()), Ok(Plan::Get { id: id.to_owned() }));
+        assert_eq!((query.plan)(br#"{"id":"1"}"#).unwrap_err().field, "id");
+        assert_eq!((query.plan)(br#"{"id":"1","x":1}"#).unwrap_err().field, "id");
+        for bad in ["", "[]", "{}", "null", r#"{"ids":[]}"#] {
+            assert!((query.plan)(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_bounded() {
+        assert_eq!(serde_json::from_str::<Limit>("100").unwrap(), Limit(100));
+        for bad in ["0", "-1", "101", "1.5", "\"1\"", "99999999999999999999"] {
+            assert!(serde_json::from_str::<Limit>(bad).is_err(), "{bad}");
+        }
     }
 }

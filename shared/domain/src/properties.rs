@@ -1,0 +1,537 @@
+//! What must hold over any sequence of commands, also while the service stores and loads between its batches.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
+
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::select,
+    test_runner::{RngAlgorithm, TestRng, TestRunner},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    Aggregates, Changed, Claim, Command, Event, Id, MAX_AMOUNT, Recorded, Rejection, State, Timestamp, commands, order,
+    product,
+    scenario::{bare, command, id, now, parse},
+    user,
+};
+
+const CASES: u32 = 128;
+
+/// A command on its way, and whether the batch ends with it.
+#[derive(Clone, Debug)]
+struct Step {
+    command: Command,
+    expected_version: Option<u64>,
+    ends_batch: bool,
+}
+
+/// The same handful of identifiers, e-mail addresses and SKUs again and again, so that they meet.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let expected_version = prop_oneof![30 => Just(None), 1 => (0..4_u64).prop_map(Some)];
+    let step = (command_strategy(), expected_version, prop::bool::weighted(0.15));
+    let steps = vec(step, 1..100);
+    // Most sequences start in a shop that is open.
+    let opening = select(vec![0_usize, 7, 7, 7]);
+    (opening, steps).prop_map(|(opening, steps)| {
+        let opening = open_shop().into_iter().take(opening).map(|command| (command, None, false));
+        let step = |(command, expected_version, ends_batch)| Step { command, expected_version, ends_batch };
+        opening.chain(steps).map(step).collect()
+    })
+}
+
+fn open_shop() -> Vec<Command> {
+    let user = |n, email| command("user.register", json!({ "id": id(n), "email": email, "name": "Ada" }));
+    let product = |n, sku, stock| command("product.create", product_request(n, sku, money(250, "GBP"), stock));
+    vec![
+        user(1, "a@example.com"),
+        user(2, "b@example.com"),
+        product(11, "A", 20),
+        product(12, "a", 9),
+        product(13, "B", 3),
+        product(14, "b", 0),
+        user(3, "c@example.com"),
+    ]
+}
+
+fn command_strategy() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        4 => (users(), emails()).prop_map(|(n, email)| {
+            command("user.register", json!({ "id": id(n), "email": email, "name": "Ada" }))
+        }),
+        4 => (users(), option::of(emails()), option::of(select(vec!["Ada", "Bob"]))).prop_map(|(n, email, name)| {
+            command("user.update", json!({ "id": id(n), "email": email, "name": name }))
+        }),
+        1 => users().prop_map(|n| bare("user.delete", n)),
+        5 => (products(), skus(), prices(), 0..20_i64).prop_map(|(n, sku, price, stock)| {
+            command("product.create", product_request(n, sku, price, stock))
+        }),
+        4 => (products(), option::of(skus()), option::of(prices())).prop_map(|(n, sku, price)| {
+            command("product.update", json!({ "id": id(n), "sku": sku, "price": price }))
+        }),
+        10 => (products(), restocks()).prop_map(|(n, quantity)| {
+            command("product.restock", json!({ "id": id(n), "quantity": quantity }))
+        }),
+        1 => products().prop_map(|n| bare("product.delete", n)),
+        30 => (orders(), users(), vec(line(), 1..4), placed_at()).prop_map(|(n, user, lines, placed_at)| {
+            command("order.create", json!({ "id": id(n), "user": id(user), "lines": lines, "placed_at": placed_at }))
+        }),
+        14 => orders().prop_map(|n| bare("order.pay", n)),
+        14 => orders().prop_map(|n| bare("order.ship", n)),
+        6 => orders().prop_map(|n| bare("order.cancel", n)),
+        8 => orders().prop_map(|n| bare("order.delete", n)),
+    ]
+}
+
+fn product_request(n: u128, sku: &str, price: Value, stock: i64) -> Value {
+    json!({ "id": id(n), "sku": sku, "name": "Lantern", "price": price, "stock": stock })
+}
+
+/// Now and then the identifier of another kind.
+fn users() -> impl Strategy<Value = u128> {
+    prop_oneof![40 => 1..4_u128, 1 => Just(11), 1 => Just(21)]
+}
+
+fn products() -> impl Strategy<Value = u128> {
+    prop_oneof![40 => 11..15_u128, 1 => Just(1), 1 => Just(21)]
+}
+
+fn orders() -> impl Strategy<Value = u128> {
+    prop_oneof![60 => 21..27_u128, 1 => Just(1), 1 => Just(11)]
+}
+
+fn emails() -> impl Strategy<Value = &'static str> {
+    select(vec!["a@example.com", "A@Example.com", "b@example.com", "c@example.com", "d@example.com"])
+}
+
+fn skus() -> impl Strategy<Value = &'static str> {
+    select(vec!["A", "a", "B", "b", "C"])
+}
+
+fn money(amount: i64, currency: &str) -> Value {
+    json!({ "amount": amount, "currency": currency })
+}
+
+fn prices() -> impl Strategy<Value = Value> {
+    let amount = prop_oneof![12 => 0..1_000_i64, 1 => Just(MAX_AMOUNT)];
+    let currency = prop_oneof![20 => Just("GBP"), 1 => Just("EUR")];
+    (amount, currency).prop_map(|(amount, currency)| money(amount, currency))
+}
+
+fn restocks() -> impl Strategy<Value = i64> {
+    prop_oneof![
+        10 => 1..20_i64,
+        5 => -8..0_i64,
+        1 => Just(product::MAX_STOCK),
+        1 => Just(-product::MAX_STOCK),
+    ]
+}
+
+fn line() -> impl Strategy<Value = Value> {
+    (products(), 1..5_i64, option::weighted(0.2, prices())).prop_map(
+        |(product, quantity, price)| json!({ "product": id(product), "quantity": quantity, "unit_price": price }),
+    )
+}
+
+fn placed_at() -> impl Strategy<Value = Option<&'static str>> {
+    prop_oneof![8 => Just(None), 2 => Just(Some("2010-12-01T08:26:00Z")), 1 => Just(Some("2026-01-31T09:30:00.001Z"))]
+}
+
+/// What came of a sequence of commands that were all decided in one memory.
+struct History {
+    decided: Vec<(Step, Result<Vec<Recorded>, Rejection>)>,
+    aggregates: Aggregates,
+}
+
+impl History {
+    fn of(steps: Vec<Step>) -> Self {
+        let mut aggregates = Aggregates::default();
+        let decided = steps
+            .into_iter()
+            .map(|step| {
+                let result = aggregates.execute(step.command.clone(), step.expected_version, now());
+                (step, result)
+            })
+            .collect();
+        Self { decided, aggregates }
+    }
+
+    fn events(&self) -> impl Iterator<Item = &Recorded> {
+        self.decided.iter().filter_map(|(_, result)| result.as_ref().ok()).flatten()
+    }
+
+    fn states(&self) -> BTreeMap<Id, (u64, State)> {
+        self.aggregates.changed().map(|changed| (changed.id, (changed.version, changed.state.clone()))).collect()
+    }
+}
+
+fn config() -> ProptestConfig {
+    ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+fn for_any_steps(property: impl Fn(Vec<Step>)) {
+    for_steps_of(TestRunner::new(config()), property);
+}
+
+fn for_steps_of(mut runner: TestRunner, property: impl Fn(Vec<Step>)) {
+    let outcome = runner.run(&steps(), |steps| {
+        property(steps);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+fn for_any_history(property: impl Fn(&History)) {
+    for_any_steps(|steps| property(&History::of(steps)));
+}
+
+/// The sequences are worth something only if they go far: every event happens, every rule refuses. Always the same
+/// sequences, so that this never fails by chance.
+#[test]
+fn the_sequences_meet_every_command_every_event_and_every_refusal() {
+    let seen: RefCell<BTreeMap<String, u32>> = RefCell::default();
+    let count = |what: String| *seen.borrow_mut().entry(what).or_default() += 1;
+    let same = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    for_steps_of(TestRunner::new_with_rng(config(), same), |steps| {
+        for (_, result) in History::of(steps).decided {
+            match &result {
+                Ok(events) if events.is_empty() => count("accepted without an event".to_owned()),
+                Ok(events) => events.iter().for_each(|recorded| {
+                    count(format!("event {}.{}", recorded.event.aggregate(), recorded.event.name()));
+                }),
+                Err(rejection) => count(format!("refused {}", rejection.code)),
+            }
+            count(if result.is_ok() { "accepted" } else { "refused" }.to_owned());
+        }
+    });
+    let codes = [
+        "email_taken",
+        "id_taken",
+        "mixed_currencies",
+        "order_not_found",
+        "out_of_stock",
+        "placed_in_future",
+        "product_not_found",
+        "sku_taken",
+        "stock_overflow",
+        "total_overflow",
+        "user_not_found",
+        "version_conflict",
+        "wrong_status",
+    ];
+    let expected: BTreeSet<_> = codes
+        .iter()
+        .map(|code| format!("refused {code}"))
+        .chain(crate::events().into_iter().map(|(kind, name, _)| format!("event {kind}.{name}")))
+        .chain(["accepted", "refused", "accepted without an event"].map(str::to_owned))
+        .collect();
+    let seen = seen.into_inner();
+    assert_eq!(seen.keys().cloned().collect::<BTreeSet<_>>(), expected);
+    assert!(seen.values().all(|times| *times > 5), "{seen:#?}");
+    assert!(seen["accepted"] > 1_000 && seen["refused"] > 1_000, "{seen:#?}");
+}
+
+#[test]
+fn stock_is_never_negative() {
+    for_any_history(|history| {
+        for recorded in history.events() {
+            match &recorded.event {
+                Event::Product(
+                    product::Event::Created(product::Created { stock, .. })
+                    | product::Event::Restocked(product::Restocked { stock, .. })
+                    | product::Event::StockTaken(product::StockTaken { stock, .. })
+                    | product::Event::StockReturned(product::StockReturned { stock, .. }),
+                ) => assert!(*stock >= 0, "{recorded:?}"),
+                Event::Product(product::Event::Updated(_) | product::Event::Deleted(_))
+                | Event::User(_)
+                | Event::Order(_) => {}
+            }
+        }
+    });
+}
+
+/// What was created and restocked is either still there or in orders that were not cancelled, product by product.
+#[test]
+fn no_piece_is_lost_or_made() {
+    for_any_history(|history| {
+        let mut brought: HashMap<Id, i64> = HashMap::new();
+        let mut sold: HashMap<Id, i64> = HashMap::new();
+        let sell = |sold: &mut HashMap<Id, i64>, lines: &[order::Line], sign: i64| {
+            lines.iter().for_each(|line| *sold.entry(line.product).or_default() += sign * line.quantity);
+        };
+        for Recorded { id, event, .. } in history.events() {
+            match event {
+                Event::Product(product::Event::Created(created)) => *brought.entry(*id).or_default() += created.stock,
+                Event::Product(product::Event::Restocked(restocked)) => {
+                    *brought.entry(*id).or_default() += restocked.quantity;
+                }
+                Event::Order(order::Event::Placed(placed)) => sell(&mut sold, &placed.lines, 1),
+                Event::Order(order::Event::Cancelled(cancelled)) => sell(&mut sold, &cancelled.lines, -1),
+                Event::Product(
+                    product::Event::Updated(_)
+                    | product::Event::StockTaken(_)
+                    | product::Event::StockReturned(_)
+                    | product::Event::Deleted(_),
+                )
+                | Event::Order(order::Event::Paid(_) | order::Event::Shipped(_) | order::Event::Deleted(_))
+                | Event::User(_) => {}
+            }
+        }
+        for (id, (_, state)) in history.states() {
+            if let State::Product(product::Product::Living(product)) = state {
+                let sold = sold.get(&id).copied().unwrap_or_default();
+                assert_eq!(product.stock + sold, brought[&id], "{id}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_total_is_the_sum_of_its_lines() {
+    for_any_history(|history| {
+        for recorded in history.events() {
+            let (lines, total) = match &recorded.event {
+                Event::Order(order::Event::Placed(placed)) => (&placed.lines, placed.total),
+                Event::Order(order::Event::Cancelled(cancelled)) => (&cancelled.lines, cancelled.total),
+                Event::Order(order::Event::Paid(_) | order::Event::Shipped(_) | order::Event::Deleted(_))
+                | Event::User(_)
+                | Event::Product(_) => continue,
+            };
+            let amount = |line: &order::Line| i128::from(line.unit_price.amount) * i128::from(line.quantity);
+            assert_eq!(lines.iter().map(amount).sum::<i128>(), i128::from(total.amount));
+            assert!(lines.iter().all(|line| line.unit_price.currency == total.currency));
+            assert!((0..=MAX_AMOUNT).contains(&total.amount));
+        }
+    });
+}
+
+#[test]
+fn versions_have_no_gap() {
+    for_any_history(|history| {
+        let mut versions: BTreeMap<Id, u64> = BTreeMap::new();
+        for recorded in history.events() {
+            let version = versions.entry(recorded.id).or_default();
+            *version += 1;
+            assert_eq!(recorded.version, *version);
+        }
+        for (id, (version, _)) in history.states() {
+            assert_eq!(versions.remove(&id), Some(version));
+        }
+        assert!(versions.is_empty());
+    });
+}
+
+#[test]
+fn a_command_that_is_refused_or_changes_nothing_leaves_no_trace() {
+    for_any_steps(|steps| {
+        let mut aggregates = Aggregates::default();
+        for Step { command, expected_version, .. } in steps {
+            let before = aggregates.clone();
+            let result = aggregates.execute(command, expected_version, now());
+            let silent = result.as_ref().map_or(true, Vec::is_empty);
+            assert_eq!(silent, aggregates == before, "{result:?}");
+        }
+    });
+}
+
+#[test]
+fn the_events_alone_lead_to_the_same_states() {
+    for_any_history(|history| {
+        let mut replayed: BTreeMap<Id, State> = BTreeMap::new();
+        for Recorded { id, event, .. } in history.events() {
+            let stored = event.encode().unwrap();
+            let event = Event::decode(event.aggregate(), event.name(), event.schema(), &stored).unwrap();
+            let after = State::evolve(replayed.remove(id), &event).unwrap();
+            replayed.insert(*id, after);
+        }
+        let states: BTreeMap<_, _> = history.states().into_iter().map(|(id, (_, state))| (id, state)).collect();
+        assert_eq!(replayed, states);
+    });
+}
+
+/// Whatever comes, a state that is there stays there, and one that has come to its end stays as it is: applying an
+/// event never fails.
+#[test]
+fn an_event_that_does_not_belong_changes_nothing() {
+    for_any_history(|history| {
+        let events: Vec<_> = history.events().collect();
+        for (_, state) in history.states().into_values() {
+            for recorded in events.iter().take(20) {
+                let after = State::evolve(Some(state.clone()), &recorded.event).unwrap();
+                assert_eq!(after.aggregate(), state.aggregate());
+                let at_its_end = [
+                    State::User(user::User::Deleted),
+                    State::Product(product::Product::Deleted),
+                    State::Order(order::Order::Deleted),
+                ];
+                let foreign = state.aggregate() != recorded.event.aggregate();
+                if foreign || recorded.version == 1 || at_its_end.contains(&state) {
+                    assert_eq!(after, state);
+                }
+                let made = State::evolve(None, &recorded.event);
+                assert_eq!(made.is_some(), recorded.version == 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_claim_is_held_by_the_one_living_aggregate_whose_state_has_it() {
+    for_any_history(|history| {
+        let mut held: BTreeMap<Claim, Id> = BTreeMap::new();
+        for (id, (_, state)) in history.states() {
+            for claim in state.claims() {
+                assert_eq!(held.insert(claim, id), None, "two living aggregates hold one claim");
+            }
+        }
+        for claim in history.decided.iter().flat_map(|(step, _)| step.command.claims()) {
+            assert_eq!(history.aggregates.holder(&claim), held.get(&claim).copied());
+        }
+    });
+}
+
+/// The journal's tables, in memory.
+#[derive(Default)]
+struct Stored {
+    aggregates: BTreeMap<Id, (u64, &'static str, Vec<u8>)>,
+    claims: BTreeMap<Claim, Id>,
+}
+
+impl Stored {
+    /// Loads what the commands touch and nothing else.
+    fn load<'a>(&self, commands: impl Iterator<Item = &'a Command> + Clone) -> Aggregates {
+        let mut loaded = Aggregates::default();
+        let referrers: BTreeSet<Id> = commands.clone().filter_map(Command::touches_references_of).collect();
+        let references = referrers.iter().filter_map(|id| Some(self.state(*id)?.1.references())).flatten();
+        let touched: BTreeSet<Id> = commands.clone().flat_map(Command::touches).chain(references).collect();
+        for id in touched {
+            if let Some((version, state)) = self.state(id) {
+                loaded.load(id, version, state);
+            }
+        }
+        for claim in commands.flat_map(Command::claims) {
+            if let Some(holder) = self.claims.get(&claim) {
+                loaded.load_claim(claim, *holder);
+            }
+        }
+        loaded
+    }
+
+    fn state(&self, id: Id) -> Option<(u64, State)> {
+        let (version, kind, json) = self.aggregates.get(&id)?;
+        Some((*version, State::decode(kind, json).unwrap()))
+    }
+
+    fn store(&mut self, batch: &Aggregates) {
+        for Changed { id, stored_version, version, state } in batch.changed() {
+            let stored = (version, state.aggregate(), state.encode().unwrap());
+            let before = self.aggregates.insert(id, stored).map_or(0, |(version, ..)| version);
+            assert_eq!(before, stored_version);
+            assert!(version > stored_version);
+        }
+        for claim in batch.released_claims() {
+            assert!(self.claims.remove(claim).is_some(), "released and not held: {claim:?}");
+        }
+        for (claim, id) in batch.taken_claims() {
+            assert_eq!(self.claims.insert(claim.clone(), id), None, "taken and still held: {claim:?}");
+        }
+    }
+}
+
+/// What a command says that it touches and claims is all that it needs; and the differences that a batch leaves to be
+/// stored, claims included, are neither more nor less than what happened.
+#[test]
+fn batches_that_load_only_what_they_touch_decide_the_same_as_one_memory() {
+    for_any_steps(|steps| {
+        let mut stored = Stored::default();
+        let mut results = Vec::new();
+        for batch in steps.split_inclusive(|step| step.ends_batch) {
+            let mut loaded = stored.load(batch.iter().map(|step| &step.command));
+            for Step { command, expected_version, .. } in batch.iter().cloned() {
+                results.push(loaded.execute(command, expected_version, now()));
+            }
+            stored.store(&loaded);
+        }
+        let history = History::of(steps);
+        assert_eq!(results, history.decided.iter().map(|(_, result)| result.clone()).collect::<Vec<_>>());
+        let states: BTreeMap<_, _> = stored.aggregates.keys().map(|id| (*id, stored.state(*id).unwrap())).collect();
+        assert_eq!(states, history.states());
+        let living = states.iter().flat_map(|(id, (_, state))| state.claims().into_iter().map(|claim| (claim, *id)));
+        assert_eq!(stored.claims, living.collect());
+    });
+}
+
+/// A piece of JSON or nearly so.
+fn json_like() -> impl Strategy<Value = String> {
+    let pieces = [
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        "\"",
+        "null",
+        "true",
+        "-",
+        "0",
+        "1",
+        "1.5",
+        "1e999",
+        "-9223372036854775809",
+        "\\",
+        "\\u0000",
+        "\\ud800",
+        "\0",
+        "é",
+        "\"id\"",
+        "\"user\"",
+        "\"lines\"",
+        "\"product\"",
+        "\"quantity\"",
+        "\"unit_price\"",
+        "\"amount\"",
+        "\"currency\"",
+        "\"GBP\"",
+        "\"email\"",
+        "\"name\"",
+        "\"sku\"",
+        "\"placed_at\"",
+        "\"0192d3a0-7c1e-7b5a-9f00-3c2b1a000001\"",
+    ];
+    vec(select(pieces.to_vec()), 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_request_whatever_makes_a_parser_panic(body in prop_oneof![vec(any::<u8>(), 0..200), json_like().prop_map(String::into_bytes)]) {
+        for known in commands() {
+            if let Err(malformed) = parse(&format!("{}.{}", known.aggregate, known.verb), &body) {
+                prop_assert!(!malformed.to_string().contains(char::is_control));
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_is_read_back_as_it_was_written_and_its_text_sorts(millis in vec(-62_167_219_200_000..=253_402_300_799_999_i64, 2)) {
+        let times: Vec<_> = millis.iter().map(|millis| Timestamp::from_unix_millis(*millis).unwrap()).collect();
+        let texts: Vec<_> = times.iter().map(Timestamp::to_string).collect();
+        prop_assert_eq!(texts[0].parse::<Timestamp>().unwrap(), times[0]);
+        prop_assert_eq!(texts[0].len(), 24);
+        prop_assert_eq!(texts[0].cmp(&texts[1]), times[0].cmp(&times[1]));
+    }
+
+    #[test]
+    fn any_text_and_any_number_is_taken_or_refused_without_a_panic(text in any::<String>(), millis in any::<i64>()) {
+        let _ = (crate::Email::new(&text), crate::Name::new(&text), crate::Sku::new(&text), crate::Country::new(&text));
+        let _ = (text.parse::<Id>(), text.parse::<Timestamp>(), text.parse::<crate::Currency>());
+        let _ = Timestamp::from_unix_millis(millis).map(|time| time.day());
+    }
+}

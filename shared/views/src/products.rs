@@ -1,0 +1,390 @@
+//! The view `products`: every product with its price and stock, and the search over them. The invariant: `_tokens`
+//! holds all that a search for one word of the name, or for its beginning, can ask for.
+
+use std::collections::BTreeSet;
+
+use bson::{Document, doc};
+use domain::{Currency, Event, Id, MAX_AMOUNT, Malformed, Money, Name, Recorded, Sku, Timestamp, product};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Inapplicable, Query, View, absent, present,
+    query::{Direction, Limit, List, Plan},
+    words::{normalized, words},
+};
+
+/// The longest beginning of a word that is found, in characters. Longer words are found whole.
+const MAX_PREFIX: usize = 16;
+/// Words in a search at most.
+const MAX_WORDS: usize = 8;
+/// The token of every product, so that a search without words reads the same indexes.
+const EVERY: &str = "";
+
+pub struct Products;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Product {
+    #[serde(rename = "_id")]
+    pub id: Id,
+    pub sku: Sku,
+    pub name: Name,
+    pub price: Money,
+    /// Pieces.
+    pub stock: i64,
+    pub in_stock: bool,
+    pub version: u64,
+    pub updated_at: Timestamp,
+    #[serde(rename = "_name")]
+    normalized_name: String,
+    /// How many words the name has, then the name: the fewer words, the more of the name does a search cover.
+    #[serde(rename = "_rank")]
+    rank: String,
+    #[serde(rename = "_tokens")]
+    tokens: BTreeSet<String>,
+}
+
+impl View for Products {
+    const NAME: &'static str = "products";
+    const VERSION: i32 = 1;
+    type Document = Product;
+
+    fn concerns(event: &Recorded) -> Vec<String> {
+        match &event.event {
+            Event::Product(_) => vec![event.id.to_string()],
+            Event::User(_) | Event::Order(_) => vec![],
+        }
+    }
+
+    fn evolve(document: Option<Product>, id: &str, event: &Recorded) -> Result<Option<Product>, Inapplicable> {
+        let product_event = match &event.event {
+            Event::Product(product_event) => product_event,
+            Event::User(_) | Event::Order(_) => return Ok(document),
+        };
+        match product_event {
+            product::Event::Created(created) => {
+                absent(document.as_ref(), id)?;
+                Ok(Some(Product::created(event, created)))
+            }
+            product::Event::Updated(product::Updated { sku, name, price }) => {
+                let (sku, name, price) = (sku.clone(), name.clone(), *price);
+                let before = present(document, id)?;
+                let product = Product { sku, name, price, version: event.version, updated_at: event.at, ..before };
+                Ok(Some(product.indexed()))
+            }
+            product::Event::Restocked(product::Restocked { stock, .. })
+            | product::Event::StockTaken(product::StockTaken { stock, .. })
+            | product::Event::StockReturned(product::StockReturned { stock, .. }) => {
+                let (stock, in_stock, before) = (*stock, *stock > 0, present(document, id)?);
+                Ok(Some(Product { stock, in_stock, version: event.version, updated_at: event.at, ..before }))
+            }
+            product::Event::Deleted(product::Deleted {}) => present(document, id).map(|_| None),
+        }
+    }
+
+    fn indexes() -> Vec<Document> {
+        vec![index(Sort::Relevance), index(Sort::Name), index(Sort::Price)]
+    }
+
+    const QUERIES: &'static [Query] = &[
+        Query::get("product", "A product by its id"),
+        Query {
+            noun: "product",
+            verb: "search",
+            description: "Products by words of the name, price and stock, sorted by relevance, name or price, in pages",
+            schema: || schemars::schema_for!(SearchProducts),
+            plan: search,
+        },
+    ];
+}
+
+impl Product {
+    fn created(event: &Recorded, created: &product::Created) -> Self {
+        let product::Created { sku, name, price, stock } = created.clone();
+        let product = Self {
+            id: event.id,
+            sku,
+            name,
+            price,
+            stock,
+            in_stock: stock > 0,
+            version: event.version,
+            updated_at: event.at,
+            normalized_name: String::new(),
+            rank: String::new(),
+            tokens: BTreeSet::new(),
+        };
+        product.indexed()
+    }
+
+    /// With the fields for the indexes as they follow from the name.
+    fn indexed(mut self) -> Self {
+        let words = words(&self.name);
+        self.normalized_name = normalized(&self.name);
+        // Three digits: a name has 200 characters at most. One text, since a page that began at a number of words would
+        // have to find its place among all products that have so many.
+        self.rank = format!("{:03}/{}", words.len(), self.normalized_name);
+        self.tokens = words.iter().flat_map(|word| beginnings(word)).map(str::to_owned).collect();
+        self.tokens.extend(words);
+        self.tokens.insert(EVERY.to_owned());
+        self
+    }
+}
+
+/// The beginnings of a word, up to [`MAX_PREFIX`] characters.
+fn beginnings(word: &str) -> impl Iterator<Item = &str> {
+    word.char_indices().take(MAX_PREFIX).map(|(at, c)| &word[..at + c.len_utf8()])
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+enum Sort {
+    Relevance,
+    Name,
+    Price,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SearchProducts {
+    /// At most 8 words. Each is to be a word of the name or the beginning of one, in any letter case and order; one of
+    /// more than 16 characters is to be a whole word.
+    text: Option<Name>,
+    /// The lowest price, in minor units; with `currency`.
+    #[schemars(range(min = 0, max = MAX_AMOUNT))]
+    price_min: Option<i64>,
+    /// The highest price, in minor units; with `currency`.
+    #[schemars(range(min = 0, max = MAX_AMOUNT))]
+    price_max: Option<i64>,
+    /// Products only that are priced in this currency. Needed with `price_min`, `price_max` and `sort` by `price`.
+    currency: Option<Currency>,
+    /// Products only that are in stock, or only those that are not.
+    in_stock: Option<bool>,
+    /// If absent: by relevance with `text`, by name without. The most relevant are those with the fewest other words.
+    sort: Option<Sort>,
+    /// Ascending if absent. Not with `sort` by `relevance`, whose best always come first.
+    order: Option<Direction>,
+    #[serde(default)]
+    limit: Limit,
+    /// The `next` of the reply before.
+    cursor: Option<String>,
+}
+
+fn search(body: &[u8]) -> Result<Plan, Malformed> {
+    let SearchProducts { text, price_min, price_max, currency, in_stock, sort, order, limit, cursor } =
+        domain::parse(body)?;
+    let mut filter = doc! { "_tokens": { "$all": tokens(text.as_deref())? } };
+    if let Some(in_stock) = in_stock {
+        filter.insert("in_stock", in_stock);
+    }
+    match currency {
+        Some(currency) => {
+            filter.insert("price.currency", currency.as_str());
+        }
+        None if price_min.is_some() || price_max.is_some() || sort == Some(Sort::Price) => {
+            return Err(Malformed::new("currency", "expected a currency, as prices of one are compared"));
+        }
+        None => {}
+    }
+    if price_min.is_some() || price_max.is_some() {
+        filter.insert("price.amount", range(price_min, price_max)?);
+    }
+    let sort = match (sort, &text) {
+        (Some(Sort::Relevance), None) => return Err(Malformed::new("text", "expected words, as relevance is to them")),
+        (Some(sort), _) => sort,
+        (None, Some(_)) => Sort::Relevance,
+        (None, None) => Sort::Name,
+    };
+    let keys: &[&str] = match sort {
+        Sort::Relevance if order.is_some() => {
+            return Err(Malformed::new("order", "expected only with sort by name or price"));
+        }
+        Sort::Relevance => &["_rank", "_id"],
+        Sort::Name => &["_name", "_id"],
+        Sort::Price => &["price.amount", "_id"],
+    };
+    let sorted = order.unwrap_or(Direction::Asc).over(keys);
+    List::page("product.search", filter, sorted, index(sort), limit, cursor.as_deref()).map(Plan::List)
+}
+
+/// The index in the order of the sort. Behind the sort's keys stand those that the filter then still has to look at.
+fn index(sort: Sort) -> Document {
+    match sort {
+        Sort::Relevance => doc! {
+            "_tokens": 1, "_rank": 1, "_id": 1, "in_stock": 1, "price.currency": 1, "price.amount": 1,
+        },
+        Sort::Name => doc! {
+            "_tokens": 1, "_name": 1, "_id": 1, "in_stock": 1, "price.currency": 1, "price.amount": 1,
+        },
+        Sort::Price => doc! { "_tokens": 1, "price.currency": 1, "price.amount": 1, "_id": 1, "in_stock": 1 },
+    }
+}
+
+/// The tokens that a product must have to be found, each once.
+fn tokens(text: Option<&str>) -> Result<Vec<String>, Malformed> {
+    let Some(text) = text else {
+        return Ok(vec![EVERY.to_owned()]);
+    };
+    let words: BTreeSet<String> = words(text).into_iter().collect();
+    match words.len() {
+        0 => Err(Malformed::new("text", "expected at least one letter or digit")),
+        1..=MAX_WORDS => Ok(words.into_iter().collect()),
+        n => Err(Malformed::new("text", format!("expected at most {MAX_WORDS} words, got {n}"))),
+    }
+}
+
+fn range(min: Option<i64>, max: Option<i64>) -> Result<Document, Malformed> {
+    for (field, price) in [("price_min", min), ("price_max", max)] {
+        if price.is_some_and(|price| !(0..=MAX_AMOUNT).contains(&price)) {
+            return Err(Malformed::new(field, format!("expected minor units from 0 to {MAX_AMOUNT}")));
+        }
+    }
+    let mut range = Document::new();
+    if let Some(min) = min {
+        range.insert("$gte", min);
+    }
+    if let Some(max) = max {
+        if min.is_some_and(|min| min > max) {
+            return Err(Malformed::new("price_max", "expected `price_min` or more"));
+        }
+        range.insert("$lte", max);
+    }
+    Ok(range)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::given::{
+        self, created, line, page, placed, product_deleted, product_updated, refusal, restocked, stock_returned,
+        stock_taken,
+    };
+
+    const ID: &str = "00000000-0000-0000-0000-000000000001";
+
+    fn fold(events: &[Recorded]) -> Option<Product> {
+        given::fold::<Products>(ID, events)
+    }
+
+    #[test]
+    fn a_created_product_can_be_found_by_every_beginning_of_its_words() {
+        let product = fold(&[created(1, "Red  T-LIGHT", 255, 3)]).unwrap();
+        assert_eq!(
+            serde_json::to_string(&product).unwrap(),
+            r#"{"_id":"00000000-0000-0000-0000-000000000001","sku":"S1","name":"Red  T-LIGHT","price":{"amount":255,"currency":"GBP"},"stock":3,"in_stock":true,"version":1,"updated_at":"2011-01-01T00:00:00.000Z","_name":"red t-light","_rank":"003/red t-light","_tokens":["","l","li","lig","ligh","light","r","re","red","t"]}"#
+        );
+    }
+
+    #[test]
+    fn a_long_word_can_be_found_by_sixteen_characters_or_whole() {
+        let product = fold(&[created(1, &"é".repeat(20), 255, 0)]).unwrap();
+        let lengths: Vec<usize> = product.tokens.iter().map(|token| token.chars().count()).collect();
+        assert_eq!(lengths, (0..=16).chain([20]).collect::<Vec<_>>());
+        assert!(!product.in_stock);
+    }
+
+    #[test]
+    fn an_update_changes_what_it_carries_and_the_tokens() {
+        let product = fold(&[created(1, "Red lamp", 255, 3), product_updated(1, 2, "Blue", 300)]).unwrap();
+        assert_eq!((&*product.name, product.price.amount, product.stock, product.version), ("Blue", 300, 3, 2));
+        assert_eq!(product.tokens.iter().collect::<Vec<_>>(), ["", "b", "bl", "blu", "blue"]);
+        assert_eq!((&*product.rank, &*product.normalized_name), ("001/blue", "blue"));
+    }
+
+    #[test]
+    fn stock_is_what_the_last_event_says() {
+        let mut events = vec![created(1, "Red", 255, 0)];
+        for (event, stock) in [
+            (restocked(1, 2, 5), 5),
+            (stock_taken(1, 3, 1), 1),
+            (stock_taken(1, 4, 0), 0),
+            (stock_returned(1, 5, 4), 4),
+        ] {
+            events.push(event);
+            let product = fold(&events).unwrap();
+            assert_eq!((product.stock, product.in_stock), (stock, stock > 0));
+            assert_eq!(product.version, events.len() as u64);
+        }
+        events.push(product_deleted(1, 6));
+        assert_eq!(fold(&events), None);
+    }
+
+    #[test]
+    fn events_out_of_place_are_inapplicable() {
+        let product = fold(&[created(1, "Red", 255, 0)]);
+        assert!(Products::evolve(product, ID, &created(1, "Red", 255, 0)).is_err());
+        for event in [
+            product_updated(1, 2, "Blue", 1),
+            restocked(1, 2, 5),
+            stock_taken(1, 2, 1),
+            stock_returned(1, 2, 1),
+            product_deleted(1, 2),
+        ] {
+            assert!(Products::evolve(None, ID, &event).is_err(), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn an_order_concerns_no_product_by_itself() {
+        assert!(Products::concerns(&placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 1, 1)])).is_empty());
+    }
+
+    #[test]
+    fn all_products_are_listed_by_name() {
+        let page = page(search, "");
+        assert_eq!(page.filter, doc! { "_tokens": { "$all": [""] } });
+        assert_eq!(page.sort, doc! { "_name": 1, "_id": 1 });
+    }
+
+    #[test]
+    fn a_search_finds_all_of_its_words_the_shortest_names_first() {
+        let page = page(search, r#"{"text":" T-Light  hanging, hanging "}"#);
+        assert_eq!(page.filter, doc! { "_tokens": { "$all": ["hanging", "light", "t"] } });
+        assert_eq!(page.sort, doc! { "_rank": 1, "_id": 1 });
+    }
+
+    #[test]
+    fn every_filter_goes_with_every_sort() {
+        for sort in ["relevance", "name", "price"] {
+            let body = format!(
+                r#"{{"text":"red","price_min":100,"price_max":100,"currency":"GBP","in_stock":false,"sort":"{sort}"}}"#
+            );
+            let page = page(search, &body);
+            assert_eq!(
+                page.filter,
+                doc! {
+                    "_tokens": { "$all": ["red"] },
+                    "in_stock": false,
+                    "price.currency": "GBP",
+                    "price.amount": { "$gte": 100_i64, "$lte": 100_i64 },
+                }
+            );
+            assert!(Products::indexes().contains(&page.hint));
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        for (body, field) in [
+            (r#"{"text":""}"#, "text"),
+            (r#"{"text":"--"}"#, "text"),
+            (r#"{"text":"a b c d e f g h i"}"#, "text"),
+            (r#"{"sort":"relevance"}"#, "text"),
+            (r#"{"price_min":1}"#, "currency"),
+            (r#"{"price_max":1}"#, "currency"),
+            (r#"{"sort":"price"}"#, "currency"),
+            (r#"{"currency":"GBP","price_min":-1}"#, "price_min"),
+            (r#"{"currency":"GBP","price_max":1000000000000001}"#, "price_max"),
+            (r#"{"currency":"GBP","price_max":1.5}"#, "price_max"),
+            (r#"{"currency":"GBP","price_min":2,"price_max":1}"#, "price_max"),
+            (r#"{"text":"a","order":"desc"}"#, "order"),
+            (r#"{"in_stock":"yes"}"#, "in_stock"),
+            (r#"{"limit":1000}"#, "limit"),
+            (r#"{"cursor":"zz"}"#, "cursor"),
+            (r#"{"words":"a"}"#, "words"),
+        ] {
+            assert_eq!(refusal(search, body), field, "{body}");
+        }
+    }
+}

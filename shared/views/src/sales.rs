@@ -1,0 +1,577 @@
+//! The view `sales`: what was sold on each day, in all and by product, the daily figures of a period, and its best
+//! sellers. The invariant: the figures of a day are the sums over the orders that were placed on it, in UTC, and not
+//! cancelled; where these are none, there is no document.
+
+use std::collections::BTreeSet;
+
+use bson::{Document, RawDocumentBuf, doc};
+use domain::{Currency, Id, Malformed, Name, Recorded, Sku, Timestamp};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::{
+    Inapplicable, Query, View,
+    query::{Limit, Plan, Report},
+    tally::{self, Counted, Sum, Tally},
+};
+
+/// Days in a period at most: a leap year.
+const MAX_DAYS: i64 = 366;
+const DAY_MILLIS: i64 = 86_400_000;
+
+pub struct Sales;
+
+/// The two kinds of documents in the collection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Figures {
+    Day(DayFigures),
+    Product(ProductFigures),
+}
+
+/// All sales of a day.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DayFigures {
+    /// The day.
+    #[serde(rename = "_id")]
+    pub id: String,
+    pub day: String,
+    pub orders: i64,
+    /// Pieces.
+    pub units: i64,
+    pub revenue: Vec<Sum>,
+}
+
+/// The sales of one product in one currency on a day.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProductFigures {
+    /// The day, the currency, and the product's id, with slashes between them.
+    #[serde(rename = "_id")]
+    pub id: String,
+    pub day: String,
+    pub currency: Currency,
+    pub product: Id,
+    /// As in the order that was placed last.
+    pub sku: Sku,
+    pub name: Name,
+    /// Pieces.
+    pub units: i64,
+    /// Minor units.
+    pub revenue: i64,
+}
+
+impl View for Sales {
+    const NAME: &'static str = "sales";
+    const VERSION: i32 = 1;
+    type Document = Figures;
+
+    fn concerns(event: &Recorded) -> Vec<String> {
+        let Some(order) = Counted::of(event) else {
+            return vec![];
+        };
+        let products: BTreeSet<Id> = order.lines.iter().map(|line| line.product).collect();
+        let days = products.into_iter().map(|product| product_key(&order, product));
+        [order.placed_at.day()].into_iter().chain(days).collect()
+    }
+
+    fn evolve(document: Option<Figures>, id: &str, event: &Recorded) -> Result<Option<Figures>, Inapplicable> {
+        let Some(order) = Counted::of(event) else {
+            return Ok(document);
+        };
+        match (document, id.rsplit_once('/')) {
+            (None, None) => count_day(DayFigures::zero(&order), &order),
+            (Some(Figures::Day(day)), None) => count_day(day, &order),
+            (None, Some((_, product))) => match ProductFigures::zero(&order, product) {
+                Some(figures) => count_product(figures, &order),
+                None => Ok(None),
+            },
+            (Some(Figures::Product(figures)), Some(_)) => count_product(figures, &order),
+            (Some(Figures::Product(_)), None) | (Some(Figures::Day(_)), Some(_)) => {
+                Err(Inapplicable(format!("{id} is not of its kind")))
+            }
+        }
+    }
+
+    fn indexes() -> Vec<Document> {
+        vec![doc! { "kind": 1, "day": 1, "currency": 1 }]
+    }
+
+    const QUERIES: &'static [Query] = &[
+        Query {
+            noun: "sales",
+            verb: "daily",
+            description: "Orders, units and revenue of each day of a period on which something was sold, and in all",
+            schema: || schemars::schema_for!(DailySales),
+            plan: daily,
+        },
+        Query {
+            noun: "sales",
+            verb: "top",
+            description: "The best sellers of a period, by revenue in a currency or by units",
+            schema: || schemars::schema_for!(TopSales),
+            plan: top,
+        },
+    ];
+}
+
+impl DayFigures {
+    fn zero(order: &Counted<'_>) -> Self {
+        let day = order.placed_at.day();
+        Self { id: day.clone(), day, orders: 0, units: 0, revenue: vec![] }
+    }
+}
+
+impl ProductFigures {
+    /// `None` if the product is not in the order.
+    fn zero(order: &Counted<'_>, product: &str) -> Option<Self> {
+        let product = product.parse().ok()?;
+        let line = order.lines.iter().find(|line| line.product == product)?;
+        Some(Self {
+            id: product_key(order, product),
+            day: order.placed_at.day(),
+            currency: order.total.currency,
+            product,
+            sku: line.sku.clone(),
+            name: line.name.clone(),
+            units: 0,
+            revenue: 0,
+        })
+    }
+}
+
+fn product_key(order: &Counted<'_>, product: Id) -> String {
+    format!("{}/{}/{product}", order.placed_at.day(), order.total.currency)
+}
+
+fn count_day(mut figures: DayFigures, order: &Counted<'_>) -> Result<Option<Figures>, Inapplicable> {
+    figures.orders = order.tally.apply(figures.orders, 1)?;
+    figures.units = order.tally.apply(figures.units, tally::units(order.lines)?)?;
+    order.tally.apply_money(&mut figures.revenue, order.total.amount, order.total.currency)?;
+    Ok((figures.orders > 0).then_some(Figures::Day(figures)))
+}
+
+fn count_product(mut figures: ProductFigures, order: &Counted<'_>) -> Result<Option<Figures>, Inapplicable> {
+    for line in order.lines.iter().filter(|line| line.product == figures.product) {
+        let amount = line.unit_price.times(line.quantity);
+        let amount = amount.ok_or_else(|| Inapplicable(format!("the amount of a line of {} overflows", line.sku)))?;
+        figures.units = order.tally.apply(figures.units, line.quantity)?;
+        figures.revenue = order.tally.apply(figures.revenue, amount.amount)?;
+        if order.tally == Tally::Count {
+            (figures.sku, figures.name) = (line.sku.clone(), line.name.clone());
+        }
+    }
+    Ok((figures.units > 0).then_some(Figures::Product(figures)))
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct DailySales {
+    /// The first day of the period.
+    from: Day,
+    /// Its last day; 366 days at most.
+    to: Day,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct TopSales {
+    /// The first day of the period.
+    from: Day,
+    /// Its last day; 366 days at most.
+    to: Day,
+    by: By,
+    /// Sales in this currency only. Needed with `by` `revenue`.
+    currency: Option<Currency>,
+    #[serde(default)]
+    limit: Limit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+enum By {
+    Revenue,
+    Units,
+}
+
+/// A day in UTC, by the moment that it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Day(Timestamp);
+
+impl<'de> Deserialize<'de> for Day {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let begin = (text.len() == 10).then(|| format!("{text}T00:00:00Z").parse().ok()).flatten();
+        begin.map(Self).ok_or_else(|| de::Error::custom("expected a day such as 2026-01-31"))
+    }
+}
+
+impl JsonSchema for Day {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Day".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date" })
+    }
+}
+
+/// The condition on `day`.
+fn period(from: Day, to: Day) -> Result<Document, Malformed> {
+    if from > to {
+        return Err(Malformed::new("to", "expected the day `from` or a later one"));
+    }
+    if (to.0.unix_millis() - from.0.unix_millis()) / DAY_MILLIS >= MAX_DAYS {
+        return Err(Malformed::new("to", format!("expected a period of at most {MAX_DAYS} days")));
+    }
+    Ok(doc! { "$gte": from.0.day(), "$lte": to.0.day() })
+}
+
+fn daily(body: &[u8]) -> Result<Plan, Malformed> {
+    let DailySales { from, to } = domain::parse(body)?;
+    let pipeline = vec![doc! { "$match": { "kind": "day", "day": period(from, to)? } }, doc! { "$sort": { "day": 1 } }];
+    Ok(Plan::Report(Report { pipeline, render: render_daily }))
+}
+
+#[derive(Serialize, Deserialize)]
+struct DayItem {
+    day: String,
+    orders: i64,
+    units: i64,
+    revenue: Vec<Sum>,
+}
+
+fn render_daily(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
+    #[derive(Serialize)]
+    struct Reply {
+        days: Vec<DayItem>,
+        total: Total,
+    }
+
+    #[derive(Default, Serialize)]
+    struct Total {
+        orders: i64,
+        units: i64,
+        revenue: Vec<Sum>,
+    }
+
+    let days: Vec<DayItem> = read(documents)?;
+    let mut total = Total::default();
+    for day in &days {
+        total.orders = Tally::Count.apply(total.orders, day.orders)?;
+        total.units = Tally::Count.apply(total.units, day.units)?;
+        for sum in &day.revenue {
+            Tally::Count.apply_money(&mut total.revenue, sum.amount, sum.currency)?;
+        }
+    }
+    write(&Reply { days, total })
+}
+
+fn top(body: &[u8]) -> Result<Plan, Malformed> {
+    let TopSales { from, to, by, currency, limit } = domain::parse(body)?;
+    let days = period(from, to)?;
+    let best = |key: &str| [doc! { "$sort": { key: -1, "_id": 1 } }, doc! { "$limit": limit.0 }];
+    let stages = match (by, currency) {
+        (By::Revenue, Some(currency)) => [in_currency(days, currency), best("amount").into()],
+        (By::Units, Some(currency)) => [in_currency(days, currency), best("units").into()],
+        (By::Units, None) => [in_all_currencies(days), best("units").into()],
+        (By::Revenue, None) => {
+            return Err(Malformed::new("currency", "expected a currency, as revenues in one are compared"));
+        }
+    };
+    Ok(Plan::Report(Report { pipeline: stages.concat(), render: render_top }))
+}
+
+/// Sums the sales of each product. They come in the order of the index, day by day, so that the last name is the latest.
+fn in_currency(days: Document, currency: Currency) -> Vec<Document> {
+    vec![
+        doc! { "$match": { "kind": "product", "day": days, "currency": currency.as_str() } },
+        doc! { "$sort": { "day": 1 } },
+        doc! { "$group": {
+            "_id": "$product",
+            "sku": { "$last": "$sku" },
+            "name": { "$last": "$name" },
+            "units": { "$sum": "$units" },
+            "amount": { "$sum": "$revenue" },
+            "currency": { "$last": "$currency" },
+        } },
+        doc! { "$set": { "revenue": [{ "amount": "$amount", "currency": "$currency" }] } },
+    ]
+}
+
+/// The same with a sum for each currency, which takes about twice the time.
+fn in_all_currencies(days: Document) -> Vec<Document> {
+    vec![
+        doc! { "$match": { "kind": "product", "day": days } },
+        doc! { "$sort": { "day": 1 } },
+        doc! { "$group": {
+            "_id": { "product": "$product", "currency": "$currency" },
+            "day": { "$last": "$day" },
+            "sku": { "$last": "$sku" },
+            "name": { "$last": "$name" },
+            "units": { "$sum": "$units" },
+            "amount": { "$sum": "$revenue" },
+        } },
+        doc! { "$sort": { "day": 1, "_id": 1 } },
+        doc! { "$group": {
+            "_id": "$_id.product",
+            "sku": { "$last": "$sku" },
+            "name": { "$last": "$name" },
+            "units": { "$sum": "$units" },
+            "revenue": { "$push": { "amount": "$amount", "currency": "$_id.currency" } },
+        } },
+    ]
+}
+
+fn render_top(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
+    #[derive(Deserialize)]
+    struct Group {
+        #[serde(rename = "_id")]
+        product: Id,
+        sku: Sku,
+        name: Name,
+        units: i64,
+        revenue: Vec<Sum>,
+    }
+
+    #[derive(Serialize)]
+    struct Reply {
+        items: Vec<Item>,
+    }
+
+    #[derive(Serialize)]
+    struct Item {
+        product: Id,
+        sku: Sku,
+        name: Name,
+        units: i64,
+        revenue: Vec<Sum>,
+    }
+
+    let item = |Group { product, sku, name, units, mut revenue }| {
+        revenue.retain(|sum| sum.amount != 0);
+        revenue.sort_by_key(|sum| sum.currency);
+        Item { product, sku, name, units, revenue }
+    };
+    write(&Reply { items: read(documents)?.into_iter().map(item).collect() })
+}
+
+/// # Errors
+/// If a sum overflowed: MongoDB then goes on with a float, which is not read as an integer.
+fn read<T: de::DeserializeOwned>(documents: &[RawDocumentBuf]) -> Result<Vec<T>, Inapplicable> {
+    let read = |document: &RawDocumentBuf| bson::deserialize_from_slice(document.as_bytes());
+    documents.iter().map(read).collect::<Result<_, _>>().map_err(|error| Inapplicable(error.to_string()))
+}
+
+fn write(reply: &impl Serialize) -> Result<Vec<u8>, Inapplicable> {
+    serde_json::to_vec(reply).map_err(|error| Inapplicable(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::given::{self, cancelled, id, line, named, paid, placed, priced, refusal, shipped};
+
+    const DAY: &str = "2010-12-01";
+
+    fn day(orders: i64, units: i64, revenue: &[(i64, &str)]) -> Figures {
+        let sum = |&(amount, currency): &(i64, &str)| Sum { amount, currency: currency.parse().unwrap() };
+        let revenue = revenue.iter().map(sum).collect();
+        Figures::Day(DayFigures { id: DAY.into(), day: DAY.into(), orders, units, revenue })
+    }
+
+    fn product_key(currency: &str, product: u128) -> String {
+        format!("{DAY}/{currency}/{}", id(product))
+    }
+
+    fn product(currency: &str, n: u128, units: i64, revenue: i64) -> Figures {
+        Figures::Product(ProductFigures {
+            id: product_key(currency, n),
+            day: DAY.into(),
+            currency: currency.parse().unwrap(),
+            product: id(n),
+            sku: Sku::new(&format!("S{n}")).unwrap(),
+            name: Name::new(&format!("LANTERN {n}")).unwrap(),
+            units,
+            revenue,
+        })
+    }
+
+    fn orders() -> Vec<Recorded> {
+        vec![
+            placed(7, 9, "2010-12-01T00:00:00Z", vec![line(1, 2, 250), line(2, 1, 100), line(1, 3, 200)]),
+            placed(8, 9, "2010-12-01T23:59:59.999Z", vec![priced(1, 1, 30, "EUR")]),
+            placed(10, 9, "2010-12-02T00:30:00+01:00", vec![line(2, 4, 0)]),
+        ]
+    }
+
+    #[test]
+    fn an_order_concerns_its_day_and_each_product_once() {
+        let order = &orders()[0];
+        let expected = [DAY.to_owned(), product_key("GBP", 1), product_key("GBP", 2)];
+        assert_eq!(Sales::concerns(order), expected);
+        assert_eq!(Sales::concerns(&cancelled(order, 2, false)), expected);
+        for event in [paid(7, 2), shipped(7, 3)] {
+            assert!(Sales::concerns(&event).is_empty());
+        }
+    }
+
+    #[test]
+    fn figures_are_the_sums_of_the_orders_placed_on_the_day() {
+        let events = [orders(), vec![paid(7, 2), shipped(7, 3)]].concat();
+        let fold = |id: &str| given::fold::<Sales>(id, &events);
+        assert_eq!(fold(DAY), Some(day(3, 11, &[(30, "EUR"), (1200, "GBP")])));
+        assert_eq!(fold(&product_key("GBP", 1)), Some(product("GBP", 1, 5, 1100)));
+        assert_eq!(fold(&product_key("EUR", 1)), Some(product("EUR", 1, 1, 30)));
+        assert_eq!(fold(&product_key("GBP", 2)), Some(product("GBP", 2, 5, 100)));
+    }
+
+    #[test]
+    fn cancelling_restores_what_was_before_placing() {
+        let orders = orders();
+        let ids: BTreeSet<String> = orders.iter().flat_map(Sales::concerns).collect();
+        for id in &ids {
+            for (at, placed) in orders.iter().enumerate() {
+                let before = given::fold::<Sales>(id, &orders[..at]);
+                let after = [orders[..at].to_vec(), vec![placed.clone(), cancelled(placed, 2, false)]].concat();
+                assert_eq!(given::fold::<Sales>(id, &after), before, "{id}");
+            }
+            let cancelled = orders.iter().map(|placed| cancelled(placed, 2, false)).collect();
+            assert_eq!(given::fold::<Sales>(id, &[orders.clone(), cancelled].concat()), None, "{id}");
+        }
+    }
+
+    #[test]
+    fn a_product_has_the_name_that_it_was_last_sold_under() {
+        let events = [
+            placed(7, 9, "2010-12-01T08:00:00Z", vec![line(1, 2, 250)]),
+            placed(8, 9, "2010-12-01T09:00:00Z", vec![named(line(1, 1, 250), "NEW NAME")]),
+        ];
+        let Some(Figures::Product(figures)) = given::fold::<Sales>(&product_key("GBP", 1), &events) else {
+            panic!("no figures");
+        };
+        assert_eq!((&*figures.name, figures.units), ("NEW NAME", 3));
+    }
+
+    #[test]
+    fn a_document_is_written_with_its_kind() {
+        let json = |figures: Figures| serde_json::to_string(&figures).unwrap();
+        assert_eq!(
+            json(day(1, 2, &[(500, "GBP")])),
+            r#"{"kind":"day","_id":"2010-12-01","day":"2010-12-01","orders":1,"units":2,"revenue":[{"amount":500,"currency":"GBP"}]}"#
+        );
+        assert_eq!(
+            json(product("GBP", 1, 2, 500)),
+            r#"{"kind":"product","_id":"2010-12-01/GBP/00000000-0000-0000-0000-000000000001","day":"2010-12-01","currency":"GBP","product":"00000000-0000-0000-0000-000000000001","sku":"S1","name":"LANTERN 1","units":2,"revenue":500}"#
+        );
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_inapplicable() {
+        let order = placed(7, 9, "2010-12-01T00:00:00Z", vec![line(1, 2, 250)]);
+        let huge = placed(7, 9, "2010-12-01T00:00:00Z", vec![line(1, i64::MAX, 250), line(1, i64::MAX, 250)]);
+        let key = product_key("GBP", 1);
+        for (document, id, event) in [
+            (None, DAY, cancelled(&order, 2, false)),
+            (None, &*key, cancelled(&order, 2, false)),
+            (Some(day(i64::MAX, 0, &[])), DAY, order.clone()),
+            (Some(day(1, i64::MAX, &[])), DAY, order.clone()),
+            (Some(day(1, 1, &[(i64::MAX, "GBP")])), DAY, order.clone()),
+            (Some(product("GBP", 1, i64::MAX, 1)), &*key, order.clone()),
+            (Some(product("GBP", 1, 1, i64::MAX)), &*key, order.clone()),
+            (None, DAY, huge.clone()),
+            (None, &*key, huge.clone()),
+            (Some(day(1, 1, &[])), &*key, order.clone()),
+            (Some(product("GBP", 1, 1, 1)), DAY, order.clone()),
+        ] {
+            assert!(Sales::evolve(document.clone(), id, &event).is_err(), "{document:?} {id}");
+        }
+    }
+
+    fn report(plan: fn(&[u8]) -> Result<Plan, Malformed>, body: &str) -> Report {
+        match plan(body.as_bytes()).unwrap() {
+            Plan::Report(report) => report,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn rendered(report: &Report, documents: &[Document]) -> Result<String, Inapplicable> {
+        let documents: Vec<_> = documents.iter().map(|document| RawDocumentBuf::try_from(document).unwrap()).collect();
+        (report.render)(&documents).map(|body| String::from_utf8(body).unwrap())
+    }
+
+    #[test]
+    fn the_daily_figures_come_with_their_total() {
+        let report = report(daily, r#"{"from":"2010-12-01","to":"2010-12-31"}"#);
+        assert_eq!(
+            report.pipeline[0],
+            doc! { "$match": { "kind": "day", "day": { "$gte": "2010-12-01", "$lte": "2010-12-31" } } }
+        );
+        let document = |figures: Figures| bson::serialize_to_document(&figures).unwrap();
+        let days = [day(2, 3, &[(30, "EUR"), (500, "GBP")]), day(1, 1, &[(70, "GBP")])].map(document);
+        assert_eq!(
+            rendered(&report, &days).unwrap(),
+            r#"{"days":[{"day":"2010-12-01","orders":2,"units":3,"revenue":[{"amount":30,"currency":"EUR"},{"amount":500,"currency":"GBP"}]},{"day":"2010-12-01","orders":1,"units":1,"revenue":[{"amount":70,"currency":"GBP"}]}],"total":{"orders":3,"units":4,"revenue":[{"amount":30,"currency":"EUR"},{"amount":570,"currency":"GBP"}]}}"#
+        );
+        assert_eq!(rendered(&report, &[]).unwrap(), r#"{"days":[],"total":{"orders":0,"units":0,"revenue":[]}}"#);
+        let rich = document(day(1, i64::MAX, &[]));
+        assert!(rendered(&report, &[rich.clone(), rich]).is_err());
+    }
+
+    #[test]
+    fn the_best_sellers_are_grouped_sorted_and_limited_by_the_database() {
+        let body = r#"{"from":"2010-12-01","to":"2010-12-01","by":"revenue","currency":"GBP","limit":3}"#;
+        let report = report(top, body);
+        assert_eq!(
+            report.pipeline[0].get_document("$match").unwrap(),
+            &doc! { "kind": "product", "day": { "$gte": "2010-12-01", "$lte": "2010-12-01" }, "currency": "GBP" }
+        );
+        assert!(report.pipeline.ends_with(&[doc! { "$sort": { "amount": -1, "_id": 1 } }, doc! { "$limit": 3_i64 }]));
+        let group = |units: bson::Bson| {
+            doc! {
+                "_id": id(1).to_string(), "sku": "S1", "name": "LANTERN", "units": units,
+                "revenue": [{ "amount": 500_i64, "currency": "GBP" }, { "amount": 30_i64, "currency": "EUR" }],
+            }
+        };
+        assert_eq!(
+            rendered(&report, &[group(7_i64.into())]).unwrap(),
+            r#"{"items":[{"product":"00000000-0000-0000-0000-000000000001","sku":"S1","name":"LANTERN","units":7,"revenue":[{"amount":30,"currency":"EUR"},{"amount":500,"currency":"GBP"}]}]}"#
+        );
+        assert!(rendered(&report, &[group(1e19.into())]).is_err());
+    }
+
+    #[test]
+    fn units_are_compared_over_all_currencies_or_in_one() {
+        let over_all = report(top, r#"{"from":"2010-12-01","to":"2010-12-01","by":"units"}"#);
+        assert!(over_all.pipeline.contains(&doc! { "$sort": { "units": -1, "_id": 1 } }));
+        let body = r#"{"from":"2010-12-01","to":"2010-12-01","by":"units","currency":"EUR"}"#;
+        assert_eq!(report(top, body).pipeline[0].get_document("$match").unwrap().get_str("currency").unwrap(), "EUR");
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        let top_of = |rest: &str| format!(r#"{{"from":"2010-12-01","to":"2010-12-31"{rest}}}"#);
+        assert!(daily(br#"{"from":"2008-01-01","to":"2008-12-31"}"#).is_ok());
+        for (plan, body, field) in [
+            (daily as fn(&[u8]) -> _, r#"{"from":"2010-12-01"}"#.to_owned(), "to"),
+            (daily, r#"{"from":"1.12.2010","to":"2010-12-31"}"#.into(), "from"),
+            (daily, r#"{"from":"2010-12-01T00:00:00Z","to":"2010-12-31"}"#.into(), "from"),
+            (daily, r#"{"from":"2010-12-01","to":"2010-02-29"}"#.into(), "to"),
+            (daily, r#"{"from":"2010-12-02","to":"2010-12-01"}"#.into(), "to"),
+            (daily, r#"{"from":"2009-01-01","to":"2010-01-02"}"#.into(), "to"),
+            (daily, top_of(r#","limit":1"#), "limit"),
+            (top, top_of(""), "by"),
+            (top, top_of(r#","by":"luck""#), "by"),
+            (top, top_of(r#","by":"revenue""#), "currency"),
+            (top, top_of(r#","by":"units","currency":"XXX""#), "currency"),
+            (top, top_of(r#","by":"units","limit":0"#), "limit"),
+            (top, r#"{"from":"0001-01-01","to":"9999-12-31","by":"units"}"#.into(), "to"),
+        ] {
+            assert_eq!(refusal(plan, &body), field, "{body}");
+        }
+    }
+}

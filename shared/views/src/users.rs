@@ -1,0 +1,396 @@
+//! The view `users`: who is registered, how many orders each has and how much was spent, and lists of them. The
+//! invariant: `orders` and `spent` are over the orders of the user that were placed and not cancelled.
+
+use std::collections::BTreeMap;
+
+use bson::{Document, doc};
+use domain::{Country, Currency, Email, Event, Id, Malformed, Name, Recorded, Timestamp, user};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Inapplicable, Query, View, absent, present,
+    query::{Direction, Limit, List, Plan},
+    tally::{Counted, Sum},
+    words::normalized,
+};
+
+pub struct Users;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct User {
+    #[serde(rename = "_id")]
+    pub id: Id,
+    pub email: Email,
+    pub name: Name,
+    pub country: Option<Country>,
+    pub registered_at: Timestamp,
+    /// Placed and not cancelled.
+    pub orders: i64,
+    /// The totals of those orders, by currency.
+    pub spent: Vec<Sum>,
+    pub version: u64,
+    #[serde(rename = "_name")]
+    normalized_name: String,
+    /// For each currency, alone and with the country: the amount and the id in one text ([`spent_key`]). One field
+    /// holds the whole sort, since a wildcard index, which serves any number of currencies, sorts by one field only.
+    #[serde(rename = "_spent")]
+    spent_texts: BTreeMap<String, String>,
+}
+
+impl View for Users {
+    const NAME: &'static str = "users";
+    const VERSION: i32 = 1;
+    type Document = User;
+
+    fn concerns(event: &Recorded) -> Vec<String> {
+        match &event.event {
+            Event::User(_) => vec![event.id.to_string()],
+            Event::Order(_) => Counted::of(event).map(|order| order.user.to_string()).into_iter().collect(),
+            Event::Product(_) => vec![],
+        }
+    }
+
+    fn evolve(document: Option<User>, id: &str, event: &Recorded) -> Result<Option<User>, Inapplicable> {
+        let user_event = match &event.event {
+            Event::User(user_event) => user_event,
+            // The orders of a deleted user go on without the document.
+            Event::Order(_) => {
+                return match (document, Counted::of(event)) {
+                    (Some(user), Some(order)) => user.counting(&order).map(Some),
+                    (document, _) => Ok(document),
+                };
+            }
+            Event::Product(_) => return Ok(document),
+        };
+        match user_event {
+            user::Event::Registered(registered) => {
+                absent(document.as_ref(), id)?;
+                Ok(Some(User::registered(event, registered)))
+            }
+            user::Event::Updated(user::Updated { email, name, country }) => {
+                let (email, name, country) = (email.clone(), name.clone(), country.clone());
+                let user = User { email, name, country, version: event.version, ..present(document, id)? };
+                Ok(Some(user.indexed()))
+            }
+            user::Event::Deleted(user::Deleted {}) => present(document, id).map(|_| None),
+        }
+    }
+
+    fn indexes() -> Vec<Document> {
+        vec![
+            index(false, Sort::Name),
+            index(true, Sort::Name),
+            index(false, Sort::Registered),
+            index(true, Sort::Registered),
+            index(false, Sort::Spent),
+        ]
+    }
+
+    const QUERIES: &'static [Query] = &[
+        Query::get("user", "A user by its id"),
+        Query {
+            noun: "user",
+            verb: "list",
+            description: "Users by country and name prefix, sorted by name, registration or amount spent, in pages",
+            schema: || schemars::schema_for!(ListUsers),
+            plan: list,
+        },
+    ];
+}
+
+impl User {
+    fn registered(event: &Recorded, registered: &user::Registered) -> Self {
+        let user::Registered { email, name, country } = registered.clone();
+        let user = Self {
+            id: event.id,
+            email,
+            name,
+            country,
+            registered_at: event.at,
+            orders: 0,
+            spent: vec![],
+            version: event.version,
+            normalized_name: String::new(),
+            spent_texts: BTreeMap::new(),
+        };
+        user.indexed()
+    }
+
+    /// The version stays: it is the user's, and an order is no event of the user.
+    fn counting(mut self, order: &Counted<'_>) -> Result<Self, Inapplicable> {
+        self.orders = order.tally.apply(self.orders, 1)?;
+        order.tally.apply_money(&mut self.spent, order.total.amount, order.total.currency)?;
+        Ok(self.indexed())
+    }
+
+    /// With the fields for the indexes as they follow from the others.
+    fn indexed(mut self) -> Self {
+        self.normalized_name = normalized(&self.name);
+        self.spent_texts.clear();
+        for Sum { amount, currency } in &self.spent {
+            // As many digits as `i64::MAX` has, so that the order of the texts is that of the amounts.
+            let text = format!("{amount:019}/{}", self.id);
+            if let Some(country) = &self.country {
+                self.spent_texts.insert(spent_key(*currency, Some(country)), text.clone());
+            }
+            self.spent_texts.insert(spent_key(*currency, None), text);
+        }
+        self
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+enum Sort {
+    #[default]
+    Name,
+    Registered,
+    Spent,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ListUsers {
+    /// Users of this country only, spelled as they registered it.
+    country: Option<Country>,
+    /// Users only whose name begins so, in any letter case. Only with `sort` by `name`.
+    name_prefix: Option<Name>,
+    #[serde(default)]
+    sort: Sort,
+    /// Needed with, and only with, `sort` by `spent`: users only who spent anything in this currency.
+    currency: Option<Currency>,
+    /// If absent, names ascend, registrations and amounts spent descend.
+    order: Option<Direction>,
+    #[serde(default)]
+    limit: Limit,
+    /// The `next` of the reply before.
+    cursor: Option<String>,
+}
+
+fn list(body: &[u8]) -> Result<Plan, Malformed> {
+    let ListUsers { country, name_prefix, sort, currency, order, limit, cursor } = domain::parse(body)?;
+    let mut filter = Document::new();
+    let (keys, default_order) = match (sort, currency) {
+        (Sort::Name, None) => (vec!["_name".to_owned(), "_id".to_owned()], Direction::Asc),
+        (Sort::Registered, None) => (vec!["registered_at".to_owned(), "_id".to_owned()], Direction::Desc),
+        (Sort::Spent, Some(currency)) => {
+            let key = format!("_spent.{}", spent_key(currency, country.as_ref()));
+            filter.insert(&key, doc! { "$gt": "" });
+            (vec![key], Direction::Desc)
+        }
+        (Sort::Spent, None) => {
+            return Err(Malformed::new("currency", "expected a currency, as the amounts of one are sorted"));
+        }
+        (Sort::Name | Sort::Registered, Some(_)) => {
+            return Err(Malformed::new("currency", "expected only with sort by spent"));
+        }
+    };
+    if let Some(country) = country.as_deref().filter(|_| sort != Sort::Spent) {
+        filter.insert("country", country);
+    }
+    if let Some(prefix) = name_prefix {
+        if sort != Sort::Name {
+            return Err(Malformed::new("name_prefix", "expected only with sort by name"));
+        }
+        let prefix = normalized(&prefix);
+        filter.insert("_name", doc! { "$gte": &prefix, "$lt": format!("{prefix}{}", char::MAX) });
+    }
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let sorted = order.unwrap_or(default_order).over(&keys);
+    let hint = index(country.is_some(), sort);
+    List::page("user.list", filter, sorted, hint, limit, cursor.as_deref()).map(Plan::List)
+}
+
+/// The index over all users, or over those of each country, in the order of the sort.
+fn index(by_country: bool, sort: Sort) -> Document {
+    let sorted = match sort {
+        Sort::Name => doc! { "_name": 1, "_id": 1 },
+        Sort::Registered => doc! { "registered_at": 1, "_id": 1 },
+        // The country, if any, is in the name of the field.
+        Sort::Spent => return doc! { "_spent.$**": 1 },
+    };
+    let country = if by_country {
+        doc! { "country": 1 }
+    } else {
+        doc! {}
+    };
+    country.into_iter().chain(sorted).collect()
+}
+
+/// The field under `_spent` to sort by. What cannot stand in the name of a field is escaped, so that no two countries
+/// share one.
+fn spent_key(currency: Currency, country: Option<&Country>) -> String {
+    let Some(country) = country else {
+        return currency.to_string();
+    };
+    format!("{currency}|{}", country.replace('%', "%25").replace('.', "%2E").replace('$', "%24"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::given::{
+        self, cancelled, id, line, order_deleted, page, paid, placed, priced, refusal, registered, shipped,
+        user_deleted, user_updated,
+    };
+
+    const ID: &str = "00000000-0000-0000-0000-000000000009";
+
+    fn fold(events: &[Recorded]) -> Option<User> {
+        given::fold::<Users>(ID, events)
+    }
+
+    fn sum(amount: i64, currency: &str) -> Sum {
+        Sum { amount, currency: currency.parse().unwrap() }
+    }
+
+    #[test]
+    fn a_registered_user_has_no_orders() {
+        let user = fold(&[registered(9, "Ada  LOVELACE", Some("United Kingdom"))]).unwrap();
+        assert_eq!(
+            serde_json::to_string(&user).unwrap(),
+            r#"{"_id":"00000000-0000-0000-0000-000000000009","email":"user9@example.com","name":"Ada  LOVELACE","country":"United Kingdom","registered_at":"2011-01-01T00:00:00.000Z","orders":0,"spent":[],"version":1,"_name":"ada lovelace","_spent":{}}"#
+        );
+    }
+
+    #[test]
+    fn an_update_changes_what_it_carries_and_the_index_fields() {
+        let user = fold(&[
+            registered(9, "Ada", Some("United Kingdom")),
+            placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]),
+            user_updated(9, 2, "Grace", None),
+        ])
+        .unwrap();
+        assert_eq!((&*user.name, user.country, user.version, user.orders), ("Grace", None, 2, 1));
+        assert_eq!(user.normalized_name, "grace");
+        assert_eq!(user.spent_texts.keys().collect::<Vec<_>>(), ["GBP"]);
+    }
+
+    #[test]
+    fn orders_and_amounts_are_counted_by_currency() {
+        let user = fold(&[
+            registered(9, "Ada", Some("St. Lucia")),
+            placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250), line(1, 1, 5)]),
+            placed(8, 9, "2010-12-01T08:26:00Z", vec![priced(1, 1, 30, "EUR")]),
+            placed(10, 9, "2010-12-01T08:26:00Z", vec![line(1, 1, 1)]),
+            paid(7, 2),
+            shipped(7, 3),
+            order_deleted(7, 4),
+        ])
+        .unwrap();
+        assert_eq!((user.orders, user.version), (3, 1));
+        assert_eq!(user.spent, [sum(30, "EUR"), sum(506, "GBP")]);
+        let texts = user.spent_texts.into_iter().collect::<Vec<_>>();
+        let text = |key: &str, amount: &str| (key.to_owned(), format!("{amount}/{ID}"));
+        assert_eq!(
+            texts,
+            [
+                text("EUR", "0000000000000000030"),
+                text("EUR|St%2E Lucia", "0000000000000000030"),
+                text("GBP", "0000000000000000506"),
+                text("GBP|St%2E Lucia", "0000000000000000506"),
+            ]
+        );
+    }
+
+    #[test]
+    fn cancelling_restores_what_was_before_placing() {
+        let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
+        let other = placed(8, 9, "2010-12-01T08:26:00Z", vec![line(1, 1, 1)]);
+        let mut events = vec![registered(9, "Ada", Some("France"))];
+        for placed in [order, other] {
+            let before = fold(&events);
+            let cancelled = cancelled(&placed, 2, false);
+            assert_eq!(fold(&[events.clone(), vec![placed.clone(), cancelled]].concat()), before);
+            events.push(placed);
+        }
+    }
+
+    #[test]
+    fn the_orders_of_a_deleted_user_leave_no_document() {
+        let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
+        let events = [registered(9, "Ada", None), order.clone(), user_deleted(9, 2), cancelled(&order, 2, false)];
+        assert_eq!(fold(&events), None);
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_inapplicable() {
+        let user = fold(&[registered(9, "Ada", None)]).unwrap();
+        let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
+        assert!(Users::evolve(Some(user.clone()), ID, &cancelled(&order, 2, false)).is_err());
+        let rich = User { spent: vec![sum(i64::MAX, "GBP")], ..user.clone() };
+        assert!(Users::evolve(Some(rich), ID, &order).is_err());
+        assert!(Users::evolve(Some(user), ID, &registered(9, "Ada", None)).is_err());
+        for event in [user_updated(9, 2, "Ada", None), user_deleted(9, 2)] {
+            assert!(Users::evolve(None, ID, &event).is_err(), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn an_order_concerns_its_user_when_it_changes_a_count() {
+        let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
+        assert_eq!(Users::concerns(&order), [id(9).to_string()]);
+        assert_eq!(Users::concerns(&cancelled(&order, 2, true)), [id(9).to_string()]);
+        for event in [paid(7, 2), shipped(7, 3), order_deleted(7, 4)] {
+            assert!(Users::concerns(&event).is_empty());
+        }
+    }
+
+    #[test]
+    fn names_ascend_registrations_and_amounts_descend() {
+        assert_eq!(page(list, "").sort, doc! { "_name": 1, "_id": 1 });
+        assert_eq!(page(list, r#"{"sort":"registered"}"#).sort, doc! { "registered_at": -1, "_id": -1 });
+        assert_eq!(page(list, r#"{"sort":"spent","currency":"GBP"}"#).sort, doc! { "_spent.GBP": -1 });
+        assert_eq!(page(list, r#"{"order":"desc"}"#).sort, doc! { "_name": -1, "_id": -1 });
+    }
+
+    #[test]
+    fn a_prefix_is_a_range_of_normalized_names() {
+        let page = page(list, r#"{"name_prefix":" ADA  L","country":"France"}"#);
+        assert_eq!(page.filter, doc! { "country": "France", "_name": { "$gte": "ada l", "$lt": "ada l\u{10FFFF}" } });
+        assert_eq!(page.hint, doc! { "country": 1, "_name": 1, "_id": 1 });
+    }
+
+    #[test]
+    fn the_country_of_a_spender_is_in_the_field() {
+        let page = page(list, r#"{"sort":"spent","currency":"GBP","country":"$t. Lucia 5%"}"#);
+        assert_eq!(page.filter, doc! { "_spent.GBP|%24t%2E Lucia 5%25": { "$gt": "" } });
+        assert_eq!(page.sort, doc! { "_spent.GBP|%24t%2E Lucia 5%25": -1 });
+        assert_eq!(page.hint, doc! { "_spent.$**": 1 });
+    }
+
+    #[test]
+    fn a_cursor_reads_the_field_that_is_sorted_by() {
+        let body = |cursor: &str| format!(r#"{{"sort":"spent","currency":"GBP","country":"St. Lucia"{cursor}}}"#);
+        let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
+        let user = fold(&[registered(9, "Ada", Some("St. Lucia")), order]).unwrap();
+        let last = bson::serialize_to_raw_document_buf(&user).unwrap();
+        let next = page(list, &body("")).cursor.next(&last).unwrap();
+        let second = page(list, &body(&format!(r#","cursor":"{next}""#)));
+        assert!(second.filter.to_string().contains(&format!("0000000000000000500/{ID}")), "{}", second.filter);
+        let other = format!(r#"{{"sort":"spent","currency":"GBP","cursor":"{next}"}}"#);
+        assert_eq!(refusal(list, &other), "cursor");
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        for (body, field) in [
+            (r#"{"country":""}"#, "country"),
+            (r#"{"name_prefix":"  "}"#, "name_prefix"),
+            (r#"{"name_prefix":"a\u0000"}"#, "name_prefix"),
+            (r#"{"name_prefix":"a","sort":"registered"}"#, "name_prefix"),
+            (r#"{"name_prefix":"a","sort":"spent","currency":"GBP"}"#, "name_prefix"),
+            (r#"{"sort":"spent"}"#, "currency"),
+            (r#"{"sort":"name","currency":"GBP"}"#, "currency"),
+            (r#"{"sort":"email"}"#, "sort"),
+            (r#"{"order":1}"#, "order"),
+            (r#"{"limit":"5"}"#, "limit"),
+            (r#"{"cursor":""}"#, "cursor"),
+            (r#"{"name":"a"}"#, "name"),
+        ] {
+            assert_eq!(refusal(list, body), field, "{body}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `make retail FILE=path.csv.gz`: replays a shop's invoices through NATS.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use tests::{Client, retail};
+use wire::{Prefix, Subjects};
+
+/// Replays invoices in the layout of the UCI "Online Retail" data set
+#[derive(Parser)]
+struct Arguments {
+    /// The file, gzipped CSV
+    file: PathBuf,
+    /// NATS server, with the client's user and password
+    #[arg(long, env = "NATS_URL", hide_env_values = true, default_value = "nats://127.0.0.1:4222")]
+    nats_url: String,
+    /// One token in front of every subject
+    #[arg(long, env = "SUBJECT_PREFIX")]
+    subject_prefix: Option<Prefix>,
+    /// Requests in flight
+    #[arg(long, env = "IN_FLIGHT", default_value_t = 256)]
+    in_flight: usize,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let subjects = Subjects::new(arguments.subject_prefix.as_ref());
+    let client = Client::connect(&arguments.nats_url, subjects).await.context("cannot connect to NATS")?;
+    tokio::select! {
+        report = retail::replay(&client, &arguments.file, arguments.in_flight, true) => println!("{}", report?),
+        _ = tokio::signal::ctrl_c() => eprintln!("stopped; run it again to go on: nothing will happen twice"),
+    }
+    Ok(())
+}

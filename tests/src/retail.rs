@@ -1,0 +1,195 @@
+//! Replays a shop's invoices through NATS, as any client would: registers the customers, creates and stocks the products,
+//! places every sale as an order dated as in the file. It can be stopped and run again: identifiers and idempotency keys
+//! are made from what the file says, so nothing happens twice.
+
+mod invoices;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use wire::{Accepted, MIN_POSITION, MSG_ID};
+
+use crate::Client;
+pub use invoices::{Invoices, NoSale};
+
+/// How long a request is sent again while the system is overloaded or a server is away.
+const PERSISTENCE: Duration = Duration::from_secs(60);
+/// How long the views may take to catch up before that is an error.
+const CATCH_UP: Duration = Duration::from_secs(300);
+
+/// What became of a replay.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Lines that are sales.
+    pub sales: usize,
+    /// Lines that are no sales, by reason.
+    pub no_sales: BTreeMap<NoSale, usize>,
+    pub commands: u64,
+    pub accepted: u64,
+    /// By code.
+    pub refused: BTreeMap<String, u64>,
+    pub sending: Duration,
+    /// From the last reply until every view showed it.
+    pub catching_up: Duration,
+    /// The last position that a reply told.
+    pub position: u64,
+}
+
+/// Replays the file with so many requests in flight, and waits until all views show it.
+///
+/// # Errors
+/// If the file cannot be read, or the system does not answer for a minute.
+pub async fn replay(client: &Client, file: &Path, in_flight: usize, progress: bool) -> anyhow::Result<Report> {
+    let invoices = Invoices::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let replay = Arc::new(Replay { client: client.clone(), in_flight, counts: Counts::default() });
+    let commands = invoices.commands();
+    let all = commands.iter().map(Vec::len).sum::<usize>() as u64;
+    let shown = progress.then(|| tokio::spawn(show_progress(Arc::clone(&replay), all)));
+    let began = Instant::now();
+    for phase in commands {
+        replay.send(phase).await?;
+    }
+    let sending = began.elapsed();
+    if let Some(shown) = shown {
+        shown.abort();
+    }
+    let position = replay.counts.position.load(Relaxed);
+    let began = Instant::now();
+    replay.catch_up(position).await?;
+    let refused = replay.counts.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(Report {
+        sales: invoices.sales(),
+        no_sales: invoices.no_sales,
+        commands: replay.counts.sent.load(Relaxed),
+        accepted: replay.counts.accepted.load(Relaxed),
+        refused,
+        sending,
+        catching_up: began.elapsed(),
+        position,
+    })
+}
+
+/// One command of the replay.
+pub struct Command {
+    name: &'static str,
+    /// The idempotency key.
+    key: String,
+    body: Value,
+}
+
+struct Replay {
+    client: Client,
+    in_flight: usize,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    sent: AtomicU64,
+    accepted: AtomicU64,
+    position: AtomicU64,
+    refused: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Replay {
+    async fn send(&self, commands: Vec<Command>) -> anyhow::Result<()> {
+        let mut replies = stream::iter(commands).map(|command| self.send_one(command)).buffer_unordered(self.in_flight);
+        while let Some(sent) = replies.next().await {
+            sent?;
+        }
+        Ok(())
+    }
+
+    /// Sends the command until it is answered. Sending it again does not do it again: it has a key.
+    async fn send_one(&self, command: Command) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PERSISTENCE;
+        let key = [(MSG_ID, &*command.key)];
+        loop {
+            let reply = self.client.command(command.name, command.body.clone(), &key).await;
+            let trouble = match reply.map(|reply| reply.result) {
+                Ok(Ok(body)) => {
+                    let Accepted { position, .. } = serde_json::from_value(body)?;
+                    self.counts.accepted.fetch_add(1, Relaxed);
+                    self.counts.position.fetch_max(position, Relaxed);
+                    break;
+                }
+                Ok(Err(failure)) if failure.status < 500 => {
+                    let mut refused = self.counts.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                    *refused.entry(failure.code.into_owned()).or_default() += 1;
+                    break;
+                }
+                Ok(Err(failure)) => failure.into(),
+                Err(error) => error,
+            };
+            if Instant::now() > deadline {
+                return Err(trouble.context("the system does not answer"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.counts.sent.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Asks one query of each view until it has come to the position.
+    async fn catch_up(&self, position: u64) -> anyhow::Result<()> {
+        let deadline = Instant::now() + CATCH_UP;
+        let day = json!({"from": "2010-12-01", "to": "2010-12-01"});
+        let page = json!({"limit": 1});
+        let queries = [("user.list", &page), ("product.search", &page), ("order.list", &page), ("sales.daily", &day)];
+        for (name, body) in queries {
+            let at_least = [(MIN_POSITION, &*position.to_string())];
+            while let Err(failure) = self.client.query(name, body.clone(), &at_least).await?.result {
+                anyhow::ensure!(["view_behind", "unavailable", "overloaded"].contains(&&*failure.code), failure);
+                anyhow::ensure!(Instant::now() < deadline, "the views do not catch up: {failure}");
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn show_progress(replay: Arc<Replay>, all: u64) {
+    let began = Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let sent = replay.counts.sent.load(Relaxed);
+        eprintln!("{sent} of {all} commands, {:.0}/s", sent as f64 / began.elapsed().as_secs_f64());
+    }
+}
+
+/// The same for the same name, always: a UUID of version 8, which leaves its bits to the application.
+fn id(kind: &str, name: &str) -> Uuid {
+    use sha2::{Digest, Sha256};
+
+    let hash = Sha256::digest(format!("retail/{kind}/{name}"));
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} lines are sales", self.sales)?;
+        for (reason, lines) in &self.no_sales {
+            writeln!(f, "{lines} lines are no sales: {reason}")?;
+        }
+        let rate = self.commands as f64 / self.sending.as_secs_f64();
+        writeln!(f, "{} commands sent in {:.1?}, {rate:.0}/s", self.commands, self.sending)?;
+        writeln!(f, "{} accepted", self.accepted)?;
+        for (code, commands) in &self.refused {
+            writeln!(f, "{commands} refused: {code}")?;
+        }
+        write!(f, "all views at position {} {:.0?} after the last reply", self.position, self.catching_up)
+    }
+}

@@ -1,0 +1,76 @@
+//! Private servers on free ports, from `scripts/stack`; they go when the process that started them has ended.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, OnceLock},
+};
+
+/// The project's directory.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the project").to_owned()
+}
+
+/// NATS, PostgreSQL and MongoDB of this run's own.
+pub struct Stack {
+    directory: PathBuf,
+    urls: HashMap<String, String>,
+}
+
+impl Stack {
+    /// The servers that the tests of this process share.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: OnceLock<Arc<Stack>> = OnceLock::new();
+        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::start("shared"))))
+    }
+
+    /// Servers for one test alone, which may stop them.
+    pub fn private(name: &str) -> Arc<Self> {
+        Arc::new(Self::start(name))
+    }
+
+    /// The URL of a server for a role, by the name of the variable in the stack's `env`.
+    pub fn url(&self, name: &str) -> &str {
+        &self.urls[name]
+    }
+
+    /// Stops one server: `nats`, `postgres` or `mongodb`.
+    pub fn stop(&self, server: &str) {
+        script(&["down", server, "--dir"], &self.directory);
+    }
+
+    /// Starts it again, where it was.
+    pub fn resume(&self, server: &str) {
+        script(&["up", server, "--test-databases", "--dir"], &self.directory);
+    }
+
+    fn start(name: &str) -> Self {
+        let process = std::process::id();
+        let directory = std::env::temp_dir().join(format!("watershed-test-{process}-{name}"));
+        let while_pid = process.to_string();
+        script(&["up", "--free-ports", "--test-databases", "--while-pid", &while_pid, "--dir"], &directory);
+        let env = std::fs::read_to_string(directory.join("env")).expect("the stack has written its env");
+        let urls = env.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+        let urls = urls.map(|(name, url)| (name.to_owned(), url.trim_matches('\'').to_owned())).collect();
+        Self { directory, urls }
+    }
+}
+
+impl Drop for Stack {
+    /// The shared stack is never dropped: it goes with the process.
+    fn drop(&mut self) {
+        script(&["down", "--wipe", "--dir"], &self.directory);
+    }
+}
+
+fn script(arguments: &[&str], directory: &Path) {
+    let output = Command::new(root().join("scripts/stack")).args(arguments).arg(directory).output();
+    let output = output.expect("scripts/stack can be run");
+    assert!(
+        output.status.success(),
+        "scripts/stack {arguments:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

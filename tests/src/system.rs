@@ -1,0 +1,300 @@
+//! One installation of Watershed for one test: its own subject prefix, stream and databases, and as many replicas of each
+//! service as the test starts, in the test's process or in processes that can be killed.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, OnceLock},
+};
+
+use anyhow::Context;
+use clap::Parser;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_postgres::NoTls;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+use wire::{Accepted, Prefix, Subjects};
+
+use crate::{Client, Reply, Stack, eventually, stack::root};
+
+pub struct System {
+    pub stack: Arc<Stack>,
+    /// Also the name of the databases.
+    pub prefix: String,
+    pub subjects: Subjects,
+    pub client: Client,
+}
+
+/// A service that runs in the test's process; it is stopped when this is dropped.
+pub struct Replica {
+    stop: DropGuard,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+/// A service that runs in a process of its own; it is killed when this is dropped.
+pub struct Process(Child);
+
+impl System {
+    /// A fresh installation on the shared servers, without any service.
+    pub async fn new() -> Self {
+        Self::on(Stack::shared()).await
+    }
+
+    /// A fresh installation on these servers.
+    pub async fn on(stack: Arc<Stack>) -> Self {
+        let prefix = format!("t{}", Uuid::now_v7().simple());
+        let subjects = Subjects::new(Some(&prefix.parse::<Prefix>().unwrap()));
+        let client = Client::connect(stack.url("NATS_URL"), subjects.clone()).await.unwrap();
+        let system = Self { stack, prefix, subjects, client };
+        let server = connect(system.stack.url("POSTGRES_URL")).await.unwrap();
+        server.batch_execute(&format!("create database {}", system.prefix)).await.unwrap();
+        system
+    }
+
+    /// An installation with one replica of each service.
+    pub async fn complete() -> (Self, [Replica; 3]) {
+        let system = Self::new().await;
+        let replicas = [system.command().await, system.projection().await, system.query().await];
+        (system, replicas)
+    }
+
+    /// Starts a replica of the command service and waits until it answers.
+    pub async fn command(&self) -> Replica {
+        self.command_with(&[]).await
+    }
+
+    pub async fn command_with(&self, arguments: &[&str]) -> Replica {
+        let replica = self.start_command(arguments);
+        self.answers("command").await;
+        replica
+    }
+
+    /// Starts a replica of the command service.
+    pub fn start_command(&self, arguments: &[&str]) -> Replica {
+        let config = command_service::Config::parse_from(self.arguments("command", arguments));
+        Replica::start(|stop| command_service::run(config, stop))
+    }
+
+    /// Starts a replica of the projection service.
+    pub async fn projection(&self) -> Replica {
+        self.start_projection(&[])
+    }
+
+    pub fn start_projection(&self, arguments: &[&str]) -> Replica {
+        let config = projection_service::Config::parse_from(self.arguments("projection", arguments));
+        Replica::start(|stop| projection_service::run(config, stop))
+    }
+
+    /// Starts a replica of the query service and waits until all views can be asked.
+    pub async fn query(&self) -> Replica {
+        let replica = self.start_query(&[]);
+        eventually("the views can be queried", async || {
+            for query in ["user.list", "product.search", "order.list"] {
+                self.client.query(query, json!({}), &[]).await.ok()?.result.ok()?;
+            }
+            let day = json!({"from": "2020-01-01", "to": "2020-01-01"});
+            self.client.query("sales.daily", day, &[]).await.ok()?.result.ok()
+        })
+        .await;
+        replica
+    }
+
+    pub fn start_query(&self, arguments: &[&str]) -> Replica {
+        let config = query_service::Config::parse_from(self.arguments("query", arguments));
+        Replica::start(|stop| query_service::run(config, stop))
+    }
+
+    /// Starts a replica as a process of its own: `command`, `projection` or `query`.
+    pub fn process(&self, role: &str, arguments: &[&str]) -> Process {
+        let arguments = self.arguments(role, arguments);
+        let child = Command::new(binary(role))
+            .args(&arguments[1..])
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the service can be started");
+        Process(child)
+    }
+
+    /// Waits until some replica of the service answers.
+    pub async fn answers(&self, role: &str) {
+        let probe = match role {
+            "command" => self.subjects.command("user", "register"),
+            _ => self.subjects.query("user", "get"),
+        };
+        eventually("the service answers", async || {
+            let reply = self.client.request(probe.clone(), b"?".into(), &[]).await.ok()?;
+            (reply.failure().code == "malformed").then_some(())
+        })
+        .await;
+    }
+
+    /// A command that must succeed.
+    pub async fn accept(&self, name: &str, body: Value) -> Accepted {
+        self.client.command(name, body, &[]).await.unwrap().accepted()
+    }
+
+    /// A command, however it goes.
+    pub async fn try_command(&self, name: &str, body: Value) -> Reply {
+        self.client.command(name, body, &[]).await.unwrap()
+    }
+
+    /// The answer of a query that reads at least what happened up to the position.
+    pub async fn read(&self, name: &str, body: Value, position: u64) -> Reply {
+        let headers = [(wire::MIN_POSITION, &*position.to_string())];
+        self.client.query(name, body, &headers).await.unwrap()
+    }
+
+    /// Registers a user.
+    pub async fn user(&self) -> Accepted {
+        let email = format!("{}@example.com", Uuid::now_v7().simple());
+        self.accept("user.register", json!({"email": email, "name": "Ada Lovelace"})).await
+    }
+
+    /// Creates a product at 2.55 GBP.
+    pub async fn product(&self, stock: i64) -> Accepted {
+        let sku = Uuid::now_v7().simple().to_string();
+        let price = json!({"amount": 255, "currency": "GBP"});
+        let product = json!({"sku": sku, "name": "White metal lantern", "price": price, "stock": stock});
+        self.accept("product.create", product).await
+    }
+
+    /// The journal's database.
+    pub async fn journal(&self) -> tokio_postgres::Client {
+        connect(&self.postgres_url()).await.unwrap()
+    }
+
+    /// The views' database.
+    pub async fn views(&self) -> mongodb::Database {
+        let client = mongodb::Client::with_uri_str(self.stack.url("MONGODB_URL")).await.unwrap();
+        client.database(&self.prefix)
+    }
+
+    /// A connection to NATS that may do everything.
+    pub async fn operator(&self) -> async_nats::Client {
+        Client::connect(self.stack.url("NATS_OPERATOR_URL"), self.subjects.clone()).await.unwrap().nats
+    }
+
+    /// The name of the stream.
+    pub fn stream(&self) -> String {
+        format!("EVENTS_{}", self.prefix)
+    }
+
+    /// The last position of the journal.
+    pub async fn head(&self) -> u64 {
+        let row = self.journal().await.query_one("select position from journal_head", &[]).await.unwrap();
+        u64::try_from(row.get::<_, i64>(0)).unwrap()
+    }
+
+    /// The command line of a service. `extra` stands last, where it may say something else.
+    fn arguments(&self, role: &str, extra: &[&str]) -> Vec<String> {
+        let (nats, store) = match role {
+            "command" => ("NATS_COMMAND_URL", ["--postgres-url".to_owned(), self.postgres_url()]),
+            "projection" => ("NATS_PROJECTION_URL", self.mongodb_url("MONGODB_PROJECTION_URL")),
+            _ => ("NATS_QUERY_URL", self.mongodb_url("MONGODB_QUERY_URL")),
+        };
+        let mut arguments = vec![format!("{role}-service")];
+        arguments.extend(["--nats-url".to_owned(), self.stack.url(nats).to_owned()]);
+        arguments.extend(["--subject-prefix".to_owned(), self.prefix.clone()]);
+        arguments.extend(["--stream".to_owned(), self.stream()]);
+        arguments.extend(store);
+        if role != "command" {
+            arguments.extend(["--database".to_owned(), self.prefix.clone()]);
+        }
+        arguments.extend(extra.iter().map(|argument| (*argument).to_owned()));
+        arguments
+    }
+
+    fn postgres_url(&self) -> String {
+        let url = self.stack.url("POSTGRES_URL");
+        let (server, _) = url.rsplit_once('/').expect("the URL names a database");
+        format!("{server}/{}", self.prefix)
+    }
+
+    fn mongodb_url(&self, name: &str) -> [String; 2] {
+        ["--mongodb-url".to_owned(), self.stack.url(name).to_owned()]
+    }
+}
+
+impl Replica {
+    fn start<F>(run: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let token = CancellationToken::new();
+        Self { task: tokio::spawn(run(token.clone())), stop: token.drop_guard() }
+    }
+
+    /// Stops it as SIGTERM would, and waits until it has ended.
+    pub async fn stop(self) {
+        drop(self.stop);
+        self.task.await.expect("no panic").expect("no error");
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+impl Process {
+    /// Sends a signal by its name: `KILL`, `TERM`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.0.id().to_string()).status();
+        assert!(status.expect("kill can be run").success());
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(mut self) {
+        self.0.kill().expect("it runs");
+        self.0.wait().expect("it has ended");
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Panics
+    /// If it has, and not well.
+    pub fn has_ended(&mut self) -> bool {
+        let status = self.0.try_wait().expect("it was started");
+        assert!(status.is_none_or(|status| status.success()), "{status:?}");
+        status.is_some()
+    }
+
+    /// Resident memory, in bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.context("PostgreSQL")?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// The path of a service's program, built if it is not as the sources are.
+fn binary(role: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let directory = BUILT.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let packages = ["command", "projection", "query"].map(|role| format!("{role}-service"));
+        let arguments = packages.iter().flat_map(|package| ["-p", package]);
+        let status = Command::new(cargo).current_dir(root()).args(["build", "-q", "--bins"]).args(arguments).status();
+        assert!(status.expect("cargo can be run").success(), "the services can be built");
+        // .../target/debug/deps/system-0123456789abcdef
+        let test = std::env::current_exe().expect("the test's own path");
+        test.ancestors().nth(2).expect("the test lies in the target directory").to_owned()
+    });
+    directory.join(format!("{role}-service"))
+}

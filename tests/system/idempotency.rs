@@ -1,0 +1,75 @@
+//! The command ledger: a command that is sent again happens once and is answered the same.
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tests::{System, eventually, journal};
+use wire::MSG_ID;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_command_20_times_at_once_happens_once_and_is_answered_the_same() {
+    let system = System::new().await;
+    let _replicas = [system.command().await, system.command().await];
+    let (user, product) = (system.user().await.id, system.product(100).await.id);
+    let order = json!({"user": user, "lines": [{"product": product, "quantity": 3}]});
+
+    let same = (0..20).map(|_| system.client.command("order.create", order.clone(), &[(MSG_ID, "k-1")]));
+    let replies = join_all(same).await;
+
+    let accepted: Vec<_> = replies.into_iter().map(|reply| reply.unwrap().accepted()).collect();
+    assert!(accepted.iter().all(|one| *one == accepted[0]), "{accepted:?}");
+    let later = system.client.command("order.create", order, &[(MSG_ID, "k-1")]).await.unwrap().accepted();
+    assert_eq!(later, accepted[0]);
+    assert_eq!(journal::events(&system).await.len(), 4, "user, product, order, stock taken");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_answered_the_same_too() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let (user, product) = (system.user().await.id, system.product(1).await.id);
+    let order = json!({"user": user, "lines": [{"product": product, "quantity": 2}]});
+    let first = system.client.command("order.create", order.clone(), &[(MSG_ID, "k-1")]).await.unwrap().failure();
+    assert_eq!(first.code, "out_of_stock");
+
+    system.accept("product.restock", json!({"id": product, "quantity": 5})).await;
+
+    let again = system.client.command("order.create", order.clone(), &[(MSG_ID, "k-1")]).await.unwrap().failure();
+    assert_eq!(again, first);
+    system.client.command("order.create", order, &[(MSG_ID, "k-2")]).await.unwrap().accepted();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_key_with_another_request_is_refused() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let product = system.product(1).await.id;
+    let key = [(MSG_ID, "k-1")];
+    let restock = |quantity| json!({"id": product, "quantity": quantity});
+    system.client.command("product.restock", restock(1), &key).await.unwrap().accepted();
+
+    let other_body = system.client.command("product.restock", restock(2), &key).await.unwrap();
+    assert_eq!(other_body.failure().status, 409);
+    let other_command = system.client.command("product.delete", json!({"id": product}), &key).await.unwrap();
+    assert_eq!(other_command.code(), "command_id_reused");
+    let other_version = [(MSG_ID, "k-1"), (wire::EXPECTED_VERSION, "2")];
+    let other_version = system.client.command("product.restock", restock(1), &other_version).await.unwrap();
+    assert_eq!(other_version.code(), "command_id_reused");
+    assert_eq!(journal::events(&system).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_forgets_what_is_older_than_its_retention() {
+    let system = System::new().await;
+    let command = system.command().await;
+    let product = system.product(1).await.id;
+    let restock = json!({"id": product, "quantity": 1});
+    system.client.command("product.restock", restock.clone(), &[(MSG_ID, "k-1")]).await.unwrap().accepted();
+    command.stop().await;
+
+    let _command = system.command_with(&["--ledger-seconds", "0"]).await;
+    let journal = system.journal().await;
+    eventually("the entry is gone", async || {
+        journal.query_opt("select from commands where key = 'k-1'", &[]).await.unwrap().is_none().then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,165 @@
+//! Many clients at once: stock is never sold twice, replicas keep the journal whole, and nobody waits for ever.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tests::{Client, System, eventually, journal};
+use wire::Accepted;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_64_clients_who_order_the_last_10_pieces_10_get_one() {
+    let system = System::new().await;
+    let _replicas = [system.command().await, system.command().await];
+    let (user, product) = (system.user().await.id, system.product(10).await.id);
+    let url = system.stack.url("NATS_URL");
+    let clients = join_all((0..64).map(|_| Client::connect(url, system.subjects.clone()))).await;
+
+    let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});
+    let replies =
+        join_all(clients.iter().map(|client| client.as_ref().unwrap().command("order.create", order.clone(), &[])))
+            .await;
+
+    let (sold, refused): (Vec<_>, Vec<_>) =
+        replies.into_iter().map(Result::unwrap).partition(|reply| reply.result.is_ok());
+    assert_eq!(sold.len(), 10);
+    for refusal in refused {
+        let failure = refusal.failure();
+        assert_eq!((failure.status, &*failure.code), (422, "out_of_stock"));
+        assert_eq!(failure.details["available"], 0, "those who came in time got theirs");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_under_mixed_load_keep_the_journal_whole_and_the_stream_like_it() {
+    let system = System::new().await;
+    let replicas = [system.command().await, system.command_with(&["--lanes", "2"]).await];
+    mixed_load(&system, 32, 40).await;
+
+    let events = journal::events(&system).await;
+    journal::check(&events);
+    super::relay::assert_stream_is_journal(&system).await;
+    for replica in replicas {
+        replica.stop().await;
+    }
+}
+
+/// So many clients send so many commands of all kinds each, which touch the same few products and users. Every reply is
+/// an acceptance or a business refusal; every acceptance is in the journal at its position.
+pub async fn mixed_load(system: &System, clients: usize, commands: usize) -> Vec<Accepted> {
+    let mut products = Vec::new();
+    let mut users = Vec::new();
+    for _ in 0..6 {
+        products.push(system.product(200).await.id);
+        users.push(system.user().await.id);
+    }
+    let (products, users) = (&products, &users);
+    let one_client = async |client: usize| {
+        let mut accepted = Vec::new();
+        let mut mine = Vec::new();
+        for n in 0..commands {
+            let (a, b) = (products[(client + n) % 6], products[(client * 5 + n * 3 + 1) % 6]);
+            let user = users[(client + n / 2) % 6];
+            let (name, body) = match (n % 8, mine.pop()) {
+                (3, Some(order)) => ("order.cancel", json!({"id": order})),
+                (5, Some(order)) => {
+                    mine.push(order);
+                    ("order.pay", json!({"id": order}))
+                }
+                (6, _) => ("product.restock", json!({"id": a, "quantity": if client % 2 == 0 { 7 } else { -7 }})),
+                (7, _) => ("user.update", json!({"id": user, "name": format!("Ada {client} {n}")})),
+                (_, order) => {
+                    mine.extend(order);
+                    let lines = json!([{"product": a, "quantity": 1 + n % 4}, {"product": b, "quantity": 2}]);
+                    ("order.create", json!({"user": user, "lines": lines}))
+                }
+            };
+            let reply = system.try_command(name, body).await;
+            match &reply.result {
+                Ok(_) => {
+                    let reply = reply.accepted();
+                    if name == "order.create" {
+                        mine.push(reply.id);
+                    }
+                    accepted.push(reply);
+                }
+                Err(failure) => assert!([422, 404].contains(&failure.status), "{name}: {failure}"),
+            }
+        }
+        accepted
+    };
+    let accepted: Vec<Accepted> = join_all((0..clients).map(one_client)).await.into_iter().flatten().collect();
+    let events = journal::events(system).await;
+    for accepted in &accepted {
+        let in_time = &events[..usize::try_from(accepted.position).unwrap()];
+        let there = in_time.iter().any(|event| (event.id, event.version) == (accepted.id, accepted.version));
+        assert!(there, "{accepted:?} is in the journal, at its position or before");
+    }
+    accepted
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_more_than_the_queue_holds_is_refused_at_once() {
+    let system = System::new().await;
+    let _command = system.command_with(&["--queue-commands", "8", "--batch-commands", "4"]).await;
+    let product = system.product(0).await.id;
+    let (accepted, overloaded) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    eventually("the queue is full", async || {
+        join_all((0..500).map(|_| async {
+            let reply = system.try_command("product.restock", json!({"id": product, "quantity": 1})).await;
+            match reply.result {
+                Ok(_) => accepted.fetch_add(1, Relaxed),
+                Err(failure) => {
+                    assert_eq!((failure.status, &*failure.code), (503, "overloaded"));
+                    overloaded.fetch_add(1, Relaxed)
+                }
+            }
+        }))
+        .await;
+        (overloaded.load(Relaxed) > 0).then_some(())
+    })
+    .await;
+    let accepted = accepted.load(Relaxed);
+    assert!(accepted > 0);
+    assert_eq!(journal::events(&system).await.len(), 1 + accepted, "what was refused changed nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_stopped_under_load_answers_all_that_it_took() {
+    let system = System::new().await;
+    let mut stopping = system.process("command", &[]);
+    system.answers("command").await;
+    let product = system.product(0).await.id;
+    let (accepted, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let clients = join_all((0..64).map(|_| async {
+        loop {
+            let restock = json!({"id": product, "quantity": 1});
+            match system.client.command("product.restock", restock, &[]).await {
+                Ok(reply) if reply.result.is_ok() => {
+                    accepted.fetch_add(1, Relaxed);
+                }
+                Ok(reply) => {
+                    assert_eq!(reply.failure().code, "unavailable");
+                    break;
+                }
+                Err(error) => {
+                    // The last replica is gone: the server says so at once. A time-out would be a lost request.
+                    assert!(error.to_string().contains("no responders"), "{error:#}");
+                    break;
+                }
+            }
+        }
+        done.fetch_add(1, Relaxed);
+    }));
+    let stop = async {
+        eventually("the load runs", async || (accepted.load(Relaxed) > 500).then_some(())).await;
+        stopping.signal("TERM");
+        eventually("the service has ended", async || stopping.has_ended().then_some(())).await;
+    };
+    tokio::join!(clients, stop);
+    assert_eq!(done.load(Relaxed), 64);
+    assert_eq!(journal::events(&system).await.len(), 1 + accepted.load(Relaxed), "acknowledged is what happened");
+}

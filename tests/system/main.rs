@@ -1,0 +1,15 @@
+//! The whole system against the real servers: one file per behaviour.
+
+mod commands;
+mod idempotency;
+mod load;
+mod outages;
+mod paging;
+mod permissions;
+mod projection;
+mod queries;
+mod readme;
+mod relay;
+mod retail;
+mod uniqueness;
+mod wire_format;

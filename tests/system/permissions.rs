@@ -1,0 +1,68 @@
+//! Least permissions: a client may only ask, and no service can do another's work.
+
+use std::time::Duration;
+
+use bson::doc;
+use futures_util::StreamExt;
+use serde_json::json;
+use tests::{Client, System, stays};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_can_neither_publish_events_nor_answer_for_a_service() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let product = system.product(1).await;
+    super::relay::assert_stream_is_journal(&system).await;
+    let event = system.subjects.event("product", "restocked");
+    let roles = ["NATS_URL", "NATS_PROJECTION_URL", "NATS_QUERY_URL"];
+    for role in roles {
+        let intruder = Client::connect(system.stack.url(role), system.subjects.clone()).await.unwrap();
+        intruder.nats.publish(event.clone(), "{}".into()).await.unwrap();
+        let mut commands = intruder
+            .nats
+            .queue_subscribe(system.subjects.command("product", "restock"), "command".into())
+            .await
+            .unwrap();
+        let mut inboxes = intruder.nats.subscribe("_INBOX_command.>").await.unwrap();
+        intruder.nats.flush().await.unwrap();
+        for _ in 0..10 {
+            system.accept("product.restock", json!({"id": product.id, "quantity": 1})).await;
+        }
+        let heard = async {
+            tokio::select! { _ = commands.next() => true, _ = inboxes.next() => true }
+        };
+        // The server refuses the subscriptions: they end, or stay silent.
+        let heard = tokio::time::timeout(Duration::from_millis(300), heard).await;
+        assert!(
+            heard.is_err() || intruder.nats.statistics().in_messages.load(std::sync::atomic::Ordering::Relaxed) == 0
+        );
+    }
+    super::relay::assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_cannot_be_steered_into_the_stream() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let product = system.product(1).await.id;
+    let restock = json!({"id": product, "quantity": 1}).to_string();
+    let (subject, event) = (system.subjects.command("product", "restock"), system.subjects.event("order", "placed"));
+    system.client.nats.publish_with_reply(subject, event, restock.into()).await.unwrap();
+    system.client.nats.flush().await.unwrap();
+    tests::eventually("it was done", async || (system.head().await == 2).then_some(())).await;
+    system.accept("product.restock", json!({"id": product, "quantity": 1})).await;
+    super::relay::assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_query_service_s_user_cannot_write() {
+    let (system, _replicas) = System::complete().await;
+    let user = system.user().await;
+    system.read("user.get", json!({"id": user.id}), user.position).await.data();
+    let client = mongodb::Client::with_uri_str(system.stack.url("MONGODB_QUERY_URL")).await.unwrap();
+    let users = client.database(&system.prefix).collection::<bson::Document>("users@1");
+    assert!(users.find_one(doc! {}).await.unwrap().is_some());
+    assert!(users.delete_one(doc! {}).await.is_err());
+    assert!(users.insert_one(doc! {"_id": "x"}).await.is_err());
+    stays("the document is there", 1, async || users.count_documents(doc! {}).await.unwrap()).await;
+}

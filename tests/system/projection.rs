@@ -1,0 +1,165 @@
+//! The projection service: the views are a fold of the journal, exactly once, whatever is killed, stopped or doubled.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use futures_util::{StreamExt, TryStreamExt};
+use serde_json::json;
+use tests::{System, eventually, journal};
+use views::layout;
+
+use crate::load::mixed_load;
+
+/// Short leases, so that a takeover does not make the test long.
+const SHORT: [&str; 2] = ["--lease-ms", "1000"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_and_restarted_at_any_time_the_views_are_a_fold_of_the_journal() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let chaos = async {
+        // Different at each round: in the middle of reading, folding, writing.
+        for pause in [40, 900, 350, 1700, 80, 1200, 500, 2100] {
+            let projection = system.process("projection", &SHORT);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            projection.kill();
+        }
+    };
+    tokio::join!(mixed_load(&system, 16, 120), chaos);
+    let _projection = system.start_projection(&SHORT);
+    assert_views_are_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_asleep_cannot_write_any_more() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    mixed_load(&system, 4, 20).await;
+    let sleeper = system.process("projection", &SHORT);
+    journal::caught_up(&system).await;
+    let terms = terms(&system).await;
+
+    sleeper.signal("STOP");
+    let load = mixed_load(&system, 4, 60);
+    let takeover = async {
+        let _second = system.start_projection(&SHORT);
+        eventually("the other has taken over", async || {
+            let now = self::terms(&system).await;
+            now.iter().zip(&terms).all(|(now, before)| now > before).then_some(())
+        })
+        .await;
+        // It wakes up with events in its hands that the other has written already, or is writing.
+        sleeper.signal("CONT");
+        _second
+    };
+    let (_, _second) = tokio::join!(load, takeover);
+    mixed_load(&system, 4, 40).await;
+    assert_views_are_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_share_the_views_and_take_over_from_one_another() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    system.product(1).await;
+    let first = system.start_projection(&[&SHORT[..], &["--replica", "first"]].concat());
+    eventually("one leads all views", async || (holders(&system).await == ["first"; 4]).then_some(())).await;
+
+    let second = system.start_projection(&[&SHORT[..], &["--replica", "second"]].concat());
+    eventually("they share the views", async || {
+        let holders = holders(&system).await;
+        (holders.iter().filter(|holder| *holder == "first").count() == 2 && holders.len() == 4).then_some(())
+    })
+    .await;
+    assert_views_are_journal(&system).await;
+
+    first.stop().await;
+    eventually("the other leads all", async || (holders(&system).await == ["second"; 4]).then_some(())).await;
+    system.product(1).await;
+    assert_views_are_journal(&system).await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_under_load_never_both_write_a_view() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let _replicas = [system.start_projection(&SHORT), system.start_projection(&SHORT)];
+    // Every write of a checkpoint demands the one before it: were two writing, some event's effect would come twice.
+    mixed_load(&system, 16, 100).await;
+    assert_views_are_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_position_is_announced_in_order() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let mut announced = system.client.nats.subscribe(system.subjects.checkpoint("orders")).await.unwrap();
+    system.client.nats.flush().await.unwrap();
+    let _projection = system.projection().await;
+    // The view of orders is not concerned by any of these, and comes to them all the same.
+    for _ in 0..10 {
+        system.user().await;
+    }
+    let mut last = 0;
+    while last < 10 {
+        let message = tokio::time::timeout(tests::PATIENCE, announced.next()).await.unwrap().unwrap();
+        let position: u64 = std::str::from_utf8(&message.payload).unwrap().parse().unwrap();
+        assert!(position >= last, "{position} after {last}");
+        last = position;
+    }
+    journal::caught_up(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_cannot_be_applied_stops_its_views_and_no_document_is_harmed() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let (user, product) = (system.user().await.id, system.product(10).await.id);
+    let _projection = system.projection().await;
+    journal::caught_up(&system).await;
+    // As if a later version of the service had recorded something that this one does not know.
+    let later_version = "
+        create function later_version() returns trigger language plpgsql as
+            $$ begin new.schema = 99; return new; end $$;
+        create trigger later_version before insert on events for each row
+            when (new.position = 3) execute function later_version()";
+    system.journal().await.batch_execute(later_version).await.unwrap();
+    system.accept("product.restock", json!({"id": product, "quantity": 5})).await;
+    system.accept("user.update", json!({"id": user, "name": "Grace Hopper"})).await;
+
+    tests::stays("all before it is applied and nothing behind it", vec![2; 4], async || positions(&system).await).await;
+    let products = system.views().await.collection::<Document>(&layout::collection("products", 1));
+    assert_eq!(products.find_one(doc! {}).await.unwrap().unwrap().get_i64("stock").unwrap(), 10);
+}
+
+/// Waits until the views have caught up, and compares every document.
+pub async fn assert_views_are_journal(system: &System) {
+    journal::caught_up(system).await;
+    let expected = journal::fold(&journal::events(system).await);
+    let stored = journal::stored(system).await;
+    assert_eq!(stored.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (key, document) in &expected {
+        assert_eq!(&stored[key], document, "{key:?}");
+    }
+}
+
+async fn terms(system: &System) -> Vec<i64> {
+    checkpoints(system).await.iter().map(|checkpoint| checkpoint.term).collect()
+}
+
+async fn positions(system: &System) -> Vec<i64> {
+    checkpoints(system).await.iter().map(|checkpoint| checkpoint.position).collect()
+}
+
+async fn checkpoints(system: &System) -> Vec<layout::Checkpoint> {
+    let collection = system.views().await.collection::<layout::Checkpoint>(layout::CHECKPOINTS);
+    collection.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap()
+}
+
+async fn holders(system: &System) -> Vec<String> {
+    let leases = system.views().await.collection::<Document>(layout::LEASES);
+    let filter = doc! {"_id": {"$in": views::names()}, "$expr": {"$gt": ["$expires", "$$NOW"]}};
+    let leases: Vec<Document> = leases.find(filter).await.unwrap().try_collect().await.unwrap();
+    leases.iter().map(|lease| lease.get_str("holder").unwrap().to_owned()).collect()
+}

@@ -1,0 +1,280 @@
+//! Queries through NATS: they read what a command wrote, at once if asked to, and are served by indexes alone.
+
+use std::time::{Duration, Instant};
+
+use bson::{Bson, Document, doc};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tests::{System, eventually};
+use views::{Plan, layout};
+use wire::MIN_POSITION;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn read_your_writes_holds_for_1000_commands_through_three_replicas() {
+    let (system, _replicas) = System::complete().await;
+    let _more = [system.query().await, system.query().await];
+    let product = system.product(1_000_000).await.id;
+    let one_client = async |client: usize| {
+        let user = system.user().await.id;
+        for n in 0..62 {
+            let name = format!("Ada {client} {n}");
+            let written = system.accept("user.update", json!({"id": user, "name": name})).await;
+            let reply = system.read("user.get", json!({"id": user}), written.position).await;
+            assert!(reply.position >= Some(written.position));
+            assert_eq!(reply.data()["name"], *name);
+
+            let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});
+            let order = system.accept("order.create", order).await;
+            let newest = system.read("order.list", json!({"user": user, "limit": 1}), order.position).await.data();
+            assert_eq!(newest["items"][0]["id"], json!(order.id));
+            assert_eq!(newest["items"].as_array().unwrap().len(), 1);
+        }
+    };
+    join_all((0..8).map(one_client)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_is_not_reached_in_time_is_told() {
+    let (system, _replicas) = System::complete().await;
+    let user = system.user().await;
+    let asked = Instant::now();
+    let ahead = system.read("user.get", json!({"id": user.id}), user.position + 1).await.failure();
+    assert_eq!((ahead.status, &*ahead.code), (408, "view_behind"));
+    assert!(asked.elapsed() < Duration::from_secs(10));
+    system.read("user.get", json!({"id": user.id}), user.position).await.data();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_is_shown_as_it_was_placed() {
+    let (system, _replicas) = System::complete().await;
+    let (user, product) = (system.user().await.id, system.product(10).await.id);
+    let eur = json!({"amount": 199, "currency": "GBP"});
+    let lines = json!([{"product": product, "quantity": 2}, {"product": product, "quantity": 1, "unit_price": eur}]);
+    let order = json!({"user": user, "lines": lines, "placed_at": "2010-12-01T08:26:00Z"});
+    let order = system.accept("order.create", order).await.id;
+    let rename = json!({"id": product, "name": "Other", "price": {"amount": 1, "currency": "GBP"}});
+    system.accept("product.update", rename).await;
+    let paid = system.accept("order.pay", json!({"id": order})).await;
+
+    let shown = system.read("order.get", json!({"id": order}), paid.position).await.data();
+    assert_eq!((&shown["status"], &shown["placed_at"]), (&json!("paid"), &json!("2010-12-01T08:26:00.000Z")));
+    assert_eq!(shown["total"], json!({"amount": 709, "currency": "GBP"}));
+    assert_eq!(shown["lines"][0]["name"], "White metal lantern");
+    assert_eq!(shown["lines"][1]["unit_price"]["amount"], 199);
+    let fields: Vec<&String> = shown.as_object().unwrap().keys().collect();
+    assert!(fields.iter().all(|field| !field.starts_with('_')), "{fields:?}");
+
+    let cancelled = system.accept("order.cancel", json!({"id": order})).await;
+    let shown = system.read("order.get", json!({"id": order}), cancelled.position).await.data();
+    assert_eq!((&shown["status"], &shown["refund_due"]), (&json!("cancelled"), &json!(true)));
+    let day = json!({"from": "2010-12-01", "to": "2010-12-01"});
+    let sales = system.read("sales.daily", day, cancelled.position).await.data();
+    assert_eq!(sales["total"]["orders"], 0);
+    let deleted = system.accept("order.delete", json!({"id": order})).await;
+    let gone = system.read("order.get", json!({"id": order}), deleted.position).await.failure();
+    assert_eq!((gone.status, &*gone.code), (404, "not_found"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn products_are_found_by_words_and_their_beginnings() {
+    let (system, _replicas) = System::complete().await;
+    let mut position = 0;
+    for (sku, name, amount, stock) in [
+        ("A", "White metal lantern", 339, 5),
+        ("B", "Lantern", 1000, 0),
+        ("C", "Red woolly hottie WHITE heart.", 339, 5),
+        ("D", "Café lantern, white", 250, 5),
+    ] {
+        let price = json!({"amount": amount, "currency": "GBP"});
+        let product = json!({"sku": sku, "name": name, "price": price, "stock": stock});
+        position = system.accept("product.create", product).await.position;
+    }
+    let found = async |request: Value| -> String {
+        let data = system.read("product.search", request, position).await.data();
+        data["items"].as_array().unwrap().iter().map(|product| product["sku"].as_str().unwrap()).collect()
+    };
+    assert_eq!(found(json!({"text": "lantern"})).await, "BDA", "the fewer other words, the more relevant");
+    assert_eq!(found(json!({"text": "WHI lan"})).await, "DA");
+    assert_eq!(found(json!({"text": "café"})).await, "D");
+    assert_eq!(found(json!({"text": "antern"})).await, "");
+    assert_eq!(found(json!({"text": "lan", "in_stock": true})).await, "DA");
+    let cheap = json!({"text": "white", "currency": "GBP", "price_min": 250, "price_max": 339, "sort": "price"});
+    assert_eq!(found(cheap).await.chars().next(), Some('D'));
+    assert_eq!(found(json!({"sort": "name"})).await, "DBCA");
+    assert_eq!(found(json!({"sort": "price", "currency": "GBP", "order": "desc", "limit": 1})).await, "B");
+    assert_eq!(found(json!({"sort": "price", "currency": "EUR"})).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_queries_are_refused_by_field() {
+    let (system, _replicas) = System::complete().await;
+    let cases = [
+        ("user.get", json!({}), "id"),
+        ("user.get", json!({"id": "x"}), "id"),
+        ("user.list", json!({"limit": 0}), "limit"),
+        ("user.list", json!({"limit": 101}), "limit"),
+        ("user.list", json!({"cursor": "zz"}), "cursor"),
+        ("user.list", json!({"sort": "shoe size"}), "sort"),
+        ("user.list", json!({"country": {"$gt": ""}}), "country"),
+        ("order.list", json!({"from": "yesterday"}), "from"),
+        ("order.list", json!({"status": "lost"}), "status"),
+        ("order.list", json!({"colour": "red"}), "colour"),
+        ("product.search", json!({"price_min": 1}), "currency"),
+        ("sales.daily", json!({"from": "2010-12-02", "to": "2010-12-01"}), "to"),
+        ("sales.top", json!({"from": "2010-12-01", "to": "2010-12-01", "by": "revenue"}), "currency"),
+    ];
+    for (name, body, field) in cases {
+        let failure = system.client.query(name, body.clone(), &[]).await.unwrap().failure();
+        assert_eq!((failure.status, &*failure.code), (400, "malformed"), "{name} {body}");
+        assert_eq!(failure.details["field"], field, "{name} {body}: {}", failure.message);
+    }
+    let header = system.client.query("user.list", json!({}), &[(MIN_POSITION, "-1")]).await.unwrap().failure();
+    assert_eq!(header.details["field"], MIN_POSITION);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_filter_and_sort_is_served_by_an_index() {
+    let (system, _replicas) = System::complete().await;
+    let (user, product) = (system.user().await.id, system.product(1000).await.id);
+    let mut last = 0;
+    for n in 0..40 {
+        let placed_at = format!("2010-12-{:02}T08:00:00Z", 1 + n % 20);
+        let order =
+            json!({"user": user, "placed_at": placed_at, "lines": [{"product": product, "quantity": 1 + n % 5}]});
+        last = system.accept("order.create", order).await.position;
+    }
+    system.read("order.list", json!({}), last).await.data();
+    let database = system.views().await;
+    let mut explained = 0;
+    for (query, requests) in requests(&user.to_string()) {
+        let (view, found) =
+            views::queries().into_iter().find(|(_, it)| format!("{}.{}", it.noun, it.verb) == query).unwrap();
+        let collection = layout::collection(view, 1);
+        for request in requests {
+            let Ok(plan) = (found.plan)(request.to_string().as_bytes()) else { continue };
+            let command = match plan {
+                Plan::Get { id } => doc! {"find": &collection, "filter": {"_id": id}},
+                Plan::List(list) => {
+                    doc! {"find": &collection, "filter": list.filter, "sort": list.sort, "hint": list.hint}
+                }
+                Plan::Report(report) => doc! {"aggregate": &collection, "pipeline": report.pipeline, "cursor": {}},
+            };
+            let reads = database.run_command(doc! {"explain": command, "verbosity": "queryPlanner"}).await.unwrap();
+            let stages = winning_stages(&reads);
+            assert!(!stages.iter().any(|stage| stage == "COLLSCAN"), "{query} {request}: {stages:?}");
+            assert!(
+                stages.iter().any(|stage| ["IXSCAN", "IDHACK"].contains(&&**stage)),
+                "{query} {request}: {stages:?}"
+            );
+            // A report sorts the few groups that it has made; a list never sorts.
+            let sorts = stages.iter().any(|stage| stage == "SORT");
+            assert!(!sorts || query == "sales.top", "{query} {request}: {stages:?}");
+            explained += 1;
+        }
+    }
+    assert!(explained > 100, "{explained} combinations");
+}
+
+/// Every combination of the optional fields of every query; those that the query refuses are passed over.
+fn requests(user: &str) -> Vec<(&'static str, Vec<Value>)> {
+    let combine = |fields: &[(&str, Vec<Value>)]| {
+        fields.iter().fold(vec![json!({})], |requests, (name, values)| {
+            let with = |request: &Value, value: &Value| {
+                let mut request = request.clone();
+                request[*name] = value.clone();
+                request
+            };
+            let added: Vec<Value> =
+                requests.iter().flat_map(|request| values.iter().map(move |value| with(request, value))).collect();
+            requests.into_iter().chain(added).collect()
+        })
+    };
+    let order = ("order", vec![json!("asc"), json!("desc")]);
+    let days = [("from", vec![json!("2010-12-01")]), ("to", vec![json!("2010-12-09")])];
+    let moments = [("from", vec![json!("2010-12-01T00:00:00Z")]), ("to", vec![json!("2010-12-09T00:00:00Z")])];
+    let currency = ("currency", vec![json!("GBP")]);
+    let users = [
+        ("country", vec![json!("France")]),
+        ("name_prefix", vec![json!("ad")]),
+        ("sort", vec![json!("name"), json!("registered"), json!("spent")]),
+        currency.clone(),
+        order.clone(),
+    ];
+    let products = [
+        ("text", vec![json!("lan"), json!("white lan")]),
+        ("price_min", vec![json!(1)]),
+        ("price_max", vec![json!(1000)]),
+        ("in_stock", vec![json!(true), json!(false)]),
+        ("sort", vec![json!("relevance"), json!("name"), json!("price")]),
+        currency.clone(),
+        order.clone(),
+    ];
+    let orders = [
+        &[("user", vec![json!(user)]), ("status", vec![json!("placed")])][..],
+        &moments[..],
+        &[("sort", vec![json!("date"), json!("total")]), currency.clone(), order][..],
+    ]
+    .concat();
+    let top = [&days[..], &[("by", vec![json!("revenue"), json!("units")]), currency][..]].concat();
+    vec![
+        ("user.get", vec![json!({"id": user})]),
+        ("user.list", combine(&users)),
+        ("product.search", combine(&products)),
+        ("order.list", combine(&orders)),
+        ("sales.daily", combine(&days)),
+        ("sales.top", combine(&top)),
+    ]
+}
+
+/// All stages of the plan that was chosen.
+fn winning_stages(explained: &Document) -> Vec<String> {
+    fn collect(value: &Bson, within: bool, stages: &mut Vec<String>) {
+        match value {
+            Bson::Document(document) => {
+                if let (true, Ok(stage)) = (within, document.get_str("stage")) {
+                    stages.push(stage.to_owned());
+                }
+                for (name, value) in document {
+                    if name != "rejectedPlans" {
+                        collect(value, within || name == "winningPlan", stages);
+                    }
+                }
+            }
+            Bson::Array(values) => values.iter().for_each(|value| collect(value, within, stages)),
+            _ => {}
+        }
+    }
+
+    let mut stages = Vec::new();
+    collect(&Bson::Document(explained.clone()), false, &mut stages);
+    stages
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lookups_at_the_same_time_each_get_their_own_document() {
+    let (system, _replicas) = System::complete().await;
+    let users = join_all((0..50).map(|_| system.user())).await;
+    let last = users.iter().map(|user| user.position).max().unwrap();
+    let missing = system.product(1).await.id;
+    let ask = async |n: usize| {
+        let id = if n % 7 == 0 { missing } else { users[n % 50].id };
+        let reply = system.read("user.get", json!({"id": id}), last).await;
+        if n % 7 == 0 {
+            assert_eq!(reply.code(), "not_found");
+        } else {
+            assert_eq!(reply.data()["id"], json!(id));
+        }
+    };
+    join_all((0..2000).map(ask)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_that_was_never_built_is_said_to_be_unavailable() {
+    let system = System::new().await;
+    let _query = system.start_query(&[]);
+    let failure = eventually("the service answers", async || {
+        system.client.query("user.list", json!({}), &[]).await.ok()?.result.err()
+    })
+    .await;
+    assert_eq!((failure.status, &*failure.code), (503, "unavailable"));
+}

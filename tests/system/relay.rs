@@ -1,0 +1,193 @@
+//! The relay: the stream holds the journal's events at the journal's numbers, whatever is stopped, killed or deleted.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, consumer::pull::OrderedConfig, stream::Stream};
+use domain::Recorded;
+use futures_util::{StreamExt, future::join_all};
+use serde_json::json;
+use tests::{System, eventually, journal, stays};
+use wire::decode_event;
+
+use crate::load::mixed_load;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_killed_in_the_middle_and_a_second_lose_and_double_nothing() {
+    let system = System::new().await;
+    let first = system.process("command", &[]);
+    system.answers("command").await;
+    let product = system.product(0).await.id;
+    let _second = system.command().await;
+    let load = async {
+        for _ in 0..60 {
+            join_all(
+                (0..32).map(|_| system.client.command("product.restock", json!({"id": product, "quantity": 1}), &[])),
+            )
+            .await;
+        }
+    };
+    let kill = async {
+        eventually("some events are in the journal", async || (system.head().await > 300).then_some(())).await;
+        first.kill();
+    };
+    // Requests that the killed replica had taken are never answered: only the others are waited for.
+    let _ = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(load, kill) }).await;
+    assert!(system.head().await > 300);
+    journal::check(&journal::events(&system).await);
+    assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_deleted_while_running_fills_up_again_identically() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let operator = jetstream::new(system.operator().await);
+    let (load, ()) = tokio::join!(mixed_load(&system, 8, 40), async {
+        for position in [50, 150] {
+            eventually("some events are in the journal", async || (system.head().await > position).then_some(())).await;
+            // It may not be there yet again.
+            let _ = operator.delete_stream(system.stream()).await;
+        }
+    });
+    assert!(!load.is_empty());
+    assert_stream_is_journal(&system).await;
+
+    operator.delete_stream(system.stream()).await.unwrap();
+    assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_lost_its_tail_gets_it_again() {
+    let system = System::new().await;
+    let command = system.command().await;
+    let operator = jetstream::new(system.operator().await);
+    system.product(5).await;
+    assert_stream_is_journal(&system).await;
+    // What a power cut does: the stream as it was some messages ago.
+    let events = messages(&system).await;
+    for _ in 0..20 {
+        system.user().await;
+    }
+    assert_stream_is_journal(&system).await;
+    command.stop().await;
+    operator.delete_stream(system.stream()).await.unwrap();
+    let config = jetstream::stream::Config {
+        name: system.stream(),
+        subjects: vec![system.subjects.events()],
+        allow_atomic_publish: true,
+        ..Default::default()
+    };
+    operator.create_stream(config).await.unwrap();
+    for message in events {
+        let (async_nats::Message { subject, headers, payload, .. }, _) = message.split();
+        operator
+            .publish_with_headers(subject, headers.unwrap(), payload)
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+
+    let _command = system.command().await;
+    assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_message_is_refused_and_nothing_is_published_behind_it() {
+    let system = System::new().await;
+    let command = system.command().await;
+    let operator = jetstream::new(system.operator().await);
+    system.product(5).await;
+    assert_stream_is_journal(&system).await;
+    let foreign = system.subjects.event("product", "restocked");
+    operator.publish(foreign.clone(), "{}".into()).await.unwrap().await.unwrap();
+
+    // The journal goes on; the stream does not.
+    for _ in 0..5 {
+        system.user().await;
+    }
+    stays("nothing is published", 2, || last_sequence(&system)).await;
+    command.stop().await;
+    let _command = system.command().await;
+    system.user().await;
+    stays("nothing is published", 2, || last_sequence(&system)).await;
+
+    // What the error tells the operator to do.
+    operator.delete_stream(system.stream()).await.unwrap();
+    assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_ahead_is_refused_until_it_is_gone() {
+    let system = System::new().await;
+    let command = system.command().await;
+    for _ in 0..5 {
+        system.user().await;
+    }
+    assert_stream_is_journal(&system).await;
+    command.stop().await;
+    // A journal that was restored from an old backup.
+    let statements = "delete from events where position > 3; update journal_head set position = 3; \
+        delete from aggregates where id not in (select id from events)";
+    system.journal().await.batch_execute(statements).await.unwrap();
+
+    let _command = system.command().await;
+    system.product(1).await;
+    stays("nothing is published", 5, || last_sequence(&system)).await;
+
+    jetstream::new(system.operator().await).delete_stream(system.stream()).await.unwrap();
+    assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_in_one_replica_wakes_the_relay_in_another() {
+    let system = System::new().await;
+    // Neither looks by itself within the test.
+    let slow = ["--relay-poll-ms", "600000"];
+    let _leader = system.command_with(&slow).await;
+    system.product(5).await;
+    assert_stream_is_journal(&system).await;
+    let _other = system.command_with(&slow).await;
+    // The requests are spread over both.
+    for _ in 0..20 {
+        system.user().await;
+        assert_stream_is_journal(&system).await;
+    }
+}
+
+/// Waits until the stream has come to the journal's head, and compares every message.
+pub async fn assert_stream_is_journal(system: &System) {
+    let events = journal::events(system).await;
+    let head = events.len() as u64;
+    eventually("the stream has come to the journal's head", async || {
+        (last_sequence(system).await == head).then_some(())
+    })
+    .await;
+    let decode = |message: &jetstream::Message| {
+        let sequence = message.info().unwrap().stream_sequence;
+        decode_event(&system.subjects, sequence, &message.subject, message.headers.as_ref(), &message.payload).unwrap()
+    };
+    let published: Vec<Recorded> = messages(system).await.iter().map(decode).collect();
+    assert_eq!(published.len(), events.len());
+    for (published, recorded) in published.iter().zip(&events) {
+        assert_eq!(published, recorded);
+    }
+}
+
+async fn messages(system: &System) -> Vec<jetstream::Message> {
+    let last = last_sequence(system).await;
+    let consumer = stream(system).await.unwrap().create_consumer(OrderedConfig::default()).await.unwrap();
+    let messages = consumer.messages().await.unwrap();
+    messages.take(usize::try_from(last).unwrap()).map(Result::unwrap).collect().await
+}
+
+async fn last_sequence(system: &System) -> u64 {
+    match stream(system).await {
+        Some(stream) => stream.get_info().await.map_or(0, |info| info.state.last_sequence),
+        None => 0,
+    }
+}
+
+async fn stream(system: &System) -> Option<Stream> {
+    jetstream::new(system.operator().await).get_stream(system.stream()).await.ok()
+}

@@ -1,0 +1,111 @@
+//! A month of a real shop: replayed through NATS, stopped and run again, and right to the penny.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use flate2::{Compression, write::GzEncoder};
+use serde_json::{Value, json};
+use tests::{
+    System, journal,
+    retail::{self, NoSale},
+};
+
+use crate::projection::assert_views_are_journal;
+
+const SMALL: &str = "\
+InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country
+536365,85123A,WHITE HANGING HEART T-LIGHT HOLDER,6,2010-12-01 08:26:00,2.55,17850.0,United Kingdom
+536365,71053,,6,2010-12-01 08:26:00,3.39,17850.0,United Kingdom
+536365,85123A,\"WHITE HEART, HANGING\",2,2010-12-01 08:26:00,2.5,17850.0,United Kingdom
+536370,BANK CHARGES,Bank Charges,1,2010-12-01 08:45:00,15.0,,France
+536371,71053,WHITE METAL LANTERN,10,2010-12-02 09:00:00,3,13748.0,EIRE
+C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
+536381,71053,WHITE METAL LANTERN,-3,2010-12-01 09:41:00,3.39,15311.0,United Kingdom
+536382,71053,WHITE METAL LANTERN,1,2010-12-01 09:45:00,0.0,16098.0,United Kingdom
+536383,71053,WHITE METAL LANTERN,1,2010-12-01 09:45:00,0.001,16098.0,United Kingdom
+536384,71053,WHITE METAL LANTERN,one,2010-12-01 09:45:00,1.0,16098.0,United Kingdom
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_shop_is_replayed_to_the_penny_and_nothing_happens_twice() {
+    let (system, _replicas) = System::complete().await;
+    let file = gzipped("small", SMALL);
+
+    let report = retail::replay(&system.client, &file, 8, false).await.unwrap();
+
+    assert_eq!(report.sales, 5);
+    let reasons = [
+        (NoSale::Cancellation, 1),
+        (NoSale::QuantityNotPositive, 1),
+        (NoSale::PriceNotPositive, 1),
+        (NoSale::PriceNotInPence, 1),
+        (NoSale::Unreadable, 1),
+    ];
+    assert_eq!(report.no_sales, reasons.into());
+    assert_eq!((report.commands, report.accepted), (3 + 3 + 3 + 3, 12));
+    let day = 6 * 255 + 6 * 339 + 2 * 250 + 1500;
+    let sales = daily(&system, "2010-12-01", "2010-12-31").await;
+    assert_eq!((&sales["days"][0]["day"], revenue(&sales["days"][0])), (&json!("2010-12-01"), day));
+    assert_eq!(revenue(&sales["total"]), day + 3000);
+    assert_eq!(sales["total"]["orders"], 3);
+    let products = system.client.query("product.search", json!({"text": "lantern"}), &[]).await.unwrap().data();
+    assert_eq!((&products["items"][0]["sku"], &products["items"][0]["stock"]), (&json!("71053"), &json!(0)));
+
+    let events = journal::events(&system).await.len();
+    let again = retail::replay(&system.client, &file, 8, false).await.unwrap();
+    assert_eq!((again.accepted, again.position), (12, report.position));
+    assert_eq!(journal::events(&system).await.len(), events, "nothing happened twice");
+    assert_views_are_journal(&system).await;
+    std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn december_2010_is_replayed_to_the_penny_even_if_it_is_stopped_in_between() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/online-retail/2010-12.csv.gz");
+    if !file.exists() {
+        eprintln!("left out: the real file is not here");
+        return;
+    }
+    let (system, _replicas) = System::complete().await;
+    let stopped = retail::replay(&system.client, &file, 64, false);
+    assert!(tokio::time::timeout(Duration::from_secs(1), stopped).await.is_err(), "it takes longer");
+
+    let report = retail::replay(&system.client, &file, 256, false).await.unwrap();
+
+    println!("{report}");
+    assert_eq!(report.sales, 41_480);
+    assert_eq!(report.no_sales.values().sum::<usize>(), 42_481 - 41_480);
+    // 885 customers and the guest, 2,788 products created and stocked, 1,559 orders.
+    assert_eq!((report.commands, report.accepted), (886 + 2 * 2_788 + 1_559, 886 + 2 * 2_788 + 1_559));
+    let sales = daily(&system, "2010-12-01", "2010-12-31").await;
+    assert_eq!(revenue(&sales["total"]), 82_374_614);
+    assert_eq!(sales["total"]["orders"], 1_559);
+    for (day, pennies) in [("2010-12-01", 5_896_079), ("2010-12-07", 9_961_820)] {
+        assert_eq!(revenue(&daily(&system, day, day).await["total"]), pennies, "{day}");
+    }
+    let top = json!({"from": "2010-12-01", "to": "2010-12-31", "by": "revenue", "currency": "GBP", "limit": 1});
+    let top = system.client.query("sales.top", top, &[]).await.unwrap().data();
+    assert_eq!(top["items"].as_array().unwrap().len(), 1);
+    assert_views_are_journal(&system).await;
+}
+
+async fn daily(system: &System, from: &str, to: &str) -> Value {
+    system.client.query("sales.daily", json!({"from": from, "to": to}), &[]).await.unwrap().data()
+}
+
+fn revenue(sales: &Value) -> i64 {
+    let revenue = sales["revenue"].as_array().unwrap();
+    assert_eq!((revenue.len(), &revenue[0]["currency"]), (1, &json!("GBP")));
+    revenue[0]["amount"].as_i64().unwrap()
+}
+
+fn gzipped(name: &str, text: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("watershed-{name}-{}.csv.gz", std::process::id()));
+    let mut encoder = GzEncoder::new(std::fs::File::create(&path).unwrap(), Compression::fast());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap();
+    path
+}

@@ -1,0 +1,149 @@
+//! Bad input gets a clear error that names the field, changes nothing, and spoils nobody's batch; every endpoint can be
+//! discovered, and every error is counted.
+
+use futures_util::{StreamExt, future::join_all};
+use serde_json::{Value, json};
+use tests::{Client, System, eventually, journal};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_commands_are_refused_by_field_and_spoil_nobodys_batch() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let (user, product) = (system.user().await.id, system.product(1_000_000).await.id);
+    let line = json!({"product": product, "quantity": 1});
+    let order = |lines: Value| json!({"user": user, "lines": lines}).to_string();
+    let priced =
+        |amount: Value| json!({"product": product, "quantity": 1, "unit_price": {"amount": amount, "currency": "GBP"}});
+    let deep = format!("{{\"user\":\"{user}\",\"lines\":{}", "[".repeat(100_000));
+    let register = |email: &str, name: &str| json!({"email": email, "name": name}).to_string();
+    let cases: Vec<(&str, String, &str)> = vec![
+        ("user.register", "".into(), "email"),
+        ("user.register", "nonsense".into(), ""),
+        ("user.register", "[]".into(), ""),
+        ("user.register", register("ada", "Ada"), "email"),
+        ("user.register", register("ada@example.com", ""), "name"),
+        ("user.register", register("ada@example.com", "A\0da"), "name"),
+        ("user.register", register("ada@example.com", &"x".repeat(201)), "name"),
+        ("user.register", json!({"email": "a@example.com", "name": "A", "age": 3}).to_string(), "age"),
+        ("user.register", json!({"id": "1", "email": "a@example.com", "name": "A"}).to_string(), "id"),
+        ("product.restock", json!({"id": product, "quantity": 0}).to_string(), "quantity"),
+        ("product.restock", json!({"id": product, "quantity": "1"}).to_string(), "quantity"),
+        ("product.restock", format!(r#"{{"id":"{product}","quantity":99999999999999999999}}"#), "quantity"),
+        ("order.create", order(json!([])), "lines"),
+        ("order.create", order(json!(vec![line.clone(); 2001])), "lines"),
+        ("order.create", order(json!([line, {"product": product, "quantity": -1}])), "lines[1].quantity"),
+        ("order.create", order(json!([{"product": "x", "quantity": 1}])), "lines[0].product"),
+        ("order.create", order(json!([priced(json!(-1))])), "lines[0].unit_price.amount"),
+        ("order.create", order(json!([priced(json!(1.5))])), "lines[0].unit_price.amount"),
+        ("order.create", order(json!([priced(json!(i64::MAX))])), "lines[0].unit_price.amount"),
+        ("order.create", deep, "lines"),
+    ];
+    let before = journal::events(&system).await.len();
+    let bad = join_all(cases.iter().map(async |(name, body, field)| {
+        let (aggregate, verb) = name.split_once('.').unwrap();
+        let subject = system.subjects.command(aggregate, verb);
+        let failure = system.client.request(subject, body.clone().into(), &[]).await.unwrap().failure();
+        let shown = &body[..body.len().min(200)];
+        assert_eq!((failure.status, &*failure.code), (400, "malformed"), "{name} {shown}");
+        let named = failure.details["field"].as_str().unwrap_or_default();
+        assert!(named.starts_with(field), "{name} {shown}: {field:?} is named, not {named:?}");
+        assert!(!failure.message.is_empty());
+    }));
+    let good = join_all((0..100).map(|_| system.accept("product.restock", json!({"id": product, "quantity": 1}))));
+    tokio::join!(bad, good);
+    assert_eq!(journal::events(&system).await.len(), before + 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn amounts_that_overflow_are_refused_by_a_rule() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let (user, product) = (system.user().await.id, system.product(1_000_000).await.id);
+    let price = json!({"amount": 1_000_000_000_000_000_i64, "currency": "GBP"});
+    let lines = json!([{"product": product, "quantity": 1_000_000, "unit_price": price}]);
+    let failure = system.try_command("order.create", json!({"user": user, "lines": lines})).await.failure();
+    assert_eq!((failure.status, &*failure.code), (422, "total_overflow"));
+    let mixed = json!([
+        {"product": product, "quantity": 1},
+        {"product": product, "quantity": 1, "unit_price": {"amount": 1, "currency": "EUR"}},
+    ]);
+    let failure = system.try_command("order.create", json!({"user": user, "lines": mixed})).await.failure();
+    assert_eq!((failure.status, &*failure.code), (422, "mixed_currencies"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_header_is_refused_by_name() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let product = system.product(1).await.id;
+    let long = "k".repeat(200);
+    for (name, value) in [
+        ("Nats-Msg-Id", "a b"),
+        ("Nats-Msg-Id", &*long),
+        ("Nats-Msg-Id", "a\0b"),
+        ("Actor", "\0"),
+        ("Expected-Version", "x"),
+    ] {
+        let restock = json!({"id": product, "quantity": 1});
+        let failure = system.client.command("product.restock", restock, &[(name, value)]).await.unwrap().failure();
+        assert_eq!((failure.status, failure.details["field"].as_str()), (400, Some(name)));
+    }
+    assert_eq!(journal::events(&system).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_over_the_limit_is_too_large() {
+    let system = System::new().await;
+    let _command = system.command_with(&["--max-request-bytes", "1000"]).await;
+    let name = "x".repeat(2000);
+    let failure = system.try_command("user.register", json!({"email": "a@example.com", "name": name})).await.failure();
+    assert_eq!((failure.status, &*failure.code), (413, "too_large"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_services_can_be_discovered_and_count_every_error() {
+    let (system, _replicas) = System::complete().await;
+    let product = system.product(1).await.id;
+    system.try_command("product.restock", json!({"id": product, "quantity": -2})).await.failure();
+    system.try_command("product.restock", json!({"id": product})).await.failure();
+    system.accept("product.restock", json!({"id": product, "quantity": 1})).await;
+
+    for (service, endpoints) in [("command", 12), ("query", 8), ("projection", 0)] {
+        let info = discover(&system.client, "INFO", service, &system.prefix).await;
+        assert_eq!(info["type"], "io.nats.micro.v1.info_response");
+        assert!(info["description"].is_string() && info["version"].is_string());
+        let described = info["endpoints"].as_array().map_or(0, Vec::len);
+        assert_eq!(described, endpoints, "{service}");
+        for endpoint in info["endpoints"].as_array().unwrap() {
+            let schema: Value = serde_json::from_str(endpoint["metadata"]["schema"].as_str().unwrap()).unwrap();
+            assert_eq!(schema["type"], "object");
+            assert!(!endpoint["metadata"]["description"].as_str().unwrap().is_empty());
+        }
+    }
+    let statistics = discover(&system.client, "STATS", "command", &system.prefix).await;
+    let endpoints = statistics["endpoints"].as_array().unwrap();
+    let restock = endpoints.iter().find(|endpoint| endpoint["name"] == "product-restock").unwrap();
+    assert_eq!((&restock["num_requests"], &restock["num_errors"]), (&json!(3), &json!(2)));
+    assert!(restock["last_error"].as_str().unwrap().starts_with("400:malformed"));
+}
+
+/// The answer of this installation's service: other tests run theirs at the same time.
+async fn discover(client: &Client, verb: &str, service: &str, prefix: &str) -> Value {
+    eventually("the service answers", async || {
+        let inbox = client.nats.new_inbox();
+        let mut answers = client.nats.subscribe(inbox.clone()).await.ok()?;
+        client.nats.publish_with_reply(format!("$SRV.{verb}.{service}"), inbox, "".into()).await.ok()?;
+        let soon = std::time::Duration::from_secs(1);
+        while let Ok(Some(answer)) = tokio::time::timeout(soon, answers.next()).await {
+            let answer: Value = serde_json::from_slice(&answer.payload).ok()?;
+            let endpoints = answer["endpoints"].as_array()?;
+            // The projection service has none to tell by.
+            let ours = |endpoint: &Value| endpoint["subject"].as_str().is_some_and(|it| it.starts_with(prefix));
+            if endpoints.is_empty() || endpoints.iter().any(ours) {
+                return Some(answer);
+            }
+        }
+        None
+    })
+    .await
+}
