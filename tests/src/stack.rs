@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The project's directory.
-pub fn root() -> PathBuf {
+fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the project").to_owned()
 }
 

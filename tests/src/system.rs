@@ -4,7 +4,7 @@
 use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, OnceLock},
+    sync::Arc,
 };
 
 use anyhow::Context;
@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 use wire::{Accepted, Prefix, Subjects};
 
-use crate::{Client, Reply, Stack, eventually, stack::root};
+use crate::{Client, Reply, Stack, eventually};
 
 pub struct System {
     pub stack: Arc<Stack>,
@@ -283,18 +283,10 @@ async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
     Ok(client)
 }
 
-/// The path of a service's program, built if it is not as the sources are.
+/// The path of a service's program, which cargo has built with the tests.
 fn binary(role: &str) -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let directory = BUILT.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let packages = ["command", "projection", "query"].map(|role| format!("{role}-service"));
-        let arguments = packages.iter().flat_map(|package| ["-p", package]);
-        let status = Command::new(cargo).current_dir(root()).args(["build", "-q", "--bins"]).args(arguments).status();
-        assert!(status.expect("cargo can be run").success(), "the services can be built");
-        // .../target/debug/deps/system-0123456789abcdef
-        let test = std::env::current_exe().expect("the test's own path");
-        test.ancestors().nth(2).expect("the test lies in the target directory").to_owned()
-    });
-    directory.join(format!("{role}-service"))
+    // .../target/debug/deps/system-0123456789abcdef
+    let test = std::env::current_exe().expect("the test's own path");
+    let directory = test.ancestors().nth(2).expect("the test lies in the target directory");
+    directory.join(format!("test-{role}-service"))
 }

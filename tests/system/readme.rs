@@ -10,7 +10,8 @@ const README: &str = include_str!("../../README.md");
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_is_answered_as_it_says() {
     let (system, _replicas) = System::complete().await;
-    let (mut queries, mut commands): (Vec<_>, Vec<_>) = examples().into_iter().partition(|it| it.subject.starts_with("qry."));
+    let (mut queries, mut commands): (Vec<_>, Vec<_>) =
+        examples().into_iter().partition(|it| it.subject.starts_with("qry."));
     // The queries stand behind all commands on the page, but show what is there before things are deleted.
     let deletions = commands.split_off(8);
     for Example { subject, request, reply } in commands.into_iter().chain(queries.drain(..)).chain(deletions) {
@@ -60,11 +61,16 @@ struct Example {
 }
 
 fn examples() -> Vec<Example> {
-    let json = |cell: &str| serde_json::from_str(cell.trim_matches('`')).unwrap_or_else(|error| panic!("{error}: {cell}"));
+    let json =
+        |cell: &str| serde_json::from_str(cell.trim_matches('`')).unwrap_or_else(|error| panic!("{error}: {cell}"));
     rows()
         .into_iter()
         .filter(|row| row[0].starts_with("`cmd.") || row[0].starts_with("`qry."))
-        .map(|row| Example { subject: row[0].trim_matches('`').to_owned(), request: json(&row[1]), reply: json(&row[2]) })
+        .map(|row| Example {
+            subject: row[0].trim_matches('`').to_owned(),
+            request: json(&row[1]),
+            reply: json(&row[2]),
+        })
         .collect()
 }
 

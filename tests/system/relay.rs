@@ -80,12 +80,7 @@ async fn a_stream_that_lost_its_tail_gets_it_again() {
     operator.create_stream(config).await.unwrap();
     for message in events {
         let (async_nats::Message { subject, headers, payload, .. }, _) = message.split();
-        operator
-            .publish_with_headers(subject, headers.unwrap(), payload)
-            .await
-            .unwrap()
-            .await
-            .unwrap();
+        operator.publish_with_headers(subject, headers.unwrap(), payload).await.unwrap().await.unwrap();
     }
 
     let _command = system.command().await;
