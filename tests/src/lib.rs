@@ -1,5 +1,6 @@
 //! The harness: private servers for a run of the tests, and in them a fresh prefix, stream and databases for each test.
 
+pub mod bench;
 mod client;
 pub mod journal;
 pub mod retail;

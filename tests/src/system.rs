@@ -206,7 +206,8 @@ impl System {
         arguments
     }
 
-    fn postgres_url(&self) -> String {
+    /// The URL of the journal's database.
+    pub fn postgres_url(&self) -> String {
         let url = self.stack.url("POSTGRES_URL");
         let (server, _) = url.rsplit_once('/').expect("the URL names a database");
         format!("{server}/{}", self.prefix)
@@ -285,8 +286,9 @@ async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
 
 /// The path of a service's program, which cargo has built with the tests.
 fn binary(role: &str) -> PathBuf {
-    // .../target/debug/deps/system-0123456789abcdef
-    let test = std::env::current_exe().expect("the test's own path");
-    let directory = test.ancestors().nth(2).expect("the test lies in the target directory");
-    directory.join(format!("test-{role}-service"))
+    // .../target/debug/deps/system-0123456789abcdef, or .../target/release/bench
+    let own = std::env::current_exe().expect("the program's own path");
+    let name = format!("test-{role}-service");
+    let places = own.ancestors().skip(1).map(|directory| directory.join(&name));
+    places.take(2).find(|path| path.exists()).expect("cargo has built it")
 }
