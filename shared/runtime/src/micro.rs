@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,10 +18,21 @@ use bytes::Bytes;
 use domain::Timestamp;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wire::{Code, Failure, failure_reply};
 
 use crate::{Nats, now};
+
+/// How many requests more a stopping endpoint takes. Draining alone would lose some: the library forgets a subscription
+/// before the server has heard that it ended, and drops what comes in between. So server and library are told to end it
+/// after the same request, soon to come. Where it does not come in [`LAST_WAIT`], a nearer one is named, and at last,
+/// where requests are rare, the subscription is drained.
+const LAST_REQUESTS: [u64; 3] = [64, 8, 1];
+const LAST_WAIT: Duration = Duration::from_millis(100);
+
+/// Bytes of a reply that are left to its headers, which the server counts too.
+const HEADER_ROOM: usize = 1024;
 
 /// What `nats micro info` says of the service.
 #[derive(Clone, Debug)]
@@ -119,29 +131,25 @@ impl Service {
         });
         locked(&self.endpoints).push(Arc::clone(&endpoint));
         let (client, stop) = (self.client.clone(), self.stop.clone());
+        let mut hand_on = move |message| {
+            let (client, endpoint) = (client.clone(), Arc::clone(&endpoint));
+            handle(Request { message, received: Instant::now(), client, endpoint });
+        };
         self.tasks.spawn(async move {
-            let mut stopping = false;
+            let mut taken = 0;
+            let mut stopped = pin!(stop.cancelled());
             loop {
                 tokio::select! {
                     biased;
-                    () = stop.cancelled(), if !stopping => {
-                        stopping = true;
-                        // What the server has already sent still comes, then the stream ends.
-                        if requests.drain().await.is_err() {
-                            break;
-                        }
-                    }
+                    () = &mut stopped => break,
                     message = requests.next() => {
-                        let Some(message) = message else { break };
-                        handle(Request {
-                            message,
-                            received: Instant::now(),
-                            client: client.clone(),
-                            endpoint: Arc::clone(&endpoint),
-                        });
+                        let Some(message) = message else { return };
+                        taken += 1;
+                        hand_on(message);
                     }
                 }
             }
+            take_last(requests, taken, hand_on).await;
         });
         Ok(())
     }
@@ -173,6 +181,27 @@ impl Service {
             }
         });
         Ok(())
+    }
+}
+
+/// Takes the last requests of an endpoint that has taken so many, and ends the subscription.
+async fn take_last(mut requests: Subscriber, mut taken: u64, mut hand_on: impl FnMut(Message)) {
+    for last in LAST_REQUESTS {
+        // Fails only where the connection was closed for good, and then the stream ends by itself.
+        let _ = requests.unsubscribe_after(taken + last).await;
+        let rest = async {
+            while let Some(message) = requests.next().await {
+                taken += 1;
+                hand_on(message);
+            }
+        };
+        if timeout(LAST_WAIT, rest).await.is_ok() {
+            return;
+        }
+    }
+    let _ = requests.drain().await;
+    while let Some(message) = requests.next().await {
+        hand_on(message);
     }
 }
 
@@ -233,7 +262,7 @@ impl Request {
     /// Answers, and counts. A request without a reply subject is counted alone.
     pub async fn respond(self, response: Response) {
         let Self { message, received, client, endpoint } = self;
-        let response = response.and_then(|(headers, body)| match body.len() <= client.max_payload() {
+        let response = response.and_then(|(headers, body)| match body.len() + HEADER_ROOM <= client.max_payload() {
             true => Ok((headers, body)),
             false => Err(Failure::new(Code::TooLarge, "the reply is larger than the server allows: ask for less")),
         });
@@ -251,7 +280,7 @@ impl Request {
 /// The requester names the subject of the reply, and a service may publish what the requester may not: without this, a
 /// client could have a reply published as an event.
 fn is_inbox(reply: &Subject) -> bool {
-    reply.starts_with("_INBOX")
+    reply.starts_with("_INBOX.")
 }
 
 /// Nothing that holds these locks can leave what they guard half written.

@@ -68,6 +68,11 @@ impl Nats {
         let _ = self.connected.clone().wait_for(|connected| *connected).await;
     }
 
+    /// Waits until the connection is lost.
+    pub async fn down(&self) {
+        let _ = self.connected.clone().wait_for(|connected| !connected).await;
+    }
+
     pub fn is_up(&self) -> bool {
         *self.connected.borrow()
     }

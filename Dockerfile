@@ -1,0 +1,27 @@
+# One image per service: docker build --target command|projection|query .
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /watershed
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/watershed/target \
+    cargo build --release --locked --package command-service --package projection-service --package query-service \
+    && mkdir /programs \
+    && cp target/release/command-service target/release/projection-service target/release/query-service /programs/
+
+FROM debian:bookworm-slim AS service
+RUN useradd --system --no-create-home watershed
+USER watershed
+ENV READY_FILE=/tmp/ready
+HEALTHCHECK --interval=5s --timeout=2s --start-period=60s --retries=3 CMD test -e "$READY_FILE"
+
+FROM service AS command
+COPY --from=build /programs/command-service /usr/local/bin/
+ENTRYPOINT ["command-service"]
+
+FROM service AS projection
+COPY --from=build /programs/projection-service /usr/local/bin/
+ENTRYPOINT ["projection-service"]
+
+FROM service AS query
+COPY --from=build /programs/query-service /usr/local/bin/
+ENTRYPOINT ["query-service"]

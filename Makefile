@@ -1,0 +1,38 @@
+# Watershed on this machine. Servers of your own are used where NATS_URL, POSTGRES_URL or MONGODB_URL is set (and, with
+# a user for each service, NATS_COMMAND_URL, NATS_PROJECTION_URL, NATS_QUERY_URL, MONGODB_PROJECTION_URL,
+# MONGODB_QUERY_URL). The ports of those that are started otherwise: WATERSHED_{NATS,POSTGRES,MONGODB}_PORT.
+
+.DEFAULT_GOAL := help
+.PHONY: help run up down test lint retail
+
+SCRIPTS := scripts/stack scripts/watershed scripts/request $(wildcard scripts/*.py)
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
+		printf '  make %-8s %s\n' "$$name" "$$what"; done
+
+run: ## get the servers, build, migrate, and run the three services until Ctrl-C
+	@scripts/watershed run
+
+up: ## the same in the background; returns when every service is ready
+	@scripts/watershed up
+
+down: ## stop what `make up` started; the data stays (scripts/stack down --wipe removes it)
+	@scripts/watershed down
+
+test: ## all tests, on servers and ports of their own
+	python3 scripts/test_stack.py
+	cargo test --workspace --locked
+
+lint: ## formatting, clippy with warnings as errors, the scripts, docker-compose.yml
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' $(SCRIPTS)
+	@bash -n .ci/run
+	@if docker compose version >/dev/null 2>&1; then docker compose config --quiet; \
+		else echo 'docker compose is not installed: docker-compose.yml is not checked'; fi
+
+retail: ## replay invoices through NATS: make retail FILE=path.csv.gz
+	@test -n "$(FILE)" || { echo 'usage: make retail FILE=path.csv.gz' >&2; exit 2; }
+	@if [ -z "$$NATS_URL" ]; then urls=$$(scripts/stack env) || exit 1; eval "$$urls"; fi; \
+		cargo run --release --locked --package tests --bin retail -- "$(FILE)"

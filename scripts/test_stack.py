@@ -1,0 +1,500 @@
+"""Tests of the stack on real servers: that it goes on after any interruption, and that each role can do no more than
+nats.conf and the databases' users are meant to let it."""
+
+import base64
+import os
+import random
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+from urllib.parse import urlsplit
+
+sys.dont_write_bytecode = True
+
+import mongo_wire  # noqa: E402
+import nats_wire  # noqa: E402
+import programs  # noqa: E402
+
+SCRIPT = programs.CHECKOUT / "scripts" / "stack"
+
+
+class OneStack(unittest.TestCase):
+    """Each class has a stack of its own, in a directory whose name is awkward on purpose."""
+
+    def setUp(self):
+        self.room = tempfile.TemporaryDirectory(prefix="watershed test ")
+        self.addCleanup(self.room.cleanup)
+        os.chmod(self.room.name, 0o711)
+        self.home = Path(self.room.name) / "a stack"
+        self.elsewhere = []
+        self.addCleanup(self.stack, "down", "--wipe")
+
+    def stack(self, action, *options):
+        command = [sys.executable, SCRIPT, action, "--dir", self.home, *options]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+
+    def up(self, *options):
+        done = self.stack("up", "--free-ports", *options)
+        self.assertEqual(done.returncode, 0, done.stdout)
+        return done.stdout
+
+    def urls(self):
+        lines = self.stack("env").stdout.splitlines()[1:]
+        return dict(shlex.split(line[len("export ") :])[0].split("=", 1) for line in lines)
+
+    def processes(self):
+        """Those of this stack; PostgreSQL may have been put elsewhere."""
+        postgres = self.home / "postgres"
+        if postgres.is_symlink():
+            self.elsewhere.append(str(postgres.resolve()) + "/")
+        places = [str(self.home) + "/", str(self.home) + "\0", *self.elsewhere]
+        return sorted({one for place in places for one in self.processes_of(place)})
+
+    def processes_of(self, directory):
+        """The arguments of every process that has this directory among them."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                arguments = (process / "cmdline").read_bytes().decode()
+            except (OSError, UnicodeDecodeError):
+                continue
+            if directory in arguments:
+                found.append(arguments.replace("\0", " "))
+        return found
+
+
+class LifeOfAStack(OneStack):
+    def test_up_and_down_can_each_be_repeated(self):
+        self.assertEqual(self.stack("status").returncode, 1)
+        said = self.up()
+        self.assertEqual(said.count("started"), 3)
+        self.check_that_no_password_is_shown(said)
+        self.assertEqual(self.up().count("already running"), 3)
+        self.assertEqual(self.stack("status").returncode, 0)
+        before = self.urls()
+        self.assertIn("nats, postgres, mongodb", self.stack("down").stdout)
+        self.assertIn("nothing was running", self.stack("down").stdout)
+        self.assertEqual(self.stack("status").returncode, 1)
+        self.up()
+        self.assertEqual(self.urls(), before)
+        self.stack("down", "--wipe")
+        self.assertFalse(self.home.exists())
+        self.assertEqual(self.processes(), [])
+
+    def check_that_no_password_is_shown(self, said):
+        passwords = {urlsplit(url).password for url in self.urls().values()}
+        self.assertEqual(len(passwords), 9)
+        shown = said + self.stack("status").stdout + "".join(self.processes())
+        shown += "".join(log.read_text() for log in (self.home / "log").iterdir())
+        self.assertEqual([password for password in passwords if password in shown], [])
+        for file in ("env", "secrets.json"):
+            self.assertEqual((self.home / file).stat().st_mode & 0o777, 0o600)
+
+    def test_one_server_stops_and_comes_back_on_the_same_port(self):
+        self.up()
+        before = self.urls()
+        for server in ("nats", "postgres", "mongodb"):
+            self.assertIn(server, self.stack("down", server).stdout)
+            self.assertEqual(self.stack("status").returncode, 1)
+            self.up(server)
+            self.assertEqual(self.stack("status").returncode, 0)
+        self.assertEqual(self.urls(), before)
+
+    def test_killed_servers_are_noticed_and_started_again(self):
+        self.up()
+        for record in (self.home / "run").glob("*.json"):
+            os.kill(int(re.search(r'"pid": (\d+)', record.read_text())[1]), signal.SIGKILL)
+        wait_until(lambda: self.stack("status").stdout.count("not running") == 3)
+        self.assertEqual(self.up().count("started"), 3)
+
+    def test_goes_on_after_being_killed_at_any_moment(self):
+        for mode in (0o711, 0o700):  # as root, PostgreSQL has to be elsewhere if others cannot reach the directory
+            os.chmod(self.room.name, mode)
+            for _ in range(5):
+                command = [sys.executable, SCRIPT, "up", "--dir", self.home, "--free-ports"]
+                started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+                time.sleep(random.uniform(0.1, 2.0))
+                started.kill()
+                started.wait()
+                if random.random() < 0.3:
+                    self.stack("down")
+            self.up()
+            self.assertEqual(self.stack("status").returncode, 0)
+            servers = [arguments for arguments in self.processes() if not arguments.startswith("postgres: ")]
+            self.assertEqual(len(servers), 3, servers)
+            self.assertEqual((self.home / "postgres").is_symlink(), mode == 0o700 and os.geteuid() == 0)
+            self.stack("down", "--wipe")
+            self.assertEqual((self.processes(), self.home.exists()), ([], False))
+            self.assertEqual([place for place in self.elsewhere if os.path.exists(place)], [])
+
+    def test_an_interrupt_leaves_nothing_running(self):
+        command = [sys.executable, SCRIPT, "up", "--dir", self.home, "--free-ports"]
+        started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: any("nats-server" in arguments for arguments in self.processes()))
+        started.send_signal(signal.SIGINT)
+        self.assertNotEqual(started.wait(120), 0)
+        self.assertEqual(self.processes(), [])
+
+    def test_two_at_once_start_it_once(self):
+        command = [sys.executable, SCRIPT, "up", "--dir", self.home, "--free-ports"]
+        both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        said = "".join(one.communicate(timeout=300)[0] for one in both)
+        self.assertEqual([one.returncode for one in both], [0, 0])
+        self.assertEqual((said.count("already running"), said.count(" started")), (3, 3), said)
+
+    def test_a_taken_port_is_named_and_the_next_free_one_used(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            said = self.up("--nats-port", str(port), "--mongodb-port", str(port))
+        self.assertIn("nats       port %d is taken, so" % port, said)
+        self.assertIn("mongodb    port %d is taken, so" % port, said)
+        self.assertEqual(self.stack("status").returncode, 0)
+
+    def test_the_replica_set_follows_a_change_of_port(self):
+        self.up("mongodb")
+        self.stack("down", "mongodb")
+        old = urlsplit(self.urls()["MONGODB_URL"]).port
+        self.up("mongodb", "--mongodb-port", str(old + 1))
+        self.assertNotEqual(urlsplit(self.urls()["MONGODB_URL"]).port, old)
+        self.assertRegex(self.stack("status").stdout, "mongodb .* up\n")
+
+    def test_a_stack_ends_with_the_process_that_it_is_for(self):
+        with subprocess.Popen(["sleep", "1000"]) as process:
+            self.up("--while-pid", str(process.pid))
+            self.assertEqual(self.stack("status").returncode, 0)
+            process.kill()
+        wait_until(lambda: not self.home.exists() and not self.processes())
+
+    def test_another_directory_is_left_alone(self):
+        self.home.mkdir()
+        (self.home / "log").write_text("mine")
+        for action in (("up",), ("down", "--wipe")):
+            self.stack(*action)
+            self.assertEqual((self.home / "log").read_text(), "mine")
+        self.assertIn("neither empty nor a stack's", self.stack("up").stdout)
+
+
+class Permissions(OneStack):
+    def test_nats_roles(self):
+        self.up("nats")
+        urls = self.urls()
+        urls["NATS_CLIENT_URL"] = urls["NATS_URL"]
+        for role, publish, subscribe in NATS_ROLES:
+            for subject in NATS_PUBLISHED:
+                with self.subTest(role=role, publishes=subject):
+                    self.assertEqual(nats_allows(urls, role, "publish", subject), subject in publish.split())
+            for subject in NATS_SUBSCRIBED:
+                with self.subTest(role=role, subscribes=subject):
+                    self.assertEqual(nats_allows(urls, role, "subscribe", subject), subject in subscribe.split())
+        self.check_that_queries_are_answered_and_forgeries_not(urls)
+
+    def check_that_queries_are_answered_and_forgeries_not(self, urls):
+        with nats_wire.Connection(urls["NATS_QUERY_URL"]) as query, nats_wire.Connection(urls["NATS_URL"]) as client:
+            query.subscribe("qry.user.get", "q")
+            query.flush()
+            client.subscribe("_INBOX.one")
+            client.publish("qry.user.get", b"{}", "_INBOX.one")
+            client.flush()
+            query.publish(query.next().reply, b"answer")
+            query.flush()
+            self.assertEqual(client.next().body, b"answer")
+            # The reply subject is the client's choice: it must not make the service publish an event for it.
+            client.publish("qry.user.get", b"{}", "evt.user.registered")
+            client.flush()
+            with self.assertRaisesRegex(nats_wire.NatsError, "Permissions Violation"):
+                query.publish(query.next().reply, b"forged")
+                query.flush()
+
+    def test_nats_wants_a_password(self):
+        self.up("nats")
+        port = urlsplit(self.urls()["NATS_URL"]).port
+        for login in ("", "client@", "client:wrong@", "operator:@"):
+            with self.subTest(login=login), self.assertRaisesRegex(nats_wire.NatsError, "Authorization Violation"):
+                nats_wire.Connection("nats://%s127.0.0.1:%d" % (login, port))
+
+    def test_mongodb_roles(self):
+        self.up("mongodb")
+        for role, database, command, allowed in MONGODB_RIGHTS:
+            with self.subTest(role=role, command=next(iter(command)), database=database):
+                self.assertEqual(self.mongodb_allows(role, database, command), allowed)
+        self.up("mongodb", "--test-databases")
+        for role, allowed in (("PROJECTION_", True), ("QUERY_", False)):
+            with self.subTest(role=role):
+                self.assertEqual(self.mongodb_allows(role, "test_1", {"insert": "a", "documents": [{"a": 1}]}), allowed)
+        self.assertTrue(self.mongodb_allows("QUERY_", "test_1", {"find": "a"}))
+
+    def mongodb_allows(self, role, database, command):
+        url = urlsplit(self.urls()["MONGODB_%sURL" % role])
+        with mongo_wire.Connection(url.port) as connection:
+            if url.username:
+                connection.login(url.username, url.password)
+            try:
+                connection.run(database, command)
+                return True
+            except mongo_wire.MongoError as error:
+                if error.code != 13:  # Unauthorized
+                    raise
+                return False
+
+    def test_mongodb_wants_a_password(self):
+        self.up("mongodb")
+        with mongo_wire.Connection(urlsplit(self.urls()["MONGODB_URL"]).port) as connection:
+            for command in ({"find": "a"}, {"createUser": "a", "pwd": "b", "roles": ["root"]}):
+                with self.assertRaises(mongo_wire.MongoError):
+                    connection.run("admin", command)
+            with self.assertRaises(mongo_wire.MongoError):
+                connection.login("operator", "wrong")
+
+    def test_the_postgres_role(self):
+        self.up("postgres")
+        url = urlsplit(self.urls()["POSTGRES_URL"])
+        own = {"PGPASSWORD": url.password, "PGUSER": "watershed", "PGDATABASE": "watershed"}
+        more = "select rolsuper or rolcreaterole from pg_roles where rolname = user"
+        self.assertEqual(self.psql(url, own, more), "f")
+        self.psql(url, own, "create table a (b int); create database other")
+        self.assertEqual(self.psql(url, own, "show listen_addresses"), "127.0.0.1")
+        for wrong in ({"PGPASSWORD": ""}, {"PGPASSWORD": "wrong"}, {"PGUSER": "postgres"}):
+            with self.subTest(wrong=wrong), self.assertRaises(subprocess.CalledProcessError):
+                self.psql(url, {**own, **wrong}, "select 1")
+
+    def psql(self, url, login, statement):
+        program = programs.programs() / programs.POSTGRES / "psql"
+        command = [program, "-XAt", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", str(url.port)]
+        for one in statement.split("; "):
+            command += ["-c", one]
+        return subprocess.run(command, env=login, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+class Services(OneStack):
+    """`make run`, `make up` and `make down`, with a cargo and three services that only pretend."""
+
+    def setUp(self):
+        super().setUp()
+        stand_ins = Path(self.room.name)
+        for name in ("cargo", *("%s-service" % service for service in ("command", "projection", "query"))):
+            (stand_ins / name).write_text(STAND_IN % {"python": sys.executable, "room": stand_ins})
+            (stand_ins / name).chmod(0o755)
+        ports = {"WATERSHED_%s_PORT" % server: str(random.randrange(15000, 32000)) for server in SERVERS}
+        path = "%s:%s" % (stand_ins, os.environ["PATH"])
+        own = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+        self.environment = {**own, **ports, "PATH": path}
+        self.addCleanup(self.watershed, "down")
+
+    def watershed(self, action, **environment):
+        with self.watershed_process(action, **environment) as process:
+            return process.communicate(timeout=120)[0], process.returncode
+
+    def watershed_process(self, action, **environment):
+        command = [sys.executable, programs.CHECKOUT / "scripts" / "watershed", action, "--dir", self.home]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, env={**self.environment, **environment}, **output)
+
+    def services(self):
+        return [one for one in self.processes_of(self.room.name) if "-service" in one]
+
+    def test_run_stops_all_that_it_started(self):
+        with self.watershed_process("run") as run:
+            said = ""
+            while "ready" not in said:
+                said += run.stdout.readline()
+            self.assertEqual(len(self.services()), 3)
+            for action in ("run", "up"):
+                refusal, code = self.watershed(action)
+                self.assertIn("is running already", refusal)
+                self.assertEqual(code, 1)
+            run.send_signal(signal.SIGINT)
+            said += run.stdout.read()
+        self.assertEqual(run.returncode, 0, said)
+        self.assertEqual(said.count("| finished"), 3, said)
+        self.assertEqual((self.services(), self.processes()), ([], []))
+
+    def test_run_leaves_the_servers_that_ran_before(self):
+        self.up()
+        with self.watershed_process("run") as run:
+            while "ready" not in run.stdout.readline():
+                pass
+            run.send_signal(signal.SIGTERM)
+            self.assertIn("ran before", run.stdout.read())
+        self.assertEqual(run.returncode, 0)
+        self.assertEqual(self.stack("status").returncode, 0)
+
+    def test_run_takes_over_from_one_that_was_killed(self):
+        for end in (signal.SIGKILL, signal.SIGTERM):
+            with self.watershed_process("run") as run:
+                while "ready" not in run.stdout.readline():
+                    pass
+                run.send_signal(end)
+                run.stdout.read()
+        self.assertEqual(self.services(), [])
+
+    def test_up_and_down_can_each_be_repeated(self):
+        for count in (0, 6):
+            said, code = self.watershed("up")
+            self.assertEqual((said.count("already running"), code), (count, 0), said)
+        self.assertEqual(len(self.services()), 3)
+        self.assertIn("runs in the background already", self.watershed("run")[0])
+        self.assertIn("still runs on this data", self.stack("down", "--wipe").stdout)
+        self.assertIn("command, projection, query, nats, postgres, mongodb", self.watershed("down")[0])
+        self.assertEqual((self.services(), self.processes()), ([], []))
+        self.assertEqual(self.watershed("down"), ("nothing was running\n", 0))
+
+    def test_a_service_that_dies_ends_it_all_and_is_named(self):
+        for action in ("up", "run"):
+            said, code = self.watershed(action, DIES="projection-service")
+            self.assertEqual(code, 1)
+            self.assertIn("the projection service has ended", said)
+            self.assertIn("I die", said)
+            self.assertEqual((self.services(), self.processes()), ([], []))
+
+    def test_each_service_gets_its_own_urls_only(self):
+        self.watershed("up")
+        urls = self.urls()
+        for service, names in SERVICE_URLS.items():
+            lines = (self.home / "log" / (service + ".log")).read_text().splitlines()
+            given = dict(line.split("=", 1) for line in lines)
+            self.assertEqual(given, {name: urls[stack_name] for name, stack_name in names.items()})
+
+    def test_servers_of_ones_own_are_used_instead(self):
+        own = {"NATS_URL": "nats://u:p@127.0.0.1:1", "MONGODB_URL": "mongodb://u:p@127.0.0.1:1"}
+        said, code = self.watershed("up", **own, MONGODB_QUERY_URL="mongodb://q:p@127.0.0.1:1")
+        self.assertEqual(code, 0, said)
+        self.assertEqual(said.count("your own"), 2)
+        self.assertEqual(set(self.urls()), {"POSTGRES_URL"})
+        query = (self.home / "log" / "query.log").read_text().splitlines()
+        self.assertEqual(set(query), {"NATS_URL=" + own["NATS_URL"], "MONGODB_URL=mongodb://q:p@127.0.0.1:1"})
+
+
+SERVERS = ("NATS", "POSTGRES", "MONGODB")
+
+STAND_IN = """#!%(python)s
+import json, os, signal, sys, time
+
+name = os.path.basename(sys.argv[0])
+if name == "cargo":
+    for service in ("command", "projection", "query"):
+        print(json.dumps({"executable": "%(room)s/" + service + "-service"}))
+elif sys.argv[1:] == []:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    print(*("=".join(item) for item in os.environ.items() if item[0].endswith("_URL")), sep="\\n", flush=True)
+    if os.environ.get("DIES") == name:
+        sys.exit("I die")
+    open(os.environ["READY_FILE"], "w").close()
+    signal.sigwait([signal.SIGTERM])
+    print("finished", flush=True)
+"""
+
+SERVICE_URLS = {
+    "command": {"NATS_URL": "NATS_COMMAND_URL", "POSTGRES_URL": "POSTGRES_URL"},
+    "projection": {"NATS_URL": "NATS_PROJECTION_URL", "MONGODB_URL": "MONGODB_PROJECTION_URL"},
+    "query": {"NATS_URL": "NATS_QUERY_URL", "MONGODB_URL": "MONGODB_QUERY_URL"},
+}
+
+
+class Wire(unittest.TestCase):
+    def test_scram_gives_the_proof_and_signature_of_rfc_7677(self):
+        first = "n=user,r=rOprNGfwEbeRWgbNEkqO"
+        nonce = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+        proof, signature = mongo_wire.scram("pencil", first, nonce + ",s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096")
+        self.assertEqual(proof, "c=biws," + nonce + ",p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=")
+        self.assertEqual(signature, "6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=")
+
+    def test_bson_is_that_of_the_specification(self):
+        written = b"\x16\x00\x00\x00\x02hello\x00\x06\x00\x00\x00world\x00\x00"
+        self.assertEqual(mongo_wire.encode({"hello": "world"}), written)
+        nested = base64.b64decode("MQAAAARCU09OACYAAAACMAAIAAAAYXdlc29tZQABMQAzMzMzMzMUQBAyAMIHAAAAAA==")
+        self.assertEqual(mongo_wire.encode({"BSON": ["awesome", 5.05, 1986]}), nested)
+
+    def test_bson_comes_back_as_it_went(self):
+        raw = mongo_wire.Raw(0x07, b"123456789012")
+        document = {"a": [1, -(2**40), 0.5, None, True, {"ü": "ß"}, b"\0\1", []], "b": {}, "c": raw}
+        again = mongo_wire.decode(mongo_wire.encode(document))
+        self.assertEqual(again, document)
+        self.assertEqual(again["c"].kind, 0x07)
+
+
+def nats_allows(urls, role, action, subject):
+    with nats_wire.Connection(urls["NATS_%s_URL" % role.upper()]) as connection:
+        try:
+            getattr(connection, action)(*subject.split(":"))
+            connection.flush()
+            return True
+        except nats_wire.NatsError as error:
+            if "Permissions Violation" not in str(error):
+                raise
+            return False
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            raise AssertionError("not within %d s" % seconds)
+        time.sleep(0.05)
+
+
+# What each role may publish and subscribe: of everything listed here that, and nothing else. `:q` is in a queue group.
+NATS_ROLES = [
+    (
+        "client",
+        "cmd.a.b t1.cmd.a.b qry.a.b t1.qry.a.b $SRV.PING",
+        "_INBOX.> evt.> t1.evt.> view.*.checkpoint t1.view.*.checkpoint",
+    ),
+    (
+        "command",
+        "evt.a.b evt.cmd.b evt.qry.b evt.view.a.checkpoint t1.evt.a.b journal.committed t1.journal.committed _INBOX.x "
+        "$JS.API.STREAM.CREATE.EVENTS_t1 $JS.API.STREAM.INFO.EVENTS $JS.API.STREAM.MSG.GET.EVENTS",
+        "cmd.>:q t1.cmd.>:q journal.committed t1.journal.committed $SRV.PING.command _INBOX_command.>",
+    ),
+    (
+        "projection",
+        "view.a.checkpoint view.cmd.checkpoint t1.view.a.checkpoint _INBOX.x $JS.API.STREAM.INFO.EVENTS "
+        "$JS.API.CONSUMER.CREATE.EVENTS.c $JS.API.CONSUMER.INFO.EVENTS.c $JS.API.CONSUMER.DELETE.EVENTS.c "
+        "$JS.API.CONSUMER.MSG.NEXT.EVENTS.c",
+        "$SRV.PING.command _INBOX_projection.>",
+    ),
+    (
+        "query",
+        "_INBOX.x",
+        "qry.>:q t1.qry.>:q view.*.checkpoint t1.view.*.checkpoint $SRV.PING.command _INBOX_query.>",
+    ),
+]
+NO_ROLE = (
+    "other $SYS.REQ.SERVER.PING _INBOX_command.x _INBOX_projection.x _INBOX_query.x $JS.API.STREAM.DELETE.EVENTS "
+    "$JS.API.STREAM.PURGE.EVENTS $JS.API.STREAM.UPDATE.EVENTS $JS.API.STREAM.MSG.DELETE.EVENTS $JS.API.STREAM.NAMES",
+    "> *.> cmd.> qry.> $JS.API.> $JS.ACK.> $SYS.> _INBOX_*.> other",
+)
+NATS_PUBLISHED = sorted(set(" ".join([NO_ROLE[0], *(publish for _, publish, _ in NATS_ROLES)]).split()))
+NATS_SUBSCRIBED = sorted(set(" ".join([NO_ROLE[1], *(subscribe for _, _, subscribe in NATS_ROLES)]).split()))
+
+ONE = {"insert": "a", "documents": [{"a": 1}]}
+INDEX = {"createIndexes": "a", "indexes": [{"key": {"a": 1}, "name": "a"}]}
+MONGODB_RIGHTS = [
+    ("PROJECTION_", "watershed", ONE, True),
+    ("PROJECTION_", "watershed", INDEX, True),
+    ("PROJECTION_", "watershed", {"create": "b"}, True),
+    ("PROJECTION_", "watershed", {"drop": "b"}, True),
+    ("PROJECTION_", "other", ONE, False),
+    ("PROJECTION_", "admin", {"createUser": "x", "pwd": "y", "roles": []}, False),
+    ("QUERY_", "watershed", {"find": "a"}, True),
+    ("QUERY_", "watershed", {"explain": {"find": "a"}}, True),
+    ("QUERY_", "watershed", ONE, False),
+    ("QUERY_", "watershed", {"drop": "a"}, False),
+    ("QUERY_", "other", {"find": "a"}, False),
+    ("", "other", ONE, True),
+    ("", "other", {"dropDatabase": 1}, True),
+    ("", "admin", {"createUser": "x", "pwd": "y", "roles": []}, False),
+    ("", "admin", {"shutdown": 1}, False),
+]
+
+
+if __name__ == "__main__":
+    unittest.main()
