@@ -1,1 +1,11 @@
-fn main() {}
+//! The projection service: parse, trace, run.
+
+use clap::Parser;
+use projection_service::{Config, run};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let config = Config::parse();
+    runtime::trace();
+    run(config, runtime::on_signal()?).await
+}

@@ -1,1 +1,123 @@
-//! x
+//! The query service: answers queries from the views, and does nothing else. Any number of replicas share the work.
+
+mod config;
+mod json;
+mod lookup;
+mod page;
+mod positions;
+mod reply;
+mod report;
+mod responder;
+mod store;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use anyhow::{Context, bail};
+use runtime::{
+    Nats, Ready,
+    micro::{Description, EndpointDescription, Service},
+};
+use tokio::{task::JoinSet, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use crate::config::Config;
+use crate::{
+    lookup::Lookup,
+    positions::Positions,
+    responder::{Responder, Shared},
+    store::Store,
+};
+
+/// Runs the service until `shutdown`.
+///
+/// # Errors
+/// If the configuration cannot be used, or a part of the service ended by itself.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let nats = Nats::connect(&config.nats, "query").await?;
+    let store = Store::new(&config.mongodb_url, &config.database).await?;
+    let tasks = TaskTracker::new();
+    let shared = Arc::new(Shared::new(&config, store.clone(), tasks.clone()));
+    let mut positions = Positions::default();
+    let responders = responders(&config, &shared, &mut positions);
+
+    let Some(started) = shutdown.run_until_cancelled(start(&config, &nats, &store, positions, responders)).await else {
+        return Ok(());
+    };
+    let (service, mut background) = started?;
+    let ready = Ready::announce(config.ready_file.as_deref()).context("cannot write the ready file")?;
+
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => false,
+        _ = background.join_next() => true,
+    };
+    drop(ready);
+    let stopping = async {
+        service.stop().await;
+        tasks.close();
+        tasks.wait().await;
+        nats.close().await;
+    };
+    if timeout(config.shutdown_deadline(), stopping).await.is_err() {
+        tracing::warn!("stopped at the deadline, with requests unanswered");
+    }
+    if ended {
+        bail!("a part of the service ended by itself");
+    }
+    Ok(())
+}
+
+fn responders(config: &Config, shared: &Arc<Shared>, positions: &mut Positions) -> Vec<Arc<Responder>> {
+    let mut lookups: BTreeMap<&str, Arc<Lookup>> = BTreeMap::new();
+    let new_lookup =
+        |view| Arc::new(Lookup::new(view, shared.store.clone(), config.max_reply_bytes, shared.tasks.clone()));
+    let queries = views::queries().into_iter();
+    queries
+        .map(|(view, query)| {
+            let lookup = Arc::clone(lookups.entry(view).or_insert_with(|| new_lookup(view)));
+            Arc::new(Responder { view, query, position: positions.of(view), lookup, shared: Arc::clone(shared) })
+        })
+        .collect()
+}
+
+/// Waits for both servers, then serves.
+async fn start(
+    config: &Config,
+    nats: &Nats,
+    store: &Store,
+    positions: Positions,
+    responders: Vec<Arc<Responder>>,
+) -> anyhow::Result<(Service, JoinSet<()>)> {
+    nats.up().await;
+    let mut background = JoinSet::new();
+    let announcements = nats.client.subscribe(nats.subjects.checkpoints()).await?;
+    background.spawn(positions.clone().listen(nats.subjects.clone(), announcements));
+    positions.first_look(store).await;
+    background.spawn(positions.keep_looking(store.clone()));
+
+    let service = Service::start(nats, description(config)).await?;
+    for responder in responders {
+        let endpoint = endpoint(nats, &responder);
+        service.serve(endpoint, move |request| responder.take(request)).await?;
+    }
+    nats.client.flush().await?;
+    Ok((service, background))
+}
+
+fn description(config: &Config) -> Description {
+    Description {
+        name: "query",
+        description: env!("CARGO_PKG_DESCRIPTION"),
+        version: env!("CARGO_PKG_VERSION"),
+        id: config.replica(),
+    }
+}
+
+fn endpoint(nats: &Nats, responder: &Responder) -> EndpointDescription {
+    let query = responder.query;
+    EndpointDescription {
+        name: format!("{}-{}", query.noun, query.verb),
+        subject: nats.subjects.query(query.noun, query.verb),
+        description: query.description.to_owned(),
+        schema: (query.schema)().as_value().to_string(),
+    }
+}

@@ -1,0 +1,227 @@
+//! Folds events into documents in memory. The invariant: an event is applied to all the documents that it concerns, or
+//! to none; and a document in memory is what the store will hold when the batches up to here are written.
+
+use std::collections::{HashMap, HashSet};
+
+use bson::RawDocumentBuf;
+use domain::Recorded;
+use views::{Inapplicable, View};
+
+use crate::write::Write;
+
+pub struct Fold<V: View> {
+    /// The documents of the batch that is being folded.
+    open: Documents<V>,
+    /// Those of the batch before it, as its writing, which may still be under way, leaves them.
+    sealed: Documents<V>,
+    changed: bool,
+}
+
+type Documents<V> = HashMap<String, Held<<V as View>::Document>>;
+
+struct Held<D> {
+    stored: Option<RawDocumentBuf>,
+    document: Option<D>,
+    changed: bool,
+}
+
+impl<V: View> Default for Fold<V> {
+    fn default() -> Self {
+        Self { open: HashMap::new(), sealed: HashMap::new(), changed: false }
+    }
+}
+
+impl<V: View> Fold<V> {
+    /// Those of the identifiers whose documents are not in memory, each once.
+    pub fn missing<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> HashSet<&'a str> {
+        let here = |id| self.open.contains_key(id) || self.sealed.contains_key(id);
+        ids.into_iter().map(String::as_str).filter(|id| !here(*id)).collect()
+    }
+
+    /// Takes a document as it is stored.
+    ///
+    /// # Errors
+    /// If it is not a document of the view.
+    pub fn load(&mut self, stored: RawDocumentBuf) -> bson::error::Result<()> {
+        let id = stored.get_str("_id")?.to_owned();
+        let document = bson::deserialize_from_slice(stored.as_bytes())?;
+        self.open.insert(id, Held { stored: Some(stored), document: Some(document), changed: false });
+        Ok(())
+    }
+
+    /// Applies an event to the documents that it concerns. One that is not in memory is not in the store either.
+    ///
+    /// # Errors
+    /// If it cannot be applied to one of them; then it is applied to none.
+    pub fn apply(&mut self, event: &Recorded, ids: &[String]) -> Result<(), Inapplicable> {
+        let mut evolved = Vec::with_capacity(ids.len());
+        for id in ids {
+            let before = self.held(id).document.clone();
+            evolved.push(V::evolve(before, id, event)?);
+        }
+        for (id, document) in ids.iter().zip(evolved) {
+            let held = self.held(id);
+            if held.document != document {
+                held.document = document;
+                held.changed = true;
+                self.changed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a document has changed since the last batch was sealed.
+    pub fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Ends the batch, and says what is to be written. Its documents stay in memory until the next one ends.
+    ///
+    /// # Errors
+    /// If a document has no BSON form.
+    pub fn seal(&mut self) -> bson::error::Result<Vec<Write>> {
+        let mut writes = Vec::new();
+        for (id, held) in self.open.iter_mut().filter(|(_, held)| held.changed) {
+            let after = held.document.as_ref().map(bson::serialize_to_raw_document_buf).transpose()?;
+            writes.extend(Write::between(id, held.stored.as_deref(), after.as_deref())?);
+            held.stored = after;
+            held.changed = false;
+        }
+        self.sealed = std::mem::take(&mut self.open);
+        self.changed = false;
+        Ok(writes)
+    }
+
+    fn held(&mut self, id: &str) -> &mut Held<V::Document> {
+        let Self { open, sealed, .. } = self;
+        let none = Held { stored: None, document: None, changed: false };
+        open.entry(id.to_owned()).or_insert_with(|| sealed.remove(id).unwrap_or(none))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::{Document, rawdoc};
+    use domain::{Event, product};
+    use serde::{Deserialize, Serialize};
+    use views::Query;
+
+    use super::*;
+
+    /// Counts pieces: into the document of the aggregate and, where it is not zero, into `total`, which holds 10 at most.
+    struct Pieces;
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Count {
+        #[serde(rename = "_id")]
+        id: String,
+        pieces: i64,
+    }
+
+    impl View for Pieces {
+        const NAME: &'static str = "pieces";
+        const VERSION: i32 = 1;
+        type Document = Count;
+
+        fn concerns(event: &Recorded) -> Vec<String> {
+            vec![event.id.to_string(), "total".to_owned()]
+        }
+
+        fn evolve(document: Option<Count>, id: &str, event: &Recorded) -> Result<Option<Count>, Inapplicable> {
+            let Event::Product(product::Event::Restocked(product::Restocked { quantity, .. })) = event.event else {
+                return Ok(None);
+            };
+            let pieces = document.map_or(0, |count| count.pieces) + quantity;
+            match id {
+                "total" if pieces > 10 => Err(Inapplicable("more than 10".to_owned())),
+                _ => Ok(Some(Count { id: id.to_owned(), pieces })),
+            }
+        }
+
+        fn indexes() -> Vec<Document> {
+            vec![]
+        }
+
+        const QUERIES: &'static [Query] = &[];
+    }
+
+    const ID: &str = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
+
+    fn event(event: product::Event) -> Recorded {
+        Recorded {
+            position: 1,
+            at: "2026-01-31T09:30:00Z".parse().unwrap(),
+            id: ID.parse().unwrap(),
+            version: 1,
+            event: Event::Product(event),
+        }
+    }
+
+    fn restocked(quantity: i64) -> Recorded {
+        event(product::Event::Restocked(product::Restocked { quantity, stock: 0 }))
+    }
+
+    fn apply(fold: &mut Fold<Pieces>, event: &Recorded) -> Result<(), Inapplicable> {
+        fold.apply(event, &Pieces::concerns(event))
+    }
+
+    fn sealed(fold: &mut Fold<Pieces>) -> Vec<Write> {
+        let mut writes = fold.seal().unwrap();
+        writes.sort_by_key(|write| format!("{write:?}"));
+        writes
+    }
+
+    fn between(id: &str, before: Option<i64>, after: Option<i64>) -> Write {
+        let document = |pieces: i64| rawdoc! { "_id": id, "pieces": pieces };
+        Write::between(id, before.map(document).as_deref(), after.map(document).as_deref()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn events_of_a_batch_make_one_write_each_document() {
+        let mut fold = Fold::default();
+        fold.load(rawdoc! { "_id": "total", "pieces": 1_i64 }).unwrap();
+        apply(&mut fold, &restocked(2)).unwrap();
+        apply(&mut fold, &restocked(3)).unwrap();
+        assert!(fold.has_changed());
+        assert_eq!(sealed(&mut fold), [between(ID, None, Some(5)), between("total", Some(1), Some(6))]);
+    }
+
+    #[test]
+    fn the_next_batch_sees_what_is_still_being_written() {
+        let mut fold = Fold::default();
+        apply(&mut fold, &restocked(2)).unwrap();
+        fold.seal().unwrap();
+        assert!(fold.missing(&[ID.to_owned(), "total".to_owned()]).is_empty());
+        apply(&mut fold, &restocked(3)).unwrap();
+        assert_eq!(sealed(&mut fold), [between(ID, Some(2), Some(5)), between("total", Some(2), Some(5))]);
+        apply(&mut fold, &event(product::Event::Deleted(product::Deleted {}))).unwrap();
+        assert_eq!(sealed(&mut fold), [between(ID, Some(5), None), between("total", Some(5), None)]);
+    }
+
+    #[test]
+    fn an_event_is_applied_to_all_of_its_documents_or_to_none() {
+        let mut fold = Fold::default();
+        apply(&mut fold, &restocked(9)).unwrap();
+        apply(&mut fold, &restocked(2)).unwrap_err();
+        assert_eq!(sealed(&mut fold), [between(ID, None, Some(9)), between("total", None, Some(9))]);
+    }
+
+    #[test]
+    fn what_does_not_change_is_not_written() {
+        let mut fold = Fold::default();
+        fold.load(rawdoc! { "_id": "total", "pieces": 1_i64 }).unwrap();
+        fold.load(rawdoc! { "_id": ID, "pieces": 1_i64 }).unwrap();
+        apply(&mut fold, &restocked(0)).unwrap();
+        assert!(!fold.has_changed());
+        assert_eq!(sealed(&mut fold), []);
+    }
+
+    #[test]
+    fn documents_that_nobody_touched_in_a_batch_are_forgotten() {
+        let mut fold = Fold::default();
+        apply(&mut fold, &restocked(2)).unwrap();
+        fold.seal().unwrap();
+        fold.seal().unwrap();
+        assert_eq!(fold.missing(&["total".to_owned(), "total".to_owned()]).len(), 1);
+    }
+}

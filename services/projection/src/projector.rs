@@ -1,0 +1,316 @@
+//! Carries one view forward while this replica leads it. The invariant: what is folded follows the stored checkpoint
+//! without a gap; after any error all of it is dropped, and the work goes on from what the store says.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, anyhow, ensure};
+use mongodb::{ClientSession, Database};
+use runtime::Nats;
+use tokio::{
+    sync::{Mutex, OnceCell},
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use views::View;
+
+use crate::{
+    event::{self, Unapplied},
+    fold::Fold,
+    lease::{Lease, Leases},
+    reader::{Arrival, Reader, Unreadable},
+    store::{Batch, Store, Superseded, end_session},
+    trouble::Trouble,
+};
+
+/// How much later than announced a checkpoint may be saved where no document changed.
+const SAVE_AFTER: Duration = Duration::from_millis(200);
+/// What goes on for so long is out of trouble, also if no event came to show it.
+const HEALTHY_AFTER: Duration = Duration::from_secs(5);
+
+/// What all views are led with.
+pub struct Resources {
+    pub nats: Nats,
+    pub database: Database,
+    pub leases: Leases,
+    pub stream: String,
+    /// Of a batch.
+    pub bounds: Size,
+}
+
+/// Of events that are, or may be, in memory.
+#[derive(Clone, Copy, Default)]
+pub struct Size {
+    pub events: usize,
+    pub bytes: usize,
+}
+
+impl Size {
+    /// What is left of this when that is used; nothing if it is used up.
+    fn left_by(self, used: Self) -> Option<Self> {
+        let events = self.events.saturating_sub(used.events);
+        let bytes = self.bytes.saturating_sub(used.bytes);
+        (events > 0 && bytes > 0).then_some(Self { events, bytes })
+    }
+}
+
+/// The session in which this process writes a view: one for all of its transactions, each of which ends the one before
+/// it, should that be open still.
+pub type Session = OnceCell<Arc<Mutex<ClientSession>>>;
+
+/// Leads a view until it is told to stop, and says the highest term that it met. What goes wrong is waited out.
+pub async fn lead<V: View>(resources: &Resources, session: &Session, lease: &Lease, stop: &CancellationToken) -> i64 {
+    let (view, term) = (V::NAME, lease.term);
+    tracing::info!(view, term, "leading");
+    let mut trouble = Trouble::default();
+    loop {
+        let starting = Projector::<V>::start(resources, session, lease);
+        let ended = match stop.run_until_cancelled(starting).await {
+            None => return term,
+            Some(Ok(projector)) => projector.run(stop, &mut trouble).await,
+            Some(Err(error)) => Err(error),
+        };
+        let Err(error) = ended else { return term };
+        if let Some(Superseded { term: later }) = error.downcast_ref() {
+            tracing::warn!(view, term, later, "the view has been written under a later term");
+            return *later;
+        }
+        tell(view, &error, &mut trouble);
+        if stop.run_until_cancelled(trouble.wait()).await.is_none() {
+            return term;
+        }
+    }
+}
+
+fn tell(view: &str, error: &anyhow::Error, trouble: &mut Trouble) {
+    let Some(text) = trouble.news(error) else { return };
+    if let Some(Unapplied { position, aggregate, event, reason }) = error.downcast_ref() {
+        tracing::error!(view, position, aggregate, event, reason, "the view stopped at an event, trying again");
+    } else if error.is::<Unreadable>() {
+        tracing::warn!(view, reason = text, "the view waits");
+    } else {
+        tracing::error!(view, reason = text, "the view stopped, trying again");
+    }
+}
+
+/// A view on its way: what is stored, and what is in memory beyond it.
+pub struct Projector<'a, V: View> {
+    resources: &'a Resources,
+    store: Arc<Store>,
+    term: i64,
+    reader: Reader,
+    fold: Fold<V>,
+    /// The stored checkpoint.
+    stored: u64,
+    /// The last event that was folded.
+    folded: u64,
+    announced: Option<u64>,
+    /// What has been folded since the last batch was sealed.
+    open: Size,
+    /// When the checkpoint is saved though no document has changed.
+    save_at: Option<Instant>,
+    /// `None` when it is out of trouble.
+    healthy_at: Option<Instant>,
+    session: Arc<Mutex<ClientSession>>,
+    /// A batch that is being written; it ends with the new checkpoint.
+    writing: Option<AbortOnDropHandle<anyhow::Result<u64>>>,
+}
+
+/// Why a step failed.
+pub enum Halt {
+    /// The next event cannot be had or applied. What was folded before it is good.
+    Input(anyhow::Error),
+    /// What was folded may not be what is stored.
+    Store(anyhow::Error),
+}
+
+impl<'a, V: View> Projector<'a, V> {
+    /// Takes the view over, and begins to read behind its checkpoint.
+    ///
+    /// # Errors
+    /// [`Superseded`] if the lease has passed on; others if a server is away, or the stream is not there yet.
+    async fn start(resources: &'a Resources, session: &Session, lease: &Lease) -> anyhow::Result<Self> {
+        let Resources { nats, database, leases, stream, bounds } = resources;
+        let begin = async || database.client().start_session().await.map(|session| Arc::new(Mutex::new(session)));
+        let session = Arc::clone(session.get_or_try_init(begin).await?);
+        let mut writer = session.lock().await;
+        // What the leader before may have left open would lock its documents for a minute or more.
+        let former = leases.session(lease).await?.context("the lease was lost")?.session;
+        if let Some(former) = former.filter(|former| former != writer.id())
+            && let Err(error) = end_session(database, former).await
+        {
+            tracing::warn!(view = V::NAME, %error.kind, "a transaction of a dead leader may hold this view up");
+        }
+        ensure!(leases.note_session(lease, writer.id()).await?, "the lease was lost");
+        let store = Store::open::<V>(database).await?;
+        let stored = store.take_over(&mut writer, lease.term).await?;
+        drop(writer);
+        let reader = Reader::open(nats, stream, V::NAME, stored, bounds).await?;
+        let mut projector = Self {
+            resources,
+            store: Arc::new(store),
+            term: lease.term,
+            reader,
+            fold: Fold::default(),
+            stored,
+            folded: stored,
+            announced: None,
+            open: Size::default(),
+            save_at: None,
+            healthy_at: Some(Instant::now() + HEALTHY_AFTER),
+            session,
+            writing: None,
+        };
+        projector.announce().await;
+        Ok(projector)
+    }
+
+    /// Goes on until the token is cancelled; then writes what is folded.
+    ///
+    /// # Errors
+    /// If it cannot go on. What could be written is.
+    async fn run(mut self, stop: &CancellationToken, trouble: &mut Trouble) -> anyhow::Result<()> {
+        loop {
+            match stop.run_until_cancelled(self.step()).await {
+                None => return self.finish().await,
+                Some(Ok(())) if self.healthy_at.is_none() && trouble.is_told() => {
+                    tracing::info!(view = V::NAME, position = self.stored, "the view goes on");
+                    trouble.over();
+                }
+                Some(Ok(())) => {}
+                Some(Err(Halt::Store(error))) => return Err(error),
+                Some(Err(Halt::Input(error))) => {
+                    self.finish().await?;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Does one thing: begins to write what is folded, notes that it is written, or folds what has arrived.
+    ///
+    /// # Errors
+    /// If it cannot go on, see [`Halt`].
+    pub async fn step(&mut self) -> Result<(), Halt> {
+        let is_full = self.resources.bounds.left_by(self.open).is_none();
+        let is_late = self.save_at.is_some_and(|at| at <= Instant::now());
+        if is_full || is_late || self.fold.has_changed() {
+            self.write().map_err(Halt::Store)?;
+        }
+        let room = self.resources.bounds.left_by(self.open);
+        tokio::select! {
+            biased;
+            written = finished(&mut self.writing), if self.writing.is_some() => {
+                self.written(written.map_err(Halt::Store)?).await;
+            }
+            arrivals = self.reader.next(room.unwrap_or_default()), if room.is_some() => {
+                self.take(arrivals.map_err(|error| Halt::Input(error.into()))?).await?;
+            }
+            () = moment(self.save_at), if self.writing.is_none() => {}
+            () = moment(self.healthy_at) => self.healthy_at = None,
+        }
+        Ok(())
+    }
+
+    /// Folds events, each into the documents that it concerns.
+    async fn take(&mut self, arrivals: Vec<Arrival>) -> Result<(), Halt> {
+        let subjects = &self.resources.nats.subjects;
+        let mut events = Vec::with_capacity(arrivals.len());
+        let mut unapplied = None;
+        for arrival in &arrivals {
+            match event::decode(subjects, arrival) {
+                Ok(event) => events.push((V::concerns(&event), event)),
+                Err(error) => {
+                    unapplied = Some(error);
+                    break;
+                }
+            }
+            self.open.events += 1;
+            self.open.bytes += arrival.message.length;
+        }
+        self.load(events.iter().flat_map(|(ids, _)| ids)).await.map_err(Halt::Store)?;
+        for (ids, event) in &events {
+            if event.position != self.folded + 1 {
+                return Err(Halt::Store(anyhow!("position {} came after {}", event.position, self.folded)));
+            }
+            if let Err(error) = self.fold.apply(event, ids) {
+                unapplied = Some(event::unapplied(subjects, event, &error));
+                break;
+            }
+            self.folded = event.position;
+        }
+        if self.folded > self.stored {
+            self.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
+        }
+        self.announce().await;
+        unapplied.map_or(Ok(()), |error| Err(Halt::Input(error.into())))
+    }
+
+    async fn load(&mut self, ids: impl Iterator<Item = &String>) -> anyhow::Result<()> {
+        let missing = self.fold.missing(ids);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        for document in self.store.load(missing).await? {
+            self.open.bytes += document.as_bytes().len();
+            self.fold.load(document)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to write what is folded, unless a batch is being written.
+    fn write(&mut self) -> anyhow::Result<()> {
+        if self.writing.is_some() || self.folded == self.stored {
+            return Ok(());
+        }
+        let batch = Batch { from: self.stored, to: self.folded, term: self.term, writes: self.fold.seal()? };
+        self.open = Size::default();
+        self.save_at = None;
+        let (store, session) = (Arc::clone(&self.store), Arc::clone(&self.session));
+        self.writing = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            store.commit(&mut *session.lock().await, &batch).await?;
+            Ok(batch.to)
+        })));
+        Ok(())
+    }
+
+    async fn written(&mut self, stored: u64) {
+        self.stored = stored;
+        self.healthy_at = None;
+        self.announce().await;
+    }
+
+    /// Writes what is folded.
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        while self.stored < self.folded {
+            self.write()?;
+            let written = finished(&mut self.writing).await?;
+            self.written(written).await;
+        }
+        Ok(())
+    }
+
+    /// Tells how far the documents are. Events that changed none count at once.
+    async fn announce(&mut self) {
+        let is_all_stored = self.writing.is_none() && !self.fold.has_changed();
+        let position = if is_all_stored { self.folded } else { self.stored };
+        let Nats { client, subjects, .. } = &self.resources.nats;
+        // While NATS is away nobody listens, and reading begins anew afterwards, which announces again.
+        if self.announced < Some(position) && self.resources.nats.is_up() {
+            let _ = client.publish(subjects.checkpoint(V::NAME), position.to_string().into()).await;
+            self.announced = Some(position);
+        }
+    }
+}
+
+async fn finished(writing: &mut Option<AbortOnDropHandle<anyhow::Result<u64>>>) -> anyhow::Result<u64> {
+    let written = writing.as_mut().context("nothing is being written")?.await;
+    *writing = None;
+    written.context("the writer panicked")?
+}
+
+async fn moment(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,193 @@
+//! Reads the stream from a position on. The invariant: events are handed out in the order of their positions, none
+//! twice and none left out; where that cannot be kept up, reading ends with an error, and begins anew.
+//!
+//! The consumer is what NATS calls an ordered one (ephemeral, in memory, no acks, one replica), but made here: the
+//! library's own, made anew before its first message, starts at the beginning of the stream, and its check for gaps is
+//! weaker than the one by position.
+
+use std::time::Duration;
+
+use async_nats::{
+    Message,
+    jetstream::{
+        self, ErrorCode,
+        consumer::{AckPolicy, DeliverPolicy, pull},
+        stream::{ConsumerError, ConsumerErrorKind},
+    },
+};
+use futures_util::{FutureExt, StreamExt};
+use runtime::Nats;
+use uuid::Uuid;
+
+use crate::projector::Size;
+
+/// A consumer that has been silent for twice this is gone.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How long one request for messages holds.
+const REQUEST: Duration = Duration::from_secs(30);
+/// The server forgets a consumer that nobody has asked for messages for this long.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
+/// What a message counts beyond its payload and headers in a request's bytes: subject and reply subject.
+const ENVELOPE_BYTES: usize = 4 << 10;
+
+/// Why the next event cannot be had at the moment.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// The command service makes it.
+    #[error("there is no stream {0} yet")]
+    NoStream(String),
+    #[error("the stream {0} cannot be read: {1}")]
+    NoConsumer(String, ConsumerError),
+    #[error("the reader was lost: {0}")]
+    Lost(String),
+    #[error("position {position} came after {last}")]
+    Gap { last: u64, position: u64 },
+}
+
+/// An event as it came.
+pub struct Arrival {
+    pub position: u64,
+    pub message: Message,
+}
+
+pub struct Reader {
+    nats: Nats,
+    messages: pull::Stream,
+    /// Of the last event that was handed out.
+    position: u64,
+    /// What ended the reading, after events that were handed out first.
+    failed: Option<Unreadable>,
+}
+
+impl Reader {
+    /// Reads on after a position, for a view; about as much as a batch is asked for in advance. Waits while NATS is away.
+    ///
+    /// # Errors
+    /// If there is no such stream (yet), or no answer.
+    pub async fn open(nats: &Nats, stream: &str, view: &str, after: u64, batch: &Size) -> Result<Self, Unreadable> {
+        nats.up().await;
+        let config = pull::Config {
+            // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
+            name: Some(format!("{view}-{}", Uuid::now_v7())),
+            // Beyond the last message, the server takes the one after the last: see `Verdict::Seen`.
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+            ack_policy: AckPolicy::None,
+            inactive_threshold: FORGOTTEN_AFTER,
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
+        };
+        let jetstream = jetstream::new(nats.client.clone());
+        let consumer =
+            jetstream.create_consumer_on_stream(config, stream).await.map_err(|error| match error.kind() {
+                ConsumerErrorKind::JetStream(reason) if reason.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                    Unreadable::NoStream(stream.to_owned())
+                }
+                _ => Unreadable::NoConsumer(stream.to_owned(), error),
+            })?;
+        // No message may be larger than a request: it would never come.
+        let bytes = batch.bytes.max(nats.client.max_payload() + ENVELOPE_BYTES);
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(batch.events)
+            .max_bytes_per_batch(bytes)
+            .expires(REQUEST)
+            .heartbeat(HEARTBEAT)
+            .messages()
+            .await
+            .map_err(lost)?;
+        Ok(Self { nats: nats.clone(), messages, position: after, failed: None })
+    }
+
+    /// Waits for an event, then takes with it what else has arrived and finds room: the last may go beyond the bytes.
+    /// Nothing is lost if the call is cancelled.
+    ///
+    /// # Errors
+    /// If the order cannot be kept up, or the consumer is gone. Then the reader is of no more use.
+    pub async fn next(&mut self, room: Size) -> Result<Vec<Arrival>, Unreadable> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let nats = self.nats.clone();
+        let first = tokio::select! {
+            biased;
+            arrival = self.one() => arrival?,
+            // The consumer may be gone with the server: sooner noticed here than by its silence.
+            () = nats.down() => return Err(lost("NATS does not answer")),
+        };
+        // From here on there is no more waiting, hence no loss.
+        let mut taken = first.message.length;
+        let mut arrivals = vec![first];
+        while arrivals.len() < room.events && taken < room.bytes {
+            // Tokio would say that nothing is there after every 128 messages, so that others get their turn.
+            match tokio::task::unconstrained(self.one()).now_or_never() {
+                None => break,
+                Some(Ok(arrival)) => {
+                    taken += arrival.message.length;
+                    arrivals.push(arrival);
+                }
+                Some(Err(error)) => {
+                    self.failed = Some(error);
+                    break;
+                }
+            }
+        }
+        Ok(arrivals)
+    }
+
+    async fn one(&mut self) -> Result<Arrival, Unreadable> {
+        loop {
+            let message = self.messages.next().await.ok_or_else(|| lost("it ended"))?.map_err(lost)?;
+            let position = message.info().map_err(lost)?.stream_sequence;
+            match Verdict::of(self.position, position) {
+                Verdict::Seen => {}
+                Verdict::Next => {
+                    self.position = position;
+                    return Ok(Arrival { position, message: message.message });
+                }
+                Verdict::Gap => return Err(Unreadable::Gap { last: self.position, position }),
+            }
+        }
+    }
+}
+
+fn lost(error: impl ToString) -> Unreadable {
+    Unreadable::Lost(error.to_string())
+}
+
+/// What to do with a message.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Leave it out. The stream lost its end, or was made anew, and fills up again with what has been seen.
+    Seen,
+    /// Take it.
+    Next,
+    /// Something is missing before it.
+    Gap,
+}
+
+impl Verdict {
+    /// `last` is the last position taken.
+    fn of(last: u64, position: u64) -> Self {
+        match position {
+            position if position <= last => Self::Seen,
+            position if position == last + 1 => Self::Next,
+            _ => Self::Gap,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_next_position_is_taken() {
+        assert_eq!(Verdict::of(0, 1), Verdict::Next);
+        assert_eq!(Verdict::of(41, 42), Verdict::Next);
+        assert_eq!(Verdict::of(42, 1), Verdict::Seen);
+        assert_eq!(Verdict::of(42, 42), Verdict::Seen);
+        assert_eq!(Verdict::of(42, 44), Verdict::Gap);
+        assert_eq!(Verdict::of(0, 2), Verdict::Gap);
+    }
+}

@@ -1,0 +1,207 @@
+//! A view in MongoDB: its documents and its checkpoint. The invariant: both are written in one transaction, which
+//! demands the checkpoint that the batch began at and the term of the writer's lease. So each event's effect is there
+//! exactly once, and a writer whose term has passed cannot write at all.
+
+use std::{collections::HashSet, time::Duration};
+
+use anyhow::{Context, bail, ensure};
+use bson::{Document, RawDocumentBuf, doc};
+use futures_util::StreamExt;
+use mongodb::{
+    Client, ClientSession, Collection, Database, IndexModel,
+    error::{Error, ErrorKind},
+    options::{ClientOptions, ReadConcern, ReadPreference, ReturnDocument, WriteConcern},
+};
+use views::{
+    View,
+    layout::{self, Checkpoint, Serving},
+};
+
+use crate::write::{self, Write};
+
+const POOL: u32 = 64;
+const SERVER_SELECTION: Duration = Duration::from_secs(3);
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// The server's `NamespaceExists`.
+const COLLECTION_EXISTS: i32 = 48;
+
+/// The stored generation of one view.
+pub struct Store {
+    database: Database,
+    documents: Collection<RawDocumentBuf>,
+    checkpoints: Collection<Checkpoint>,
+    version: i32,
+}
+
+/// What one transaction does.
+pub struct Batch {
+    /// The checkpoint before it.
+    pub from: u64,
+    /// The checkpoint after it.
+    pub to: u64,
+    /// The writer's.
+    pub term: i64,
+    pub writes: Vec<Write>,
+}
+
+/// The view has been written under a later term.
+#[derive(Debug, thiserror::Error)]
+#[error("the view has been written under the later term {term}")]
+pub struct Superseded {
+    pub term: i64,
+}
+
+/// The database of the views. Nothing is sent yet.
+///
+/// # Errors
+/// If the URL cannot be read.
+pub async fn connect(url: &str, database: &str) -> anyhow::Result<Database> {
+    let mut options = ClientOptions::parse(url)
+        .await
+        // The library's error may quote the URL, and with it the password.
+        .map_err(|_| anyhow::anyhow!("cannot use the MongoDB URL: see the manual on connection strings"))?;
+    options.app_name = Some("watershed projection".to_owned());
+    options.max_pool_size = Some(POOL);
+    options.server_selection_timeout = Some(SERVER_SELECTION);
+    options.connect_timeout = Some(SERVER_SELECTION);
+    options.heartbeat_freq = Some(HEARTBEAT);
+    // A document must not be older than the checkpoint: the majority's view may be, on a primary just elected. What is
+    // read and then undone by a failover does no harm, since its checkpoint is undone with it.
+    options.selection_criteria = Some(ReadPreference::Primary.into());
+    options.read_concern = Some(ReadConcern::local());
+    options.write_concern = Some(WriteConcern::majority());
+    Ok(Client::with_options(options).context("cannot use the MongoDB URL")?.database(database))
+}
+
+impl Store {
+    /// The generation of the view that serves queries. What is missing of it is made: collection, indexes, checkpoint.
+    /// Several may do so at once.
+    ///
+    /// # Errors
+    /// If MongoDB is away or refuses.
+    pub async fn open<V: View>(database: &Database) -> Result<Self, Error> {
+        let Serving { generation, .. } = database
+            .collection::<Serving>(layout::VIEWS)
+            .find_one_and_update(doc! { "_id": V::NAME }, doc! { "$setOnInsert": { "generation": 1 } })
+            .upsert(true)
+            .return_document(ReturnDocument::After)
+            .await?
+            .ok_or_else(|| Error::custom("the server made no document"))?;
+        let name = layout::collection(V::NAME, generation);
+        let store = Self {
+            database: database.clone(),
+            documents: database.collection(&name),
+            checkpoints: database.collection(layout::CHECKPOINTS),
+            version: V::VERSION,
+        };
+        match database.create_collection(&name).await {
+            Err(error) if matches!(&*error.kind, ErrorKind::Command(reason) if reason.code == COLLECTION_EXISTS) => {}
+            made => made?,
+        }
+        let indexes: Vec<_> = V::indexes().into_iter().map(|keys| IndexModel::builder().keys(keys).build()).collect();
+        if !indexes.is_empty() {
+            store.documents.create_indexes(indexes).await?;
+        }
+        store
+            .checkpoints
+            .update_one(
+                doc! { "_id": &name },
+                doc! { "$setOnInsert": { "position": 0_i64, "version": V::VERSION, "term": 0_i64 } },
+            )
+            .upsert(true)
+            .await?;
+        Ok(store)
+    }
+
+    /// Takes the view over for a writer of this term, and says from which position it goes on. Writers of earlier terms
+    /// cannot write from then on.
+    ///
+    /// # Errors
+    /// [`Superseded`] if a later writer has done so; others if the documents were made by another version of the view, or
+    /// MongoDB is away.
+    pub async fn take_over(&self, session: &mut ClientSession, term: i64) -> anyhow::Result<u64> {
+        // Of an attempt that was broken off. If the server does not hear of it, it ends with the next use of the session.
+        let _ = session.abort_transaction().await;
+        let name = self.documents.name();
+        let taken = self
+            .checkpoints
+            .find_one_and_update(
+                doc! { "_id": name, "term": { "$lte": term }, "version": self.version },
+                doc! { "$set": { "term": term } },
+            )
+            .return_document(ReturnDocument::After)
+            .session(session)
+            .await?;
+        if let Some(checkpoint) = taken {
+            return Ok(u64::try_from(checkpoint.position)?);
+        }
+        let found = self.checkpoints.find_one(doc! { "_id": name }).await?.context("the checkpoint is gone")?;
+        ensure!(
+            found.version == self.version,
+            "{name} was built by version {} of the view, this program has {}: it must be rebuilt",
+            found.version,
+            self.version
+        );
+        bail!(Superseded { term: found.term })
+    }
+
+    /// Reads documents.
+    ///
+    /// # Errors
+    /// If MongoDB is away.
+    pub async fn load(&self, ids: HashSet<&str>) -> Result<Vec<RawDocumentBuf>, Error> {
+        // Otherwise the first reply holds 101.
+        let all = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        let ids: Vec<_> = ids.into_iter().collect();
+        let mut replies = self.documents.find(doc! { "_id": { "$in": ids } }).batch_size(all).batch().await?;
+        let mut documents = Vec::new();
+        while let Some(reply) = replies.next().await {
+            for document in reply?.doc_slices()? {
+                let document = document?.as_document().ok_or_else(|| Error::custom("the server sent no document"))?;
+                documents.push(document.to_owned());
+            }
+        }
+        Ok(documents)
+    }
+
+    /// Writes a batch, all or nothing.
+    ///
+    /// # Errors
+    /// If MongoDB is away, or another writer has moved the checkpoint. Whether the batch was written is then not known,
+    /// and does not matter: go on from what [`Store::take_over`] says.
+    pub async fn commit(&self, session: &mut ClientSession, batch: &Batch) -> anyhow::Result<()> {
+        session.start_transaction().write_concern(WriteConcern::majority()).await?;
+        if let Err(error) = self.write(session, batch).await {
+            // If the server does not hear of this either, the transaction ends with the next use of the session.
+            let _ = session.abort_transaction().await;
+            return Err(error);
+        }
+        Ok(session.commit_transaction().await?)
+    }
+
+    async fn write(&self, session: &mut ClientSession, batch: &Batch) -> anyhow::Result<()> {
+        let Batch { from, to, term, writes } = batch;
+        let moved = self
+            .checkpoints
+            .update_one(
+                doc! { "_id": self.documents.name(), "position": i64::try_from(*from)?, "term": term },
+                doc! { "$set": { "position": i64::try_from(*to)? } },
+            )
+            .session(&mut *session)
+            .await?;
+        ensure!(moved.matched_count == 1, "another writer has moved the checkpoint from {from}");
+        for command in write::commands(self.documents.name(), writes) {
+            let reply = self.database.run_raw_command(command.body).session(&mut *session).await?;
+            write::check(&reply, command.documents)?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends the transaction that is open in a session, of whichever process.
+///
+/// # Errors
+/// If MongoDB is away or does not allow it.
+pub async fn end_session(database: &Database, session: Document) -> Result<(), Error> {
+    database.run_command(doc! { "killSessions": [session] }).await.map(drop)
+}

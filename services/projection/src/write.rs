@@ -1,0 +1,202 @@
+//! What a batch does to stored documents, and the commands that do it. The invariant: a document afterwards is, field by
+//! field and in their order, what it is in memory; and no more of it is sent than has changed.
+
+use anyhow::{bail, ensure};
+use bson::{
+    Document, RawArrayBuf, RawDocument, RawDocumentBuf,
+    raw::{CStr, cstr},
+    rawdoc,
+};
+
+/// Bytes of a command's statements. The server takes 16 MiB for all of a command.
+const MAX_BYTES: usize = 12 << 20;
+/// Statements of a command. The server takes 100,000.
+const MAX_STATEMENTS: usize = 50_000;
+
+/// What is to be done to one document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    id: String,
+    change: Change,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Change {
+    /// There was none.
+    Insert(RawDocumentBuf),
+    Replace(RawDocumentBuf),
+    /// Sets fields that the document has already: indexes over others are not touched.
+    Set(RawDocumentBuf),
+    Delete,
+}
+
+/// One command.
+pub struct Command {
+    pub body: RawDocumentBuf,
+    /// How many documents it must find, or make.
+    pub documents: i64,
+}
+
+impl Write {
+    /// What makes one document of another; nothing if they are the same.
+    ///
+    /// # Errors
+    /// If one of them is not BSON.
+    pub fn between(
+        id: &str,
+        before: Option<&RawDocument>,
+        after: Option<&RawDocument>,
+    ) -> bson::error::Result<Option<Self>> {
+        let change = match (before, after) {
+            (None, None) => return Ok(None),
+            (None, Some(after)) => Change::Insert(after.to_owned()),
+            (Some(_), None) => Change::Delete,
+            (Some(before), Some(after)) if before == after => return Ok(None),
+            (Some(before), Some(after)) => match changed_fields(before, after)? {
+                Some(fields) => Change::Set(fields),
+                None => Change::Replace(after.to_owned()),
+            },
+        };
+        Ok(Some(Self { id: id.to_owned(), change }))
+    }
+
+    fn statement(&self) -> RawDocumentBuf {
+        let mut statement = rawdoc! { "q": { "_id": self.id.as_str() } };
+        match &self.change {
+            Change::Insert(document) => {
+                statement.append(cstr!("u"), document);
+                statement.append(cstr!("upsert"), true);
+            }
+            Change::Replace(document) => statement.append(cstr!("u"), document),
+            Change::Set(fields) => {
+                let mut set = RawDocumentBuf::new();
+                set.append(cstr!("$set"), fields);
+                statement.append(cstr!("u"), set);
+            }
+            Change::Delete => statement.append(cstr!("limit"), 1),
+        }
+        statement
+    }
+}
+
+/// The fields that differ; `None` where the two do not have the same fields in the same order, so that setting some
+/// would not make one of the other.
+fn changed_fields(before: &RawDocument, after: &RawDocument) -> bson::error::Result<Option<RawDocumentBuf>> {
+    let mut fields = RawDocumentBuf::new();
+    let (mut before, mut after) = (before.iter(), after.iter());
+    loop {
+        let ((name, old), (new_name, new)) = match (before.next(), after.next()) {
+            (Some(before), Some(after)) => (before?, after?),
+            (None, None) => return Ok(Some(fields)),
+            (Some(_), None) | (None, Some(_)) => return Ok(None),
+        };
+        // In such a name `$set` would see a path, or an operator.
+        if name != new_name || name.as_str().contains(['.', '$']) {
+            return Ok(None);
+        }
+        if old != new {
+            fields.append(name, new);
+        }
+    }
+}
+
+/// The commands that do all of this in a collection, each within the server's limits.
+pub fn commands(collection: &str, writes: &[Write]) -> Vec<Command> {
+    let (deletes, updates): (Vec<_>, Vec<_>) = writes.iter().partition(|write| write.change == Change::Delete);
+    let mut commands = split(cstr!("update"), cstr!("updates"), collection, &updates);
+    commands.extend(split(cstr!("delete"), cstr!("deletes"), collection, &deletes));
+    commands
+}
+
+fn split(verb: &CStr, list: &CStr, collection: &str, writes: &[&Write]) -> Vec<Command> {
+    let mut commands = Vec::new();
+    let mut statements = writes.iter().map(|write| write.statement()).peekable();
+    while statements.peek().is_some() {
+        let (mut array, mut documents, mut bytes) = (RawArrayBuf::new(), 0, 0);
+        let fits = |statement: &RawDocumentBuf, documents: usize, bytes: usize| {
+            documents == 0 || documents < MAX_STATEMENTS && bytes + statement.as_bytes().len() <= MAX_BYTES
+        };
+        while let Some(statement) = statements.next_if(|statement| fits(statement, documents, bytes)) {
+            bytes += statement.as_bytes().len();
+            documents += 1;
+            array.push(statement);
+        }
+        let mut body = RawDocumentBuf::new();
+        body.append(verb, collection);
+        body.append(list, array);
+        commands.push(Command { body, documents: documents as i64 });
+    }
+    commands
+}
+
+/// Looks into the reply of a command, which says `ok` also where statements failed.
+///
+/// # Errors
+/// If a statement failed, or found no document where there must be one.
+pub fn check(reply: &Document, documents: i64) -> anyhow::Result<()> {
+    if let Some(error) = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document()) {
+        let (code, message) = (error.get_i32("code").unwrap_or_default(), error.get_str("errmsg").unwrap_or_default());
+        bail!("a write failed with code {code}: {message}");
+    }
+    let found = reply.get_i32("n").map_or(-1, i64::from);
+    ensure!(found == documents, "of {documents} documents {found} were found: somebody else writes here");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::doc;
+
+    use super::*;
+
+    fn between(before: Option<RawDocumentBuf>, after: Option<RawDocumentBuf>) -> Option<Change> {
+        Write::between("1", before.as_deref(), after.as_deref()).unwrap().map(|write| write.change)
+    }
+
+    #[test]
+    fn only_what_changed_is_set() {
+        let before = rawdoc! { "_id": "1", "total": 5_i64, "lines": [{ "n": 1 }], "status": "placed" };
+        let after = rawdoc! { "_id": "1", "total": 5_i64, "lines": [{ "n": 1 }], "status": "paid" };
+        assert_eq!(between(Some(before.clone()), Some(after)), Some(Change::Set(rawdoc! { "status": "paid" })));
+        assert_eq!(between(Some(before.clone()), Some(before)), None);
+    }
+
+    #[test]
+    fn fields_that_come_or_go_or_have_odd_names_replace_the_document() {
+        let before = rawdoc! { "_id": "1", "a": 1 };
+        for after in [rawdoc! { "_id": "1" }, rawdoc! { "_id": "1", "a": 1, "b": 2 }, rawdoc! { "_id": "1", "b": 1 }] {
+            assert_eq!(between(Some(before.clone()), Some(after.clone())), Some(Change::Replace(after)));
+        }
+        let (before, after) = (rawdoc! { "_id": "1", "a.b": 1 }, rawdoc! { "_id": "1", "a.b": 2 });
+        assert_eq!(between(Some(before), Some(after.clone())), Some(Change::Replace(after)));
+    }
+
+    #[test]
+    fn documents_come_and_go() {
+        let document = rawdoc! { "_id": "1", "a": 1 };
+        assert_eq!(between(None, Some(document.clone())), Some(Change::Insert(document.clone())));
+        assert_eq!(between(Some(document), None), Some(Change::Delete));
+        assert_eq!(between(None, None), None);
+    }
+
+    #[test]
+    fn commands_stay_within_the_servers_limits() {
+        let large = rawdoc! { "_id": "1", "text": "x".repeat(5 << 20) };
+        let mut writes: Vec<_> =
+            (0..5).map(|n| Write { id: n.to_string(), change: Change::Insert(large.clone()) }).collect();
+        writes.push(Write { id: "5".to_owned(), change: Change::Delete });
+        let commands = commands("orders@1", &writes);
+        assert_eq!(commands.iter().map(|command| command.documents).collect::<Vec<_>>(), [2, 2, 1, 1]);
+        assert!(commands.iter().all(|command| command.body.as_bytes().len() < 16 << 20));
+        let delete = Document::try_from(&commands[3].body).unwrap();
+        assert_eq!(delete, doc! { "delete": "orders@1", "deletes": [{ "q": { "_id": "5" }, "limit": 1 }] });
+    }
+
+    #[test]
+    fn a_reply_that_says_ok_may_tell_of_failures() {
+        assert!(check(&doc! { "ok": 1, "n": 2 }, 2).is_ok());
+        assert!(check(&doc! { "ok": 1, "n": 1 }, 2).is_err());
+        let failed = doc! { "ok": 1, "n": 2, "writeErrors": [{ "index": 1, "code": 11000, "errmsg": "duplicate" }] };
+        assert!(check(&failed, 2).unwrap_err().to_string().contains("11000"));
+    }
+}

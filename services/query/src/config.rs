@@ -1,0 +1,69 @@
+//! What can be set, as a flag or an environment variable.
+
+use std::{path::PathBuf, time::Duration};
+
+use runtime::NatsConfig;
+use uuid::Uuid;
+
+/// Answers queries from the views; any number of replicas.
+#[derive(Clone, clap::Parser)]
+#[command(version, about)]
+pub struct Config {
+    #[command(flatten)]
+    pub nats: NatsConfig,
+    /// MongoDB server, with the read-only user of this service: mongodb://user:password@host:port
+    #[arg(long, env = "MONGODB_URL", hide_env_values = true)]
+    pub mongodb_url: String,
+    /// MongoDB database that holds the views
+    #[arg(long, env = "MONGODB_DATABASE", default_value = "watershed")]
+    pub database: String,
+    /// Milliseconds that a query waits at most for its view to reach `Min-Position`
+    #[arg(long, env = "MIN_POSITION_WAIT_MS", default_value_t = 2_000)]
+    pub min_position_wait_ms: u64,
+    /// Requests that are being answered at the same time; more are refused as overloaded
+    #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_in_flight: u32,
+    /// Bytes of one reply at most; to be less than what the NATS server allows
+    #[arg(long, env = "MAX_REPLY_BYTES", default_value_t = 1_000_000)]
+    pub max_reply_bytes: usize,
+    /// Milliseconds that stopping may take
+    #[arg(long, env = "SHUTDOWN_MS", default_value_t = 10_000)]
+    pub shutdown_ms: u64,
+    /// A file that is there while the service is ready
+    #[arg(long, env = "READY_FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// Name of this replica, unique among them [default: made at the start]
+    #[arg(long, env = "REPLICA")]
+    pub replica: Option<String>,
+}
+
+impl Config {
+    /// A new name each time, if none is configured.
+    pub fn replica(&self) -> String {
+        // Not clap's default, which is the same for all replicas in one process.
+        self.replica.clone().unwrap_or_else(|| Uuid::now_v7().to_string())
+    }
+
+    pub fn min_position_wait(&self) -> Duration {
+        Duration::from_millis(self.min_position_wait_ms)
+    }
+
+    pub fn shutdown_deadline(&self) -> Duration {
+        Duration::from_millis(self.shutdown_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn two_urls_are_enough() {
+        let arguments = ["query-service", "--nats-url", "nats://localhost", "--mongodb-url", "mongodb://localhost"];
+        let config = Config::try_parse_from(arguments).unwrap();
+        assert_eq!(config.min_position_wait(), Duration::from_secs(2));
+        assert_ne!(config.replica(), Config::try_parse_from(arguments).unwrap().replica());
+    }
+}

@@ -1,0 +1,49 @@
+//! What is answered besides documents: the position of the view that was read, and the failures of this service's own.
+
+use std::fmt::Display;
+
+use async_nats::{HeaderMap, HeaderValue};
+use wire::{Code, Failure, POSITION};
+
+use crate::positions::Reached;
+
+/// The headers of a reply from a view that was this far when the read began.
+pub fn headers(reached: Reached) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(POSITION, HeaderValue::from(reached.position));
+    headers
+}
+
+pub fn not_found(noun: &str, id: &str, reached: Reached) -> Failure {
+    let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the id {id}"));
+    failure.with("id", id).with("position", reached.position)
+}
+
+pub fn not_built(view: &str) -> Failure {
+    Failure::new(Code::Unavailable, format!("the view {view} has not been built yet: try again later"))
+}
+
+pub fn behind(view: &str, position: u64, min_position: u64) -> Failure {
+    let message = format!("the view {view} is at position {position}, and did not reach {min_position} in time");
+    let failure = Failure::new(Code::ViewBehind, message);
+    failure.with("view", view).with("position", position).with("min_position", min_position)
+}
+
+pub fn too_large(max_bytes: usize) -> Failure {
+    Failure::new(Code::TooLarge, format!("the reply would have more than {max_bytes} bytes"))
+        .with("max_bytes", max_bytes)
+}
+
+pub fn overloaded(max_in_flight: u32) -> Failure {
+    Failure::new(Code::Overloaded, format!("{max_in_flight} queries are being answered already: try again later"))
+}
+
+pub fn away() -> Failure {
+    Failure::new(Code::Unavailable, "the views' database is away: try again later")
+}
+
+/// A fault of ours, which is logged here.
+pub fn internal(view: &str, error: impl Display) -> Failure {
+    tracing::error!(view, %error, "a query cannot be answered");
+    Failure::new(Code::Internal, "the view cannot be read")
+}

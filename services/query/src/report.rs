@@ -1,0 +1,42 @@
+//! Reports: an aggregation over a bounded number of documents, made into one reply by the view that it reads.
+
+use bson::RawDocumentBuf;
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use views::Report;
+use wire::Failure;
+
+use crate::{
+    positions::Reached,
+    reply::{internal, too_large},
+    store::{MAX_TIME, Store},
+};
+
+/// Documents in one reply of the server: all of them, as a rule.
+const BATCH: u32 = 10_000;
+
+/// Makes a report.
+///
+/// # Errors
+/// What is to be answered instead; it has been logged.
+pub async fn read(
+    store: &Store,
+    view: &str,
+    reached: Reached,
+    report: Report,
+    max_bytes: usize,
+) -> Result<Bytes, Failure> {
+    let Report { pipeline, render } = report;
+    let _turn = store.turn().await;
+    let collection = store.collection(view, reached);
+    let aggregate = collection.aggregate(pipeline).batch_size(BATCH).max_time(MAX_TIME).batch();
+    let mut replies = store.read(view, aggregate).await?;
+    let mut documents: Vec<RawDocumentBuf> = Vec::new();
+    while let Some(reply) = store.read(view, replies.try_next()).await? {
+        for document in store.documents(view, &reply)? {
+            documents.push(document?.to_owned());
+        }
+    }
+    let body = render(&documents).map_err(|error| internal(view, error))?;
+    if body.len() > max_bytes { Err(too_large(max_bytes)) } else { Ok(body.into()) }
+}
