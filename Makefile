@@ -3,7 +3,7 @@
 # MONGODB_QUERY_URL). The ports of those that are started otherwise: WATERSHED_{NATS,POSTGRES,MONGODB}_PORT.
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test lint retail
+.PHONY: help run up down test lint bench retail
 
 SCRIPTS := scripts/stack scripts/watershed scripts/request $(wildcard scripts/*.py)
 
@@ -32,7 +32,10 @@ lint: ## formatting, clippy with warnings as errors, the scripts, docker-compose
 	@if docker compose version >/dev/null 2>&1; then docker compose config --quiet; \
 		else echo 'docker compose is not installed: docker-compose.yml is not checked'; fi
 
+bench: ## measure against the bare parts: make bench [ONLY=row]
+	cargo build --release --locked --workspace --bins
+	target/release/bench $(if $(ONLY),--only $(ONLY))
+
 retail: ## replay invoices through NATS: make retail FILE=path.csv.gz
 	@test -n "$(FILE)" || { echo 'usage: make retail FILE=path.csv.gz' >&2; exit 2; }
-	@if [ -z "$$NATS_URL" ]; then urls=$$(scripts/stack env) || exit 1; eval "$$urls"; fi; \
-		cargo run --release --locked --package tests --bin retail -- "$(FILE)"
+	@if [ -z "$$NATS_URL" ]; then eval "$$(scripts/stack env)"; fi; scripts/watershed retail "$(FILE)"

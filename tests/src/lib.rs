@@ -1,13 +1,11 @@
 //! The harness: private servers for a run of the tests, and in them a fresh prefix, stream and databases for each test.
 
 pub mod bench;
-mod client;
 pub mod journal;
-pub mod retail;
 mod stack;
 mod system;
 
-pub use client::{Client, Reply};
+pub use retail::{Client, Reply};
 pub use stack::Stack;
 pub use system::{Process, Replica, System};
 

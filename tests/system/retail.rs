@@ -7,11 +7,9 @@ use std::{
 };
 
 use flate2::{Compression, write::GzEncoder};
+use retail::NoSale;
 use serde_json::{Value, json};
-use tests::{
-    System, journal,
-    retail::{self, NoSale},
-};
+use tests::{System, journal};
 
 use crate::projection::assert_views_are_journal;
 

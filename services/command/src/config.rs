@@ -47,8 +47,8 @@ pub struct Config {
     #[arg(long, env = "READY_FILE")]
     pub ready_file: Option<PathBuf>,
     /// Name of this replica, unique among them [default: made at the start]
-    #[arg(long, env = "REPLICA", default_value_t = Uuid::now_v7().to_string(), hide_default_value = true)]
-    pub replica: String,
+    #[arg(long, env = "REPLICA")]
+    pub replica: Option<String>,
 }
 
 #[derive(Clone, Copy, clap::Subcommand)]
@@ -58,6 +58,11 @@ pub enum Task {
 }
 
 impl Config {
+    pub fn replica(&self) -> String {
+        // Not clap's default, which is the same for all replicas in one process.
+        self.replica.clone().unwrap_or_else(|| Uuid::now_v7().to_string())
+    }
+
     pub fn relay_poll(&self) -> Duration {
         Duration::from_millis(self.relay_poll_ms)
     }

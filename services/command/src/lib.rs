@@ -116,7 +116,7 @@ async fn serve(nats: &Nats, config: &Config, intake: &Intake) -> anyhow::Result<
         name: "command",
         description: "Changes data and says whether that succeeded",
         version: env!("CARGO_PKG_VERSION"),
-        id: config.replica.clone(),
+        id: config.replica(),
     };
     let service = Service::start(nats, description).await?;
     for command_type in domain::commands() {

@@ -92,7 +92,7 @@ impl Election {
         self.led.retain(|view, leader| {
             let held = seen.is_held(self.leases.replica(), view, leader.term);
             if !held && !leader.task.is_finished() && !leader.stop.is_cancelled() {
-                tracing::warn!(view, leader.term, "the lease was lost: no longer leading");
+                tracing::warn!(view, term = leader.term, "the lease was lost: no longer leading");
             }
             held && !leader.task.is_finished()
         });
@@ -153,12 +153,12 @@ fn lead(leases: &Leases, candidate: &Candidate, term: i64, valid_until: watch::R
     let task = AbortOnDropHandle::new(tokio::spawn(async move {
         tokio::select! {
             () = lease.expired() => {
-                tracing::warn!(lease.view, term, "the lease expired: no longer leading");
+                tracing::warn!(view = lease.view, term, "the lease expired: no longer leading");
             }
             highest_term = leading => {
                 // If it fails, the lease expires.
                 let _ = leases.release(&lease, highest_term).await;
-                tracing::info!(lease.view, term, "no longer leading");
+                tracing::info!(view = lease.view, term, "no longer leading");
             }
         }
     }));

@@ -27,6 +27,11 @@ const SAVE_AFTER: Duration = Duration::from_millis(200);
 /// What goes on for so long is out of trouble, also if no event came to show it.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
+/// Of the events that are folded at once: for them, their documents are loaded together.
+const CHUNK_BYTES: usize = 1 << 20;
+/// What a document costs in memory beyond its own bytes, roughly.
+const DOCUMENT_BYTES: usize = 1 << 10;
+
 /// What all views are led with.
 pub struct Resources {
     pub nats: Nats,
@@ -45,11 +50,11 @@ pub struct Size {
 }
 
 impl Size {
-    /// What is left of this when that is used; nothing if it is used up.
+    /// What may be taken next of this when that is used; nothing if it is used up.
     fn left_by(self, used: Self) -> Option<Self> {
         let events = self.events.saturating_sub(used.events);
         let bytes = self.bytes.saturating_sub(used.bytes);
-        (events > 0 && bytes > 0).then_some(Self { events, bytes })
+        (events > 0 && bytes > 0).then_some(Self { events, bytes: bytes.min(CHUNK_BYTES) })
     }
 }
 
@@ -169,6 +174,12 @@ impl<'a, V: View> Projector<'a, V> {
     /// # Errors
     /// If it cannot go on. What could be written is.
     async fn run(mut self, stop: &CancellationToken, trouble: &mut Trouble) -> anyhow::Result<()> {
+        let ended = self.go_on(stop, trouble).await;
+        self.reader.close().await;
+        ended
+    }
+
+    async fn go_on(&mut self, stop: &CancellationToken, trouble: &mut Trouble) -> anyhow::Result<()> {
         loop {
             match stop.run_until_cancelled(self.step()).await {
                 None => return self.finish().await,
@@ -217,15 +228,17 @@ impl<'a, V: View> Projector<'a, V> {
         let mut events = Vec::with_capacity(arrivals.len());
         let mut unapplied = None;
         for arrival in &arrivals {
-            match event::decode(subjects, arrival) {
-                Ok(event) => events.push((V::concerns(&event), event)),
+            let event = match event::decode(subjects, arrival) {
+                Ok(event) => event,
                 Err(error) => {
                     unapplied = Some(error);
                     break;
                 }
-            }
+            };
+            let ids = V::concerns(&event);
             self.open.events += 1;
-            self.open.bytes += arrival.message.length;
+            self.open.bytes += arrival.message.length + ids.len() * DOCUMENT_BYTES;
+            events.push((ids, event));
         }
         self.load(events.iter().flat_map(|(ids, _)| ids)).await.map_err(Halt::Store)?;
         for (ids, event) in &events {

@@ -52,6 +52,8 @@ pub struct Arrival {
 
 pub struct Reader {
     nats: Nats,
+    stream: String,
+    consumer: String,
     messages: pull::Stream,
     /// Of the last event that was handed out.
     position: u64,
@@ -66,9 +68,10 @@ impl Reader {
     /// If there is no such stream (yet), or no answer.
     pub async fn open(nats: &Nats, stream: &str, view: &str, after: u64, batch: &Size) -> Result<Self, Unreadable> {
         nats.up().await;
+        // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
+        let name = format!("{view}-{}", Uuid::now_v7());
         let config = pull::Config {
-            // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
-            name: Some(format!("{view}-{}", Uuid::now_v7())),
+            name: Some(name.clone()),
             // Beyond the last message, the server takes the one after the last: see `Verdict::Seen`.
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
             ack_policy: AckPolicy::None,
@@ -96,7 +99,14 @@ impl Reader {
             .messages()
             .await
             .map_err(lost)?;
-        Ok(Self { nats: nats.clone(), messages, position: after, failed: None })
+        Ok(Self {
+            nats: nats.clone(),
+            stream: stream.to_owned(),
+            consumer: name,
+            messages,
+            position: after,
+            failed: None,
+        })
     }
 
     /// Waits for an event, then takes with it what else has arrived and finds room: the last may go beyond the bytes.
@@ -133,6 +143,15 @@ impl Reader {
             }
         }
         Ok(arrivals)
+    }
+
+    /// Lets the server forget the consumer, or else it would for a while go on to look for its messages.
+    pub async fn close(self) {
+        let Self { nats, stream, consumer, .. } = self;
+        if nats.is_up() {
+            // If it fails, the server forgets it later.
+            let _ = jetstream::new(nats.client).delete_consumer_from_stream(consumer, stream).await;
+        }
     }
 
     async fn one(&mut self) -> Result<Arrival, Unreadable> {

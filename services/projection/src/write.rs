@@ -8,10 +8,11 @@ use bson::{
     rawdoc,
 };
 
-/// Bytes of a command's statements. The server takes 16 MiB for all of a command.
-const MAX_BYTES: usize = 12 << 20;
+/// Bytes of a command's statements, if there are several. The server takes 16 MiB for all of a command; less keeps the
+/// copies small that are made on the way.
+const MAX_BYTES: usize = 4 << 20;
 /// Statements of a command. The server takes 100,000.
-const MAX_STATEMENTS: usize = 50_000;
+const MAX_STATEMENTS: i64 = 50_000;
 
 /// What is to be done to one document.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,22 +102,28 @@ fn changed_fields(before: &RawDocument, after: &RawDocument) -> bson::error::Res
 }
 
 /// The commands that do all of this in a collection, each within the server's limits.
-pub fn commands(collection: &str, writes: &[Write]) -> Vec<Command> {
+pub fn commands<'a>(collection: &'a str, writes: &'a [Write]) -> impl Iterator<Item = Command> + Send + 'a {
     let (deletes, updates): (Vec<_>, Vec<_>) = writes.iter().partition(|write| write.change == Change::Delete);
-    let mut commands = split(cstr!("update"), cstr!("updates"), collection, &updates);
-    commands.extend(split(cstr!("delete"), cstr!("deletes"), collection, &deletes));
-    commands
+    let updates = split(cstr!("update"), cstr!("updates"), collection, updates);
+    updates.chain(split(cstr!("delete"), cstr!("deletes"), collection, deletes))
 }
 
-fn split(verb: &CStr, list: &CStr, collection: &str, writes: &[&Write]) -> Vec<Command> {
-    let mut commands = Vec::new();
-    let mut statements = writes.iter().map(|write| write.statement()).peekable();
-    while statements.peek().is_some() {
-        let (mut array, mut documents, mut bytes) = (RawArrayBuf::new(), 0, 0);
-        let fits = |statement: &RawDocumentBuf, documents: usize, bytes: usize| {
-            documents == 0 || documents < MAX_STATEMENTS && bytes + statement.as_bytes().len() <= MAX_BYTES
-        };
-        while let Some(statement) = statements.next_if(|statement| fits(statement, documents, bytes)) {
+fn split<'a>(
+    verb: &'a CStr,
+    list: &'a CStr,
+    collection: &'a str,
+    writes: Vec<&'a Write>,
+) -> impl Iterator<Item = Command> + Send + 'a {
+    let mut statements = writes.into_iter().map(Write::statement).peekable();
+    std::iter::from_fn(move || {
+        let first = statements.next()?;
+        let mut bytes = first.as_bytes().len();
+        let mut documents = 1;
+        let mut array = RawArrayBuf::new();
+        array.push(first);
+        while let Some(statement) =
+            statements.next_if(|next| documents < MAX_STATEMENTS && bytes + next.as_bytes().len() <= MAX_BYTES)
+        {
             bytes += statement.as_bytes().len();
             documents += 1;
             array.push(statement);
@@ -124,9 +131,8 @@ fn split(verb: &CStr, list: &CStr, collection: &str, writes: &[&Write]) -> Vec<C
         let mut body = RawDocumentBuf::new();
         body.append(verb, collection);
         body.append(list, array);
-        commands.push(Command { body, documents: documents as i64 });
-    }
-    commands
+        Some(Command { body, documents })
+    })
 }
 
 /// Looks into the reply of a command, which says `ok` also where statements failed.
@@ -181,13 +187,13 @@ mod tests {
 
     #[test]
     fn commands_stay_within_the_servers_limits() {
-        let large = rawdoc! { "_id": "1", "text": "x".repeat(5 << 20) };
+        let large = rawdoc! { "_id": "1", "text": "x".repeat(3 << 19) };
         let mut writes: Vec<_> =
             (0..5).map(|n| Write { id: n.to_string(), change: Change::Insert(large.clone()) }).collect();
         writes.push(Write { id: "5".to_owned(), change: Change::Delete });
-        let commands = commands("orders@1", &writes);
+        let commands: Vec<_> = commands("orders@1", &writes).collect();
         assert_eq!(commands.iter().map(|command| command.documents).collect::<Vec<_>>(), [2, 2, 1, 1]);
-        assert!(commands.iter().all(|command| command.body.as_bytes().len() < 16 << 20));
+        assert!(commands.iter().all(|command| command.body.as_bytes().len() < 5 << 20));
         let delete = Document::try_from(&commands[3].body).unwrap();
         assert_eq!(delete, doc! { "delete": "orders@1", "deletes": [{ "q": { "_id": "5" }, "limit": 1 }] });
     }

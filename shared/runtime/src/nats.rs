@@ -13,6 +13,9 @@ use wire::{Prefix, Subjects};
 
 /// How long a dead peer may go unnoticed is twice this.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two tries to connect: the library's own wait grows to 4 s, which a client sees as an outage.
+const FIRST_RECONNECT: Duration = Duration::from_millis(50);
+const LONGEST_RECONNECT: Duration = Duration::from_millis(500);
 /// How long an answer of the server, or of JetStream, is waited for.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -52,6 +55,7 @@ impl Nats {
             .custom_inbox_prefix(format!("_INBOX_{role}"))
             .retry_on_initial_connect()
             .ping_interval(PING_INTERVAL)
+            .reconnect_delay_callback(|tries| (FIRST_RECONNECT * tries.min(10) as u32).min(LONGEST_RECONNECT))
             .request_timeout(Some(REQUEST_TIMEOUT))
             .event_callback(move |event| {
                 let log = Arc::clone(&log);

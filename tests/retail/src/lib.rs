@@ -2,6 +2,7 @@
 //! places every sale as an order dated as in the file. It can be stopped and run again: identifiers and idempotency keys
 //! are made from what the file says, so nothing happens twice.
 
+mod client;
 mod invoices;
 
 use std::{
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use wire::{Accepted, MIN_POSITION, MSG_ID};
 
-use crate::Client;
+pub use client::{Client, Reply};
 pub use invoices::{Invoices, NoSale};
 
 /// How long a request is sent again while the system is overloaded or a server is away.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Parser;
-use tests::{Client, retail};
+use retail::Client;
 use wire::{Prefix, Subjects};
 
 /// Replays invoices in the layout of the UCI "Online Retail" data set
