@@ -1,5 +1,7 @@
 //! The harness: private servers for a run of the tests, and in them a fresh prefix, stream and databases for each test.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 pub mod bench;
 pub mod journal;
 mod stack;

@@ -15,6 +15,7 @@ mod relay;
 use std::{sync::Arc, time::Duration};
 
 use domain::CommandType;
+use futures_util::future::BoxFuture;
 use runtime::{
     Nats, Ready,
     micro::{Description, EndpointDescription, Service},
@@ -32,7 +33,12 @@ use relay::{Relay, Wake};
 ///
 /// # Errors
 /// If the configuration is wrong. A server that is away is waited for.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    // Boxed, the service is compiled here, once, and not again in every program that runs it.
+    Box::pin(serve_until(config, shutdown))
+}
+
+async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     // A lane has one connection; another asks for a transaction's fate, a third sweeps the ledger.
     let postgres = Postgres::new(&config.postgres_url, usize::from(config.lanes) + 2)?;
     let nats = Nats::connect(&config.nats, "command").await?;

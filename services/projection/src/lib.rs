@@ -39,7 +39,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// If the configuration is wrong. A server that is away is waited for.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    // Boxed, the service is compiled here, once, and not again in every program that runs it.
+    Box::pin(serve_until(config, shutdown))
+}
+
+async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let replica = config.replica();
     let database = store::connect(&config.mongodb_url, &config.database).await?;
     let nats = Nats::connect(&config.nats, "projection").await?;

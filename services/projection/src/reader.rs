@@ -17,6 +17,7 @@ use async_nats::{
 };
 use futures_util::{FutureExt, StreamExt};
 use runtime::Nats;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::projector::Size;
@@ -27,6 +28,7 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const REQUEST: Duration = Duration::from_secs(30);
 /// The server forgets a consumer that nobody has asked for messages for this long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
+const CLOSING: Duration = Duration::from_secs(1);
 /// What a message counts beyond its payload and headers in a request's bytes: subject and reply subject.
 const ENVELOPE_BYTES: usize = 4 << 10;
 
@@ -150,7 +152,8 @@ impl Reader {
         let Self { nats, stream, consumer, .. } = self;
         if nats.is_up() {
             // If it fails, the server forgets it later.
-            let _ = jetstream::new(nats.client).delete_consumer_from_stream(consumer, stream).await;
+            let jetstream = jetstream::new(nats.client);
+            let _ = timeout(CLOSING, jetstream.delete_consumer_from_stream(consumer, stream)).await;
         }
     }
 

@@ -13,6 +13,7 @@ mod store;
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, bail};
+use futures_util::future::BoxFuture;
 use runtime::{
     Nats, Ready,
     micro::{Description, EndpointDescription, Service},
@@ -32,7 +33,12 @@ use crate::{
 ///
 /// # Errors
 /// If the configuration cannot be used, or a part of the service ended by itself.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    // Boxed, the service is compiled here, once, and not again in every program that runs it.
+    Box::pin(serve_until(config, shutdown))
+}
+
+async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let nats = Nats::connect(&config.nats, "query").await?;
     let store = Store::new(&config.mongodb_url, &config.database).await?;
     let tasks = TaskTracker::new();
