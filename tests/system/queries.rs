@@ -257,9 +257,9 @@ async fn lookups_at_the_same_time_each_get_their_own_document() {
     let last = users.iter().map(|user| user.position).max().unwrap();
     let missing = system.product(1).await.id;
     let ask = async |n: usize| {
-        let id = if n % 7 == 0 { missing } else { users[n % 50].id };
+        let id = if n.is_multiple_of(7) { missing } else { users[n % 50].id };
         let reply = system.read("user.get", json!({"id": id}), last).await;
-        if n % 7 == 0 {
+        if n.is_multiple_of(7) {
             assert_eq!(reply.code(), "not_found");
         } else {
             assert_eq!(reply.data()["id"], json!(id));
