@@ -34,9 +34,10 @@ pub struct Row {
 
 /// Everything that is measured against, with the services as processes of their own.
 struct Bench {
-    system: Arc<System>,
+    // They are dropped in this order: the services end before their servers.
     command: Process,
     services: Vec<(&'static str, Process)>,
+    system: Arc<System>,
     users: Vec<Uuid>,
     products: Vec<Uuid>,
 }

@@ -34,7 +34,7 @@ enum Change {
 /// One command.
 pub struct Command {
     pub body: RawDocumentBuf,
-    /// How many documents it must find, or make.
+    /// How many documents it must make or find.
     pub documents: i64,
 }
 
@@ -61,13 +61,11 @@ impl Write {
         Ok(Some(Self { id: id.to_owned(), change }))
     }
 
+    /// As it stands in the list of its command.
     fn statement(&self) -> RawDocumentBuf {
         let mut statement = rawdoc! { "q": { "_id": self.id.as_str() } };
         match &self.change {
-            Change::Insert(document) => {
-                statement.append(cstr!("u"), document);
-                statement.append(cstr!("upsert"), true);
-            }
+            Change::Insert(document) => return document.clone(),
             Change::Replace(document) => statement.append(cstr!("u"), document),
             Change::Set(fields) => {
                 let mut set = RawDocumentBuf::new();
@@ -103,9 +101,17 @@ fn changed_fields(before: &RawDocument, after: &RawDocument) -> bson::error::Res
 
 /// The commands that do all of this in a collection, each within the server's limits.
 pub fn commands<'a>(collection: &'a str, writes: &'a [Write]) -> impl Iterator<Item = Command> + Send + 'a {
-    let (deletes, updates): (Vec<_>, Vec<_>) = writes.iter().partition(|write| write.change == Change::Delete);
-    let updates = split(cstr!("update"), cstr!("updates"), collection, updates);
-    updates.chain(split(cstr!("delete"), cstr!("deletes"), collection, deletes))
+    let (mut inserts, mut updates, mut deletes) = (Vec::new(), Vec::new(), Vec::new());
+    for write in writes {
+        match write.change {
+            Change::Insert(_) => inserts.push(write),
+            Change::Replace(_) | Change::Set(_) => updates.push(write),
+            Change::Delete => deletes.push(write),
+        }
+    }
+    split(cstr!("insert"), cstr!("documents"), collection, inserts)
+        .chain(split(cstr!("update"), cstr!("updates"), collection, updates))
+        .chain(split(cstr!("delete"), cstr!("deletes"), collection, deletes))
 }
 
 fn split<'a>(
@@ -138,14 +144,14 @@ fn split<'a>(
 /// Looks into the reply of a command, which says `ok` also where statements failed.
 ///
 /// # Errors
-/// If a statement failed, or found no document where there must be one.
+/// If a statement failed, or a document was not as it must be.
 pub fn check(reply: &Document, documents: i64) -> anyhow::Result<()> {
     if let Some(error) = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document()) {
         let (code, message) = (error.get_i32("code").unwrap_or_default(), error.get_str("errmsg").unwrap_or_default());
         bail!("a write failed with code {code}: {message}");
     }
     let found = reply.get_i32("n").map_or(-1, i64::from);
-    ensure!(found == documents, "of {documents} documents {found} were found: somebody else writes here");
+    ensure!(found == documents, "of {documents} documents {found} were written: somebody else writes here");
     Ok(())
 }
 
