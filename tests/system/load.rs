@@ -69,7 +69,9 @@ pub async fn mixed_load(system: &System, clients: usize, commands: usize) -> Vec
                     mine.push(order);
                     ("order.pay", json!({"id": order}))
                 }
-                (6, _) => ("product.restock", json!({"id": a, "quantity": if client.is_multiple_of(2) { 7 } else { -7 }})),
+                (6, _) => {
+                    ("product.restock", json!({"id": a, "quantity": if client.is_multiple_of(2) { 7 } else { -7 }}))
+                }
                 (7, _) => ("user.update", json!({"id": user, "name": format!("Ada {client} {n}")})),
                 (_, order) => {
                     mine.extend(order);

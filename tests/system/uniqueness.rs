@@ -11,7 +11,8 @@ async fn of_many_who_race_for_an_address_one_gets_it() {
     for round in 0..10 {
         let register = |n: usize| {
             // Letter case does not make two addresses of one.
-            let email = if n.is_multiple_of(2) { format!("ADA{round}@example.com") } else { format!("ada{round}@example.com") };
+            let email =
+                if n.is_multiple_of(2) { format!("ADA{round}@example.com") } else { format!("ada{round}@example.com") };
             system.try_command("user.register", json!({"email": email, "name": format!("Ada {n}")}))
         };
         let replies = join_all((0..16).map(register)).await;
