@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tests::{System, journal};
+use tests::{System, eventually, journal};
 use wire::EXPECTED_VERSION;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,4 +110,21 @@ async fn an_order_can_be_made_and_cancelled_at_once() {
     let row = system.journal().await.query_one(statement, &[&product.0]).await.unwrap();
     assert_eq!(row.get::<_, i64>(0), 1000, "all pieces are back");
     journal::check(&journal::events(&system).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_start_at_once_on_an_empty_database_migrate_it_once() {
+    let system = System::new().await;
+    let replicas: Vec<_> = (0..4).map(|_| system.start_command(&[])).collect();
+    let mut migrate = system.process("command", &["migrate"]);
+    eventually("the task has ended, and well", async || migrate.has_ended().then_some(())).await;
+    system.answers("command").await;
+    system.user().await;
+    for replica in replicas {
+        assert!(!replica.has_ended());
+        replica.stop().await;
+    }
+    let statement = "select count(*), count(distinct version) from migrations";
+    let row = system.journal().await.query_one(statement, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), row.get::<_, i64>(1));
 }

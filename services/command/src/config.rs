@@ -1,9 +1,8 @@
 //! What can be set, as a flag or an environment variable.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use runtime::NatsConfig;
-use uuid::Uuid;
+use runtime::{NatsConfig, ReplicaConfig, at_least_one};
 
 /// Takes commands, writes the journal, relays it to the stream.
 #[derive(Clone, clap::Parser)]
@@ -13,6 +12,8 @@ pub struct Config {
     pub task: Option<Task>,
     #[command(flatten)]
     pub nats: NatsConfig,
+    #[command(flatten)]
+    pub replica: ReplicaConfig,
     /// PostgreSQL database of the journal: postgres://user:password@host:port/database
     #[arg(long, env = "POSTGRES_URL", hide_env_values = true)]
     pub postgres_url: String,
@@ -20,10 +21,10 @@ pub struct Config {
     #[arg(long, env = "LANES", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub lanes: u16,
     /// Commands in one batch at most
-    #[arg(long, env = "BATCH_COMMANDS", default_value_t = 256)]
+    #[arg(long, env = "BATCH_COMMANDS", default_value_t = 256, value_parser = at_least_one)]
     pub batch_commands: usize,
     /// Commands that may wait for a batch; more are refused as overloaded
-    #[arg(long, env = "QUEUE_COMMANDS", default_value_t = 8192)]
+    #[arg(long, env = "QUEUE_COMMANDS", default_value_t = 8192, value_parser = at_least_one)]
     pub queue_commands: usize,
     /// Bytes of requests that may wait for a batch; more are refused as overloaded
     #[arg(long, env = "QUEUE_BYTES", default_value_t = 64 << 20)]
@@ -40,15 +41,6 @@ pub struct Config {
     /// Milliseconds between two looks of the relay at journal and stream when nothing wakes it
     #[arg(long, env = "RELAY_POLL_MS", default_value_t = 1000)]
     pub relay_poll_ms: u64,
-    /// Milliseconds that stopping may take
-    #[arg(long, env = "SHUTDOWN_MS", default_value_t = 10_000)]
-    pub shutdown_ms: u64,
-    /// A file that is there while the service is ready
-    #[arg(long, env = "READY_FILE")]
-    pub ready_file: Option<PathBuf>,
-    /// Name of this replica, unique among them [default: made at the start]
-    #[arg(long, env = "REPLICA")]
-    pub replica: Option<String>,
 }
 
 #[derive(Clone, Copy, clap::Subcommand)]
@@ -58,16 +50,7 @@ pub enum Task {
 }
 
 impl Config {
-    pub fn replica(&self) -> String {
-        // Not clap's default, which is the same for all replicas in one process.
-        self.replica.clone().unwrap_or_else(|| Uuid::now_v7().to_string())
-    }
-
     pub fn relay_poll(&self) -> Duration {
         Duration::from_millis(self.relay_poll_ms)
-    }
-
-    pub fn shutdown_deadline(&self) -> Duration {
-        Duration::from_millis(self.shutdown_ms)
     }
 }

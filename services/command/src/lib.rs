@@ -76,7 +76,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let service = serve(&nats, &config, &intake).await?;
     drop(intake);
     nats.client.flush().await?;
-    let ready = Ready::announce(config.ready_file.as_deref())?;
+    let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
     shutdown.cancelled().await;
     let stopping = async {
@@ -91,7 +91,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         background.wait().await;
         nats.close().await;
     };
-    if tokio::time::timeout(config.shutdown_deadline(), stopping).await.is_err() {
+    if tokio::time::timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
         tracing::warn!("stopped before everything was finished: the deadline has passed");
     }
     drop(ready);
@@ -122,7 +122,7 @@ async fn serve(nats: &Nats, config: &Config, intake: &Intake) -> anyhow::Result<
         name: "command",
         description: "Changes data and says whether that succeeded",
         version: env!("CARGO_PKG_VERSION"),
-        id: config.replica(),
+        id: config.replica.name(),
     };
     let service = Service::start(nats, description).await?;
     for command_type in domain::commands() {

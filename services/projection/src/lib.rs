@@ -45,7 +45,7 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let replica = config.replica();
+    let replica = config.replica.name();
     let database = store::connect(&config.mongodb_url, &config.database).await?;
     let nats = Nats::connect(&config.nats, "projection").await?;
     let starting = async { tokio::join!(connected(&nats), prepared(&database)) };
@@ -53,7 +53,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         return Ok(());
     }
     let service = serve(&nats, &replica).await?;
-    let ready = Ready::announce(config.ready_file.as_deref())?;
+    let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
     let leases = Leases::new(&database, &replica, config.lease());
     let resources = Arc::new(Resources {
@@ -66,7 +66,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let election = Election::new(leases, candidates(&resources));
     let stopping = async {
         shutdown.cancelled().await;
-        tokio::time::sleep(config.shutdown_deadline()).await;
+        tokio::time::sleep(config.replica.shutdown_deadline()).await;
     };
     tokio::select! {
         () = election.run(&shutdown) => {}

@@ -26,6 +26,8 @@ use crate::projector::Size;
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// How long one request for messages holds.
 const REQUEST: Duration = Duration::from_secs(30);
+/// Events in one request at most: they wait in memory, and their headers make them much larger there.
+const IN_ADVANCE: usize = 500;
 /// The server forgets a consumer that nobody has asked for messages for this long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 const CLOSING: Duration = Duration::from_secs(1);
@@ -94,7 +96,7 @@ impl Reader {
         let bytes = batch.bytes.max(nats.client.max_payload() + ENVELOPE_BYTES);
         let messages = consumer
             .stream()
-            .max_messages_per_batch(batch.events)
+            .max_messages_per_batch(batch.events.min(IN_ADVANCE))
             .max_bytes_per_batch(bytes)
             .expires(REQUEST)
             .heartbeat(HEARTBEAT)

@@ -1,9 +1,8 @@
 //! What can be set, as a flag or an environment variable.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use runtime::NatsConfig;
-use uuid::Uuid;
+use runtime::{NatsConfig, ReplicaConfig};
 
 /// Answers queries from the views; any number of replicas.
 #[derive(Clone, clap::Parser)]
@@ -11,6 +10,8 @@ use uuid::Uuid;
 pub struct Config {
     #[command(flatten)]
     pub nats: NatsConfig,
+    #[command(flatten)]
+    pub replica: ReplicaConfig,
     /// MongoDB server, with the read-only user of this service: mongodb://user:password@host:port
     #[arg(long, env = "MONGODB_URL", hide_env_values = true)]
     pub mongodb_url: String,
@@ -26,30 +27,11 @@ pub struct Config {
     /// Bytes of one reply at most; to be less than what the NATS server allows
     #[arg(long, env = "MAX_REPLY_BYTES", default_value_t = 1_000_000)]
     pub max_reply_bytes: usize,
-    /// Milliseconds that stopping may take
-    #[arg(long, env = "SHUTDOWN_MS", default_value_t = 10_000)]
-    pub shutdown_ms: u64,
-    /// A file that is there while the service is ready
-    #[arg(long, env = "READY_FILE")]
-    pub ready_file: Option<PathBuf>,
-    /// Name of this replica, unique among them [default: made at the start]
-    #[arg(long, env = "REPLICA")]
-    pub replica: Option<String>,
 }
 
 impl Config {
-    /// A new name each time, if none is configured.
-    pub fn replica(&self) -> String {
-        // Not clap's default, which is the same for all replicas in one process.
-        self.replica.clone().unwrap_or_else(|| Uuid::now_v7().to_string())
-    }
-
     pub fn min_position_wait(&self) -> Duration {
         Duration::from_millis(self.min_position_wait_ms)
-    }
-
-    pub fn shutdown_deadline(&self) -> Duration {
-        Duration::from_millis(self.shutdown_ms)
     }
 }
 
@@ -64,6 +46,6 @@ mod tests {
         let arguments = ["query-service", "--nats-url", "nats://localhost", "--mongodb-url", "mongodb://localhost"];
         let config = Config::try_parse_from(arguments).unwrap();
         assert_eq!(config.min_position_wait(), Duration::from_secs(2));
-        assert_ne!(config.replica(), Config::try_parse_from(arguments).unwrap().replica());
+        assert_ne!(config.replica.name(), Config::try_parse_from(arguments).unwrap().replica.name());
     }
 }

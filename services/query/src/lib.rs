@@ -50,7 +50,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         return Ok(());
     };
     let (service, mut background) = started?;
-    let ready = Ready::announce(config.ready_file.as_deref()).context("cannot write the ready file")?;
+    let ready = Ready::announce(config.replica.ready_file.as_deref()).context("cannot write the ready file")?;
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => false,
@@ -63,7 +63,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         tasks.wait().await;
         nats.close().await;
     };
-    if timeout(config.shutdown_deadline(), stopping).await.is_err() {
+    if timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
         tracing::warn!("stopped at the deadline, with requests unanswered");
     }
     if ended {
@@ -114,7 +114,7 @@ fn description(config: &Config) -> Description {
         name: "query",
         description: env!("CARGO_PKG_DESCRIPTION"),
         version: env!("CARGO_PKG_VERSION"),
-        id: config.replica(),
+        id: config.replica.name(),
     }
 }
 

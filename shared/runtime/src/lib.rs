@@ -2,6 +2,7 @@
 
 mod backoff;
 mod clock;
+mod config;
 pub mod micro;
 mod nats;
 mod ready;
@@ -10,6 +11,7 @@ mod telemetry;
 
 pub use backoff::Backoff;
 pub use clock::now;
+pub use config::{ReplicaConfig, at_least_one};
 pub use nats::{Nats, NatsConfig, nats_options};
 pub use ready::Ready;
 pub use shutdown::on_signal;
