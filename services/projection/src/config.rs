@@ -19,7 +19,7 @@ pub struct Config {
     #[arg(long, env = "MONGODB_DATABASE", default_value = "watershed")]
     pub database: String,
     /// Events in one batch at most
-    #[arg(long, env = "BATCH_EVENTS", default_value_t = 1000, value_parser = at_least_one)]
+    #[arg(long, env = "BATCH_EVENTS", default_value_t = 2000, value_parser = at_least_one)]
     pub batch_events: usize,
     /// Bytes of events and loaded documents after which a batch takes no more events
     #[arg(long, env = "BATCH_BYTES", default_value_t = 4 << 20, value_parser = at_least_one)]
@@ -32,5 +32,28 @@ pub struct Config {
 impl Config {
     pub fn lease(&self) -> Duration {
         Duration::from_millis(self.lease_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    const URLS: [&str; 5] =
+        ["projection-service", "--nats-url", "nats://localhost", "--mongodb-url", "mongodb://localhost"];
+
+    #[test]
+    fn two_urls_are_enough() {
+        let config = Config::try_parse_from(URLS).unwrap();
+        assert_eq!(config.lease(), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_batch_holds_something() {
+        for flag in ["--batch-events=0", "--batch-bytes=0", "--batch-events=x", "--lease-ms=1"] {
+            assert!(Config::try_parse_from(URLS.into_iter().chain([flag])).is_err(), "{flag}");
+        }
     }
 }

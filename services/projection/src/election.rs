@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     lease::{Lease, Leases, Seen},
-    trouble::Trouble,
+    trouble::{Trouble, plain},
 };
 
 /// A view that can be led.
@@ -140,7 +140,7 @@ impl Election {
         });
         join_all(leaders).await;
         if let Err(error) = self.leases.leave().await {
-            tracing::warn!(error = %error.kind, "could not hand over: others wait until the leases expire");
+            tracing::warn!(reason = plain(&error.into()), "could not hand over: others wait until the leases expire");
         }
     }
 }

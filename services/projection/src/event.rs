@@ -8,7 +8,7 @@ use wire::{EnvelopeError, Subjects, decode_event};
 use crate::reader::Arrival;
 
 /// As `wire` writes it, for events of which `wire` cannot read more.
-const AGGREGATE_ID: &str = "Aggregate-Id";
+const AGGREGATE_ID: &str = wire::AGGREGATE_ID;
 
 /// An event that stops its view.
 #[derive(Debug, thiserror::Error)]

@@ -90,10 +90,13 @@ fn tell(view: &str, error: &anyhow::Error, trouble: &mut Trouble) {
     let Some(text) = trouble.news(error) else { return };
     if let Some(Unapplied { position, aggregate, event, reason }) = error.downcast_ref() {
         tracing::error!(view, position, aggregate, event, reason, "the view stopped at an event, trying again");
-    } else if error.is::<Unreadable>() {
-        tracing::warn!(view, reason = text, "the view waits");
-    } else {
-        tracing::error!(view, reason = text, "the view stopped, trying again");
+        return;
+    }
+    match error.downcast_ref() {
+        Some(Unreadable::NoStream(_) | Unreadable::NoConsumer(..) | Unreadable::Lost(_)) => {
+            tracing::warn!(view, reason = text, "the view waits");
+        }
+        Some(Unreadable::Gap { .. }) | None => tracing::error!(view, reason = text, "the view stopped, trying again"),
     }
 }
 
@@ -288,6 +291,9 @@ impl<'a, V: View> Projector<'a, V> {
 
     async fn written(&mut self, stored: u64) {
         self.stored = stored;
+        if self.folded == stored {
+            self.save_at = None;
+        }
         self.healthy_at = None;
         self.announce().await;
     }

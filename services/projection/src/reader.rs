@@ -66,7 +66,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads on after a position, for a view; about as much as a batch is asked for in advance. Waits while NATS is away.
+    /// Reads on after a position, for a view; never more than about a batch is asked for in advance. Waits while NATS is
+    /// away.
     ///
     /// # Errors
     /// If there is no such stream (yet), or no answer.

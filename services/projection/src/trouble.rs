@@ -40,7 +40,7 @@ impl Trouble {
 
 /// The error with its causes, on one line. MongoDB's own texts would add the whole reply of the server, and, of a
 /// connection that is lost, something else each time.
-fn plain(error: &anyhow::Error) -> String {
+pub fn plain(error: &anyhow::Error) -> String {
     let texts: Vec<_> = error
         .chain()
         .map(|cause| match cause.downcast_ref::<mongodb::error::Error>().map(|error| &*error.kind) {

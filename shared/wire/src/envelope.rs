@@ -6,7 +6,8 @@ use domain::{Event, Id, Recorded, Timestamp, Undecodable};
 
 use crate::{ACTOR, Subjects, TRACEPARENT};
 
-const AGGREGATE_ID: &str = "Aggregate-Id";
+/// Of an event: the aggregate that it happened to.
+pub const AGGREGATE_ID: &str = "Aggregate-Id";
 const AGGREGATE_VERSION: &str = "Aggregate-Version";
 const EVENT_SCHEMA: &str = "Event-Schema";
 const RECORDED_AT: &str = "Recorded-At";

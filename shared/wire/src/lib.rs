@@ -6,7 +6,7 @@ mod headers;
 mod reply;
 mod subjects;
 
-pub use envelope::{Envelope, EnvelopeError, decode_event, event_headers};
+pub use envelope::{AGGREGATE_ID, Envelope, EnvelopeError, decode_event, event_headers};
 pub use failure::{Code, Failure};
 pub use headers::{ACTOR, EXPECTED_VERSION, MIN_POSITION, MSG_ID, POSITION, RequestHeaders, TRACEPARENT};
 pub use reply::{Accepted, failure_reply, failure_status};
