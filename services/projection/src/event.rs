@@ -3,12 +3,9 @@
 
 use domain::{Recorded, Undecodable};
 use views::Inapplicable;
-use wire::{EnvelopeError, Subjects, decode_event};
+use wire::{AGGREGATE_ID, EnvelopeError, Subjects, decode_event};
 
 use crate::reader::Arrival;
-
-/// As `wire` writes it, for events of which `wire` cannot read more.
-const AGGREGATE_ID: &str = wire::AGGREGATE_ID;
 
 /// An event that stops its view.
 #[derive(Debug, thiserror::Error)]
