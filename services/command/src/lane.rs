@@ -165,12 +165,12 @@ impl Lane {
     fn failure(&self, error: &BatchError, commands: &[Command]) -> Failure {
         match error {
             BatchError::NoConnection(_) | BatchError::Away(_) => {
-                self.postgres.is_away();
+                self.postgres.went_away();
                 Failure::new(Code::Unavailable, "the journal's database is away; nothing was changed")
             }
             BatchError::Unknown(..) => {
                 tracing::error!(%error, commands = commands.len(), "it is not known whether a batch was committed");
-                self.postgres.is_away();
+                self.postgres.went_away();
                 let message = "the journal's database broke off; the command may have succeeded: send it again with the \
                     same Nats-Msg-Id to find out";
                 Failure::new(Code::Unavailable, message).with("outcome", "unknown")

@@ -45,7 +45,7 @@ impl Postgres {
     }
 
     /// Says that the server did not answer. It is asked again until it does.
-    pub fn is_away(&self) {
+    pub fn went_away(&self) {
         if !self.up.send_replace(false) {
             return;
         }
