@@ -48,14 +48,14 @@ pub async fn run(only: Option<&str>) -> Vec<Row> {
     let bench = Bench::start(system).await;
     let wanted = |name: &str| only.is_none_or(|only| only == name);
     let mut rows = Vec::new();
-    if wanted("order_create_vs_tx") {
-        rows.push(bench.order_create_vs_tx().await);
-    }
     if wanted("order_create_1") {
         rows.push(bench.order_create_1().await);
     }
     if wanted("visible") {
         rows.push(bench.visible().await);
+    }
+    if wanted("order_create_vs_tx") {
+        rows.push(bench.order_create_vs_tx().await);
     }
     rows.extend(bench.memory());
     rows
@@ -77,8 +77,11 @@ impl Bench {
         Self { system, command, services, users, products }
     }
 
-    /// Orders of two lines each second, 256 in flight, to one transaction per order for the same rows.
+    /// Orders of two lines each second, 256 in flight, to one transaction per order for the same rows. The projection
+    /// service is halted, for good: what our turn leaves it to do would slow down the bare part's.
     async fn order_create_vs_tx(&self) -> Row {
+        let projection = self.services.iter().find(|(role, _)| *role == "projection");
+        projection.expect("it was started").1.signal("STOP");
         let bare = Bare::new(&self.system.postgres_url(), 16).await;
         let mut turns = Vec::new();
         for _ in 0..TURNS {
