@@ -72,14 +72,20 @@ pub async fn stored(system: &System) -> Documents {
     documents
 }
 
+/// How far each view is, as it is stored.
+pub async fn checkpoints(system: &System) -> BTreeMap<String, u64> {
+    let checkpoints = system.views().await.collection::<layout::Checkpoint>(layout::CHECKPOINTS);
+    let stored: Vec<layout::Checkpoint> =
+        checkpoints.find(Document::new()).await.unwrap().try_collect().await.unwrap();
+    let view = |collection: &str| collection.split_once('@').map(|(view, _)| view.to_owned()).unwrap();
+    stored.iter().map(|it| (view(&it.collection), u64::try_from(it.position).unwrap())).collect()
+}
+
 /// Waits until every view has come to the journal's head.
 pub async fn caught_up(system: &System) {
-    let head = i64::try_from(system.head().await).unwrap();
-    let checkpoints = system.views().await.collection::<layout::Checkpoint>(layout::CHECKPOINTS);
+    let head = system.head().await;
     eventually("all views have caught up", async || {
-        let checkpoints: Vec<layout::Checkpoint> =
-            checkpoints.find(Document::new()).await.ok()?.try_collect().await.ok()?;
-        let there = checkpoints.iter().filter(|checkpoint| checkpoint.position == head).count();
+        let there = checkpoints(system).await.values().filter(|position| **position == head).count();
         (there == views::names().len()).then_some(())
     })
     .await;

@@ -35,6 +35,11 @@ impl Stack {
         &self.urls[name]
     }
 
+    /// Where its data, logs and records of processes lie.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Stops one server: `nats`, `postgres` or `mongodb`.
     pub fn stop(&self, server: &str) {
         script(&["down", server, "--dir"], &self.directory);

@@ -112,13 +112,7 @@ impl System {
     /// Starts a replica as a process of its own: `command`, `projection` or `query`.
     pub fn process(&self, role: &str, arguments: &[&str]) -> Process {
         let arguments = self.arguments(role, arguments);
-        let child = Command::new(binary(role))
-            .args(&arguments[1..])
-            .env("RUST_LOG", "warn")
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("the service can be started");
-        Process(child)
+        Process::start(Command::new(binary(role)).args(&arguments[1..]).env("RUST_LOG", "warn"))
     }
 
     /// Waits until some replica of the service answers.
@@ -248,6 +242,16 @@ impl Replica {
 }
 
 impl Process {
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).spawn().expect("the program can be started"))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Sends a signal by its name: `KILL`, `TERM`, `STOP`, `CONT`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.0.id().to_string()).status();

@@ -1,4 +1,4 @@
-//! `make bench [ONLY=name]`: prints the table, and writes it as JSON.
+//! `make bench [ONLY=row]`: prints the table, and writes it as JSON and as a chart. `make soak`: load that does not end.
 
 use std::path::PathBuf;
 
@@ -8,22 +8,40 @@ use tests::bench;
 /// Measures Watershed against the bare parts that it is made of, on servers of its own
 #[derive(Parser)]
 struct Arguments {
-    /// One row only
-    #[arg(long)]
-    only: Option<String>,
+    /// These rows only
+    #[arg(long, num_args = 1.., value_parser = bench::ROWS)]
+    only: Vec<String>,
     /// Where the rows are written as JSON
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
+    /// Where the chart is written
+    #[arg(long, default_value = "target/bench.svg")]
+    chart: PathBuf,
+    /// Instead of the bench: orders for so many minutes, without an end in between
+    #[arg(long)]
+    soak: Option<usize>,
+    /// (what the bench starts as a bare part: answers to this subject)
+    #[arg(long, hide = true, requires = "echo_bytes")]
+    echo: Option<String>,
+    #[arg(long, hide = true)]
+    echo_bytes: Option<usize>,
+    #[arg(long, hide = true, env = "NATS_URL", hide_env_values = true)]
+    nats_url: Option<String>,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
-    let rows = bench::run(arguments.only.as_deref()).await;
-    println!("{:<20} {:>10} {:>12} {:>12} {:>8}", "row", "unit", "ours", "bare", "ratio");
-    for row in &rows {
-        println!("{:<20} {:>10} {:>12.2} {:>12.2} {:>8.2}", row.name, row.unit, row.ours, row.bare, row.ratio);
+    let Arguments { only, json, chart, soak, echo, echo_bytes, nats_url } = Arguments::parse();
+    if let (Some(subject), Some(bytes), Some(url)) = (echo, echo_bytes, nats_url) {
+        return bench::echo(&url, subject, bytes).await;
     }
-    std::fs::write(arguments.json, serde_json::to_vec_pretty(&rows)?)?;
+    if let Some(minutes) = soak {
+        anyhow::ensure!(bench::soak(minutes).await, "something grew");
+        return Ok(());
+    }
+    let rows = bench::run(&only, |row| eprintln!("{} {:.3}", row.name, row.ratio)).await;
+    print!("{}", bench::table(&rows));
+    std::fs::write(json, serde_json::to_vec_pretty(&rows)?)?;
+    std::fs::write(chart, bench::chart(&rows))?;
     Ok(())
 }

@@ -1,0 +1,89 @@
+//! What a measurement costs: the processor time of each process that takes part, and the memory of our own.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde::Deserialize;
+
+/// Processes by what they are called in the table, each with all processes that it has started.
+#[derive(Clone, Default)]
+pub struct Machine {
+    processes: Vec<(&'static str, u32)>,
+}
+
+/// Processor time in seconds, by what the process is called.
+pub type Cpu = BTreeMap<&'static str, f64>;
+
+/// The kernel counts in these, whatever its own clock does (`USER_HZ`).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+#[derive(Deserialize)]
+struct Record {
+    pid: u32,
+}
+
+impl Machine {
+    /// The servers of a stack, and this process as `load`.
+    pub fn of(stack: &Path) -> Self {
+        let mut machine = Self::default();
+        for server in ["nats", "postgres", "mongodb"] {
+            let record = fs::read(stack.join("run").join(server).with_extension("json")).expect("the server runs");
+            let Record { pid } = serde_json::from_slice(&record).expect("the record names a process");
+            machine.add(server, pid);
+        }
+        machine.add("load", std::process::id());
+        machine
+    }
+
+    pub fn add(&mut self, name: &'static str, pid: u32) {
+        self.processes.push((name, pid));
+    }
+
+    /// The processor time that each has used so far.
+    pub fn cpu(&self) -> Cpu {
+        let all: Vec<Stat> = fs::read_dir("/proc")
+            .expect("/proc is there")
+            .filter_map(|entry| Stat::read(&entry.ok()?.path().join("stat")))
+            .collect();
+        let mut cpu = Cpu::new();
+        for (name, pid) in &self.processes {
+            let own = all.iter().filter(|stat| stat.pid == *pid);
+            // Only PostgreSQL has processes of its own, one level of them. What has ended counts in the first one's.
+            let children = all.iter().filter(|stat| *name == "postgres" && stat.parent == *pid);
+            let ended: f64 = if *name == "postgres" { own.clone().map(|stat| stat.ended).sum() } else { 0.0 };
+            *cpu.entry(name).or_default() += ended + own.chain(children).map(|stat| stat.used).sum::<f64>();
+        }
+        cpu
+    }
+}
+
+/// What was used between two readings.
+pub fn between(before: &Cpu, after: &Cpu) -> Cpu {
+    after.iter().map(|(name, used)| (*name, used - before.get(name).copied().unwrap_or_default())).collect()
+}
+
+struct Stat {
+    pid: u32,
+    parent: u32,
+    used: f64,
+    /// Of children that have ended.
+    ended: f64,
+}
+
+impl Stat {
+    /// `None` if the process has ended meanwhile.
+    fn read(path: &Path) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        // The name, in parentheses, may hold anything.
+        let (pid, rest) = text.split_once(' ')?;
+        let fields: Vec<&str> = rest.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
+        // proc(5): state is field 3 and stands first here.
+        let seconds = |user, system| Some((ticks(user)? + ticks(system)?) / TICKS_PER_SECOND);
+        Some(Self {
+            pid: pid.parse().ok()?,
+            parent: fields.get(1)?.parse().ok()?,
+            used: seconds(11, 12)?,
+            ended: seconds(13, 14)?,
+        })
+    }
+}

@@ -1,0 +1,173 @@
+//! What comes out: a row for each figure, as a table, as JSON, and as a chart.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::load::Measured;
+
+/// What a ratio of ours to the bare part's is to be.
+#[derive(Clone, Copy, Debug)]
+pub enum Reach {
+    AtLeast(f64),
+    AtMost(f64),
+    /// It is shown, and no more.
+    Open,
+}
+
+/// One side of one turn.
+pub struct Turn {
+    pub figure: f64,
+    pub measured: Measured,
+    /// Operations are counted in these: a batch of 256 orders is 256 operations.
+    pub per_operation: usize,
+}
+
+/// A figure of ours and the bare part's, in the same unit.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub name: String,
+    pub unit: &'static str,
+    pub ours: f64,
+    pub bare: f64,
+    /// Ours to bare: of rates more is better, of latencies and sizes less.
+    pub ratio: f64,
+    #[serde(skip)]
+    pub reach: Reach,
+    /// What else is known of our side, for the table.
+    #[serde(skip)]
+    detail: String,
+}
+
+impl Row {
+    /// The turn with the median ratio.
+    pub fn of(name: &str, unit: &'static str, reach: Reach, mut turns: Vec<(Turn, Turn)>) -> Self {
+        let ratio = |(ours, bare): &(Turn, Turn)| ours.figure / bare.figure;
+        turns.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
+        let median = (turns.len() - 1) / 2;
+        let (ours, bare) = turns.swap_remove(median);
+        let mut row = Self::plain(name, unit, reach, ours.figure, bare.figure);
+        row.detail = ours.detail();
+        row
+    }
+
+    pub fn plain(name: &str, unit: &'static str, reach: Reach, ours: f64, bare: f64) -> Self {
+        Self { name: name.to_owned(), unit, ours, bare, ratio: ours / bare, reach, detail: String::new() }
+    }
+
+    pub fn is_reached(&self) -> bool {
+        match self.reach {
+            Reach::AtLeast(reach) => self.ratio >= reach,
+            Reach::AtMost(reach) => self.ratio <= reach,
+            Reach::Open => true,
+        }
+    }
+}
+
+/// The processes of the table's columns.
+const PROCESSES: [&str; 7] = ["command", "projection", "query", "nats", "postgres", "mongodb", "load"];
+
+impl Turn {
+    /// A rate.
+    pub fn rate(measured: Measured, per_operation: usize) -> Self {
+        Self { figure: measured.rate() * per_operation as f64, measured, per_operation }
+    }
+
+    /// A quantile of the latency, in milliseconds.
+    pub fn latency(measured: Measured, quantile: f64) -> Self {
+        Self { figure: measured.quantile(quantile), measured, per_operation: 1 }
+    }
+
+    fn detail(&self) -> String {
+        let Self { measured, per_operation, .. } = self;
+        let mut text = String::new();
+        for quantile in [0.5, 0.99, 0.999] {
+            let _ = write!(text, "{:>9.2}", measured.quantile(quantile));
+        }
+        let thousands = (measured.operations() * per_operation) as f64 / 1000.0;
+        for process in PROCESSES {
+            let used = measured.cpu.get(process).map_or(f64::NAN, |seconds| seconds / thousands);
+            let _ = if used.is_nan() { write!(text, "{:>11}", "-") } else { write!(text, "{used:>11.3}") };
+        }
+        text
+    }
+}
+
+/// The rows as a table for people.
+pub fn table(rows: &[Row]) -> String {
+    let mut text = format!("{:<27}{:<10}{:>11}{:>11}{:>8}  {:<7}", "row", "unit", "ours", "bare", "ratio", "reach");
+    for column in ["p50 ms", "p99 ms", "p99.9 ms"] {
+        let _ = write!(text, "{column:>9}");
+    }
+    for process in PROCESSES {
+        let _ = write!(text, "{process:>11}");
+    }
+    text.push('\n');
+    for row in rows {
+        let reach = match row.reach {
+            Reach::AtLeast(reach) => format!("≥ {reach}"),
+            Reach::AtMost(reach) => format!("≤ {reach}"),
+            Reach::Open => String::new(),
+        };
+        let missed = if row.is_reached() { ' ' } else { '!' };
+        let Row { name, unit, ours, bare, ratio, detail, .. } = row;
+        let line = format!("{name:<27}{unit:<10}{ours:>11.3}{bare:>11.3}{ratio:>8.3}{missed} {reach:<7}{detail}");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text.push_str("p50, p99, p99.9 and processor seconds per 1,000 operations are ours; ! is short of the reach\n");
+    text
+}
+
+const WIDTH: f64 = 860.0;
+const LEFT: f64 = 190.0;
+const LINE: f64 = 26.0;
+/// The scale is logarithmic, from 0.01 to 100 times what is to be reached.
+const DECADES: f64 = 2.0;
+
+/// The rows that have a reach, each as a bar: how many times better than its reach the figure is.
+pub fn chart(rows: &[Row]) -> String {
+    let bars: Vec<(&Row, f64)> = rows
+        .iter()
+        .filter_map(|row| match row.reach {
+            Reach::AtLeast(reach) => Some((row, row.ratio / reach)),
+            Reach::AtMost(reach) => Some((row, reach / row.ratio)),
+            Reach::Open => None,
+        })
+        .collect();
+    let height = LINE * (bars.len() as f64 + 2.0);
+    let middle = LEFT + (WIDTH - LEFT) / 2.0 - 60.0;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" \
+         font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
+         <text x=\"{middle}\" y=\"18\" text-anchor=\"middle\" fill=\"#444444\">left of the line: short of the reach · \
+         right of it: better</text>\n"
+    );
+    for (index, (row, times)) in bars.iter().enumerate() {
+        let top = LINE * (index as f64 + 1.0) + 4.0;
+        let length = times.log10().clamp(-DECADES, DECADES) / DECADES * (middle - LEFT);
+        let (x, width) = (middle + length.min(0.0), length.abs().max(1.0));
+        let colour = if row.is_reached() { "#2f7fb8" } else { "#c8553d" };
+        let (text_y, value_x) = (top + 14.0, middle + length.max(0.0) + 6.0);
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{text_y}\" text-anchor=\"end\">{}</text><rect x=\"{x:.1}\" y=\"{top}\" \
+             width=\"{width:.1}\" height=\"18\" fill=\"{colour}\"/><text x=\"{value_x:.1}\" y=\"{text_y}\" \
+             fill=\"#444444\">{:.2} of bare, reach {}</text>",
+            LEFT - 8.0,
+            row.name,
+            row.ratio,
+            match row.reach {
+                Reach::AtLeast(reach) => format!("≥ {reach}"),
+                Reach::AtMost(reach) => format!("≤ {reach}"),
+                Reach::Open => String::new(),
+            },
+        );
+    }
+    let _ = writeln!(
+        svg,
+        "<line x1=\"{middle}\" y1=\"{LINE}\" x2=\"{middle}\" y2=\"{}\" stroke=\"#444444\"/>\n</svg>",
+        height - LINE / 2.0
+    );
+    svg
+}

@@ -1,0 +1,82 @@
+//! Load that does not end: whether memory, lag or latency grow under it.
+
+use std::time::Duration;
+
+use super::{
+    follow::{Followed, Follower},
+    installation::Installation,
+    load::Pace,
+    rows::highest_rate,
+};
+use crate::Stack;
+
+/// Of the highest rate that the views follow.
+const SHARE: f64 = 0.8;
+const WINDOW: Duration = Duration::from_secs(45);
+/// By how much the last third may be above the first.
+const GROWTH: f64 = 1.2;
+
+/// One window.
+#[derive(Default)]
+struct Window {
+    latency: f64,
+    lag: f64,
+    memory: f64,
+}
+
+/// Places orders for so many minutes, at 80 % of the highest rate, with everything running. Prints a line for each
+/// minute; returns whether nothing grew.
+///
+/// # Panics
+/// If a request fails.
+pub async fn soak(minutes: usize) -> bool {
+    let stack = Stack::private("soak");
+    let mut installation = Installation::start(&stack, 20_000).await;
+    installation.fill(1_000).await;
+    installation.caught_up().await;
+    let follower = Follower::start(&installation.system).await;
+    let rate = SHARE * highest_rate(&mut installation, &follower).await;
+    installation.caught_up().await;
+    println!("{rate:.0} orders/s for {minutes} minutes");
+    println!("minute   orders/s  p50 ms  p99 ms  lag p50 ms  lag p99 ms  lag max ms   MB: command projection query");
+    let mut windows = Vec::new();
+    for minute in 1..=minutes {
+        let machine = installation.machine();
+        let (asker, orders) = installation.orders();
+        let mut traffic = Followed { orders, acknowledged: vec![] };
+        follower.forget();
+        // With its warm-up a minute.
+        let (measured, _) = asker.ask(&machine, Pace::PerSecond(rate), WINDOW, &mut traffic).await;
+        let lags = follower.lags(&traffic.acknowledged).await;
+        let lag = |quantile: f64| 1000.0 * lags[((lags.len() - 1) as f64 * quantile) as usize];
+        let memory = installation.memory();
+        println!(
+            "{minute:>6} {:>10.0} {:>7.2} {:>7.2} {:>11.1} {:>11.1} {:>11.1} {:>13.1} {:>10.1} {:>5.1}",
+            measured.rate(),
+            measured.quantile(0.5),
+            measured.quantile(0.99),
+            lag(0.5),
+            lag(0.99),
+            lag(1.0),
+            memory["command"],
+            memory["projection"],
+            memory["query"]
+        );
+        windows.push(Window { latency: measured.quantile(0.5), lag: lag(0.5), memory: memory.values().sum() });
+    }
+    let third = windows.len().div_ceil(3);
+    let mut is_flat = true;
+    let figures: [(&str, fn(&Window) -> f64); 3] =
+        [("latency p50", |it| it.latency), ("lag p50", |it| it.lag), ("memory", |it| it.memory)];
+    for (name, figure) in figures {
+        let median = |windows: &[Window]| {
+            let mut values: Vec<f64> = windows.iter().map(figure).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let growth = median(&windows[windows.len() - third..]) / median(&windows[..third]);
+        println!("{name}: the last third is {growth:.2} of the first");
+        is_flat &= growth <= GROWTH;
+    }
+    is_flat
+}
