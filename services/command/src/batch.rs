@@ -13,6 +13,7 @@ use uuid::Uuid;
 use wire::{Accepted, Code, Failure};
 
 use crate::{
+    handover::Committed,
     intake::Command,
     journal::{Aggregate, Event, LedgerAnswer, LedgerEntry, Session, StoredAggregate, unsigned},
     postgres::is_lost,
@@ -24,6 +25,14 @@ const LATER_ROOM: usize = 1024;
 
 /// What is answered to a command.
 pub type Outcome = Result<Accepted, Failure>;
+
+/// A batch that was written, or that had nothing to write.
+#[derive(Debug)]
+pub struct Written {
+    pub outcomes: Vec<Outcome>,
+    /// `None` where there are no events.
+    pub committed: Option<Committed>,
+}
 
 /// Why a batch was not written. Only after [`BatchError::Unknown`] is there a doubt.
 #[derive(Debug, thiserror::Error)]
@@ -62,16 +71,16 @@ pub async fn run(
     commands: &[Command],
     now: Timestamp,
     max_event_bytes: usize,
-) -> Result<Vec<Outcome>, BatchError> {
+) -> Result<Written, BatchError> {
     let Loaded { transaction, aggregates, ledger } = load(session, commands).await?;
     let decided = decide(commands, aggregates, &ledger, now, max_event_bytes)?;
     if decided.changes_nothing() {
         session.rollback().await.map_err(before_writing)?;
-        return Ok(decided.outcomes(0));
+        return Ok(decided.written(0));
     }
     let rows = Rows::of(&decided.aggregates)?;
     match write(session, &decided, &rows, now).await {
-        Ok(base) => Ok(decided.outcomes(base)),
+        Ok(base) => Ok(decided.written(base)),
         Err(error) if error.code().is_some_and(is_race) => Err(BatchError::Race),
         Err(error) if is_lost(&error) => Err(BatchError::Unknown(error, Box::new(Unsettled { transaction, decided }))),
         Err(error) => Err(BatchError::Fault(error.into())),
@@ -134,6 +143,7 @@ fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
 /// What became of the commands, before positions are given.
 #[derive(Debug)]
 pub struct Decided {
+    at: Timestamp,
     aggregates: Aggregates,
     answers: Vec<Answer>,
     events: Vec<Event>,
@@ -158,7 +168,7 @@ fn decide(
     now: Timestamp,
     max_event_bytes: usize,
 ) -> Result<Decided, BatchError> {
-    let mut decided = Decided { aggregates, answers: vec![], events: vec![], ledger: vec![] };
+    let mut decided = Decided { at: now, aggregates, answers: vec![], events: vec![], ledger: vec![] };
     let mut first_with: HashMap<&str, usize> = HashMap::new();
     for (index, command) in commands.iter().enumerate() {
         let Some(key) = &command.key else {
@@ -192,18 +202,20 @@ impl Decided {
         self.events.first().map(|event| (event.id, event.version))
     }
 
-    /// The answers, where `base` is the position before the batch's first event.
-    pub fn outcomes(self, base: i64) -> Vec<Outcome> {
+    /// What came of it, where `base` is the position before the batch's first event.
+    pub fn written(self, base: i64) -> Written {
+        let after = unsigned(base);
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(self.answers.len());
         for answer in self.answers {
             outcomes.push(match answer {
                 Answer::Replayed(outcome) => outcome,
                 Answer::SameAs(first) => outcomes[first].clone(),
                 Answer::Refused(failure) => Err(failure),
-                Answer::Accepted(accepted) => Ok(Accepted { position: unsigned(base) + accepted.position, ..accepted }),
+                Answer::Accepted(accepted) => Ok(Accepted { position: after + accepted.position, ..accepted }),
             });
         }
-        outcomes
+        let (at, events) = (self.at, self.events);
+        Written { outcomes, committed: (!events.is_empty()).then_some(Committed { after, at, events }) }
     }
 
     fn execute(&mut self, command: &Command, now: Timestamp, max_event_bytes: usize) -> Result<Answer, BatchError> {

@@ -12,11 +12,11 @@ use tokio_util::task::TaskTracker;
 use wire::{Code, Failure};
 
 use crate::{
-    batch::{self, BatchError, Outcome, Unsettled},
+    batch::{self, BatchError, Outcome, Unsettled, Written},
+    handover::Handover,
     intake::{Command, Requester, Waiting},
     journal::Session,
     postgres::Postgres,
-    relay::Wake,
 };
 
 /// How often a batch is tried again that was too slow for another.
@@ -31,7 +31,7 @@ pub struct Lane {
     pub batch_commands: usize,
     pub postgres: Postgres,
     pub nats: Nats,
-    pub wake: Wake,
+    pub handover: Handover,
     /// The replies on their way out.
     pub replies: TaskTracker,
 }
@@ -51,9 +51,6 @@ impl Lane {
         let (commands, requesters): (Vec<Command>, Vec<Requester>) =
             waiting.into_iter().map(|Waiting { command, requester }| (command, requester)).unzip();
         let outcomes = self.answer(&commands).await;
-        if outcomes.iter().any(Result::is_ok) {
-            self.wake.committed(&self.nats).await;
-        }
         self.replies.spawn(async move {
             for (requester, outcome) in requesters.into_iter().zip(outcomes) {
                 requester.answer(outcome).await;
@@ -69,7 +66,12 @@ impl Lane {
         let mut left = vec![commands];
         while let Some(part) = left.pop() {
             match self.attempt(part).await {
-                Ok(answered) => outcomes.extend(answered),
+                Ok(written) => {
+                    outcomes.extend(written.outcomes);
+                    if let Some(committed) = written.committed {
+                        self.handover.committed(&self.nats, committed).await;
+                    }
+                }
                 Err(error) if part.len() > 1 && error.is_for_one() => {
                     tracing::warn!(%error, commands = part.len(), "a batch failed: split");
                     let (first, second) = part.split_at(part.len() / 2);
@@ -85,14 +87,14 @@ impl Lane {
     }
 
     /// Runs the commands as one batch, again where a lost race or a broken connection is to blame.
-    async fn attempt(&self, commands: &[Command]) -> Result<Vec<Outcome>, BatchError> {
+    async fn attempt(&self, commands: &[Command]) -> Result<Written, BatchError> {
         let mut tries = 0;
         loop {
             tries += 1;
             let max_event_bytes = self.nats.client.max_payload().saturating_sub(HEADER_ROOM);
             let session = self.session().await?;
             let failed = match batch::run(&session, commands, now(), max_event_bytes).await {
-                Ok(outcomes) => return Ok(outcomes),
+                Ok(written) => return Ok(written),
                 Err(error) => error,
             };
             match failed {
@@ -106,7 +108,7 @@ impl Lane {
                 BatchError::Unknown(error, unsettled) => {
                     session.discard();
                     match self.settle(&unsettled).await {
-                        Some(Fate::Committed(base)) => return Ok(unsettled.decided.outcomes(base)),
+                        Some(Fate::Committed(base)) => return Ok(unsettled.decided.written(base)),
                         Some(Fate::RolledBack) if tries < RACES => {}
                         Some(Fate::RolledBack) => return Err(BatchError::Away(error)),
                         None => return Err(BatchError::Unknown(error, unsettled)),

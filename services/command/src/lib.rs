@@ -3,6 +3,7 @@
 
 mod batch;
 mod config;
+mod handover;
 mod intake;
 mod journal;
 mod lane;
@@ -24,10 +25,11 @@ use tokio::sync::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::{Config, Task};
+use handover::Handover;
 use intake::Intake;
 use lane::Lane;
 use postgres::Postgres;
-use relay::{Relay, Wake};
+use relay::Relay;
 
 /// Serves commands until `shutdown`; then takes no more, finishes what was taken, and returns.
 ///
@@ -54,8 +56,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
 
     let background = TaskTracker::new();
     let stop_background = CancellationToken::new();
-    let wake = Wake::default();
-    background.spawn(Relay::new(config.clone(), nats.clone(), wake.clone()).run(stop_background.clone()));
+    let handover = Handover::default();
+    background.spawn(Relay::new(config.clone(), nats.clone(), handover.clone()).run(stop_background.clone()));
     let retention = Duration::from_secs(config.ledger_seconds.into());
     background.spawn(ledger::run(postgres.clone(), retention, stop_background.clone()));
 
@@ -68,7 +70,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
             batch_commands: config.batch_commands,
             postgres: postgres.clone(),
             nats: nats.clone(),
-            wake: wake.clone(),
+            handover: handover.clone(),
             replies: replies.clone(),
         };
         lanes.spawn(lane.run());

@@ -8,12 +8,12 @@ use domain::{Id, Timestamp};
 use tokio_postgres::{Client, Error, Row};
 use wire::{Envelope, Subjects, event_headers};
 
-use crate::journal::unsigned;
+use crate::{handover::Committed, journal::unsigned};
 
-/// Events in one batch at most. The server takes 1,000.
-const BATCH_EVENTS: i64 = 500;
-/// Bytes of payload in one batch, but for a single event that has more.
-const BATCH_BYTES: i64 = 4 << 20;
+/// Events that are read at once at most.
+const MOST_EVENTS: i64 = 500;
+/// Bytes of payload that are read at once, but for a single event that has more.
+const MOST_BYTES: i64 = 4 << 20;
 
 /// An event on its way into the stream.
 #[derive(Debug)]
@@ -38,11 +38,32 @@ pub async fn head(client: &Client) -> Result<u64, Error> {
     client.query_one("select position from journal_head", &[]).await?.try_get(0).map(unsigned)
 }
 
-/// The next events after the position, as many as one batch takes.
+/// The next events after the position.
 pub async fn read(client: &Client, subjects: &Subjects, after: u64) -> Result<Vec<Outgoing>, Error> {
     let after = i64::try_from(after).unwrap_or(i64::MAX);
-    let rows = client.query(NEXT, &[&after, &BATCH_EVENTS, &BATCH_BYTES]).await?;
+    let rows = client.query(NEXT, &[&after, &MOST_EVENTS, &MOST_BYTES]).await?;
     rows.iter().map(|row| outgoing(row, subjects)).collect()
+}
+
+/// Events as they were committed in this replica: the same messages as if they were read.
+pub fn of(committed: Committed, subjects: &Subjects) -> impl Iterator<Item = Outgoing> {
+    let Committed { at, events, after: _ } = committed;
+    events.into_iter().map(move |event| {
+        let envelope = Envelope {
+            id: Id(event.id),
+            version: event.version,
+            schema: event.schema,
+            at,
+            actor: event.actor.as_deref(),
+            command_id: event.command_id.as_deref(),
+            traceparent: event.traceparent.as_deref(),
+        };
+        Outgoing {
+            subject: subjects.event(event.aggregate, event.name),
+            headers: event_headers(&envelope),
+            payload: event.payload.into(),
+        }
+    })
 }
 
 const NEXT: &str = "

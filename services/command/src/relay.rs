@@ -1,32 +1,29 @@
 //! The relay: it publishes the journal to the stream, so that an event's position is its stream sequence. It stores
-//! nothing: the journal is the outbox, and the stream's last sequence is the cursor. Every batch demands of the server
-//! that the stream is where the relay believes it to be, so a second relay is refused, and nothing is lost or doubled.
+//! nothing: the journal is the outbox, and the stream's last sequence is the cursor. Every message demands of the server
+//! that the stream's last sequence is the one before its position: so the server refuses a second relay, and all that
+//! follows a message which did not arrive, and nothing is lost, doubled or out of order.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::{
     HeaderValue,
+    header::NATS_EXPECTED_LAST_SEQUENCE,
     jetstream::{
         self, Context,
+        context::{PublishAckFuture, PublishError},
+        publish::PublishAck,
         stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType},
     },
 };
 use futures_util::StreamExt;
 use runtime::{Backoff, Nats};
-use tokio::sync::Notify;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::{
     Config,
+    handover::{Handover, Next},
     outbox::{self, Outgoing},
     postgres,
 };
@@ -36,29 +33,40 @@ const LOCK: i64 = 0x0072_656c_6179;
 /// How often a replica that does not run the relay asks whether it should.
 const STANDBY: Duration = Duration::from_secs(1);
 
-/// Wakes the relay, in this replica or another, when something was committed.
-#[derive(Clone, Default)]
-pub struct Wake {
-    notify: Arc<Notify>,
-    /// The relay runs in this replica.
-    here: Arc<AtomicBool>,
-}
-
-impl Wake {
-    pub async fn committed(&self, nats: &Nats) {
-        self.notify.notify_one();
-        if !self.here.load(Relaxed) {
-            // If it does not arrive, the relay looks by itself a little later.
-            let _ = nats.client.publish(nats.subjects.committed(), "".into()).await;
-        }
-    }
-}
+/// Bursts on their way at most: the server acknowledges one while it stores the next.
+const BURSTS: usize = 4;
+/// Messages of a burst at most. Those that a server has not stored yet it holds in memory.
+const BURST: usize = 500;
 
 pub struct Relay {
     config: Config,
     nats: Nats,
     jetstream: Context,
-    wake: Wake,
+    handover: Handover,
+}
+
+/// The stream as the relay believes it to be when it will have taken all bursts.
+struct Stream {
+    last: u64,
+    /// There may be more in the journal that is not handed over.
+    is_behind: bool,
+    bursts: VecDeque<Burst>,
+}
+
+/// Messages on their way, of which the last will be acknowledged.
+struct Burst {
+    last: u64,
+    acknowledged: Acknowledged,
+}
+
+type Acknowledged = <PublishAckFuture as IntoFuture>::IntoFuture;
+
+impl Burst {
+    fn check(&self, acknowledged: Result<PublishAck, PublishError>) -> anyhow::Result<()> {
+        let sequence = acknowledged.context("the stream did not take what was published")?.sequence;
+        anyhow::ensure!(sequence == self.last, "the stream is at {sequence} instead of {}", self.last);
+        Ok(())
+    }
 }
 
 /// Why the relay publishes nothing: somebody's mistake, which only a person can mend.
@@ -77,9 +85,9 @@ pub enum Misaligned {
 }
 
 impl Relay {
-    pub fn new(config: Config, nats: Nats, wake: Wake) -> Self {
+    pub fn new(config: Config, nats: Nats, handover: Handover) -> Self {
         let jetstream = jetstream::new(nats.client.clone());
-        Self { config, nats, jetstream, wake }
+        Self { config, nats, jetstream, handover }
     }
 
     /// Runs until `stop`, and then until the stream has all that the journal has, if that can be reached.
@@ -91,7 +99,7 @@ impl Relay {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            self.wake.here.store(false, Relaxed);
+            self.handover.relay_is_here(false);
             // A trouble that lasts is told once.
             let reason = format!("{failed:#}");
             if reason != complaint {
@@ -114,67 +122,73 @@ impl Relay {
             }
         }
         let mut committed = self.nats.client.subscribe(self.nats.subjects.committed()).await?;
-        let mut last = self.align(&client).await?;
-        self.wake.here.store(true, Relaxed);
-        tracing::info!(position = last, "this replica runs the relay");
+        // Before the journal is read: what is committed afterwards is handed over.
+        self.handover.relay_is_here(true);
+        let mut stream = Stream { last: self.align(&client).await?, is_behind: true, bursts: VecDeque::new() };
+        tracing::info!(position = stream.last, "this replica runs the relay");
+        let mut is_stopping = false;
         loop {
-            let published = self.step(&client, &mut last).await?;
-            backoff.reset();
-            if published > 0 {
+            self.publish_all(&client, &mut stream).await?;
+            if let Some(burst) = stream.bursts.front_mut() {
+                tokio::select! {
+                    acknowledged = &mut burst.acknowledged => {
+                        burst.check(acknowledged)?;
+                        stream.bursts.pop_front();
+                        backoff.reset();
+                    }
+                    () = self.handover.notified() => {}
+                }
                 continue;
             }
-            if stop.is_cancelled() {
+            if is_stopping {
                 return Ok(());
             }
+            anyhow::ensure!(!client.is_closed(), "the connection to PostgreSQL was lost, and the lock with it");
             tokio::select! {
-                () = stop.cancelled() => {}
-                () = self.wake.notify.notified() => {}
-                _ = committed.next() => {}
-                () = tokio::time::sleep(self.config.relay_poll()) => self.look_after(&client, &mut last).await?,
+                () = stop.cancelled() => (is_stopping, stream.is_behind) = (true, true),
+                () = self.handover.notified() => {}
+                _ = committed.next() => stream.is_behind = true,
+                () = tokio::time::sleep(self.config.relay_poll()) => self.look_after(&client, &mut stream).await?,
             }
         }
     }
 
-    /// Publishes what the journal has after `last`, one batch of it; returns how many events that were.
-    async fn step(&self, client: &Client, last: &mut u64) -> anyhow::Result<usize> {
-        let batch = outbox::read(client, &self.nats.subjects, *last).await?;
-        let published = batch.len();
-        if published > 0 {
-            *last = self.publish(batch, *last).await.context("the stream did not take a batch")?;
-        }
-        Ok(published)
-    }
-
-    /// Publishes all of the batch or nothing of it (ADR-50); returns the stream's last sequence.
-    async fn publish(&self, mut batch: Vec<Outgoing>, last: u64) -> anyhow::Result<u64> {
-        use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_SEQUENCE};
-
-        let expected = last + batch.len() as u64;
-        if let Some(first) = batch.first_mut() {
-            first.headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(last));
-        }
-        if batch.len() > 1 {
-            let id = Uuid::now_v7().simple().to_string();
-            for (sequence, outgoing) in (1_u64..).zip(&mut batch) {
-                outgoing.headers.insert(NATS_BATCH_ID, id.as_str());
-                outgoing.headers.insert(NATS_BATCH_SEQUENCE, HeaderValue::from(sequence));
+    /// Publishes what there is, as far as bursts may be on their way.
+    async fn publish_all(&self, client: &Client, stream: &mut Stream) -> anyhow::Result<()> {
+        let subjects = &self.nats.subjects;
+        while stream.bursts.len() < BURSTS {
+            match self.handover.next(stream.last) {
+                Next::Committed(committed) => {
+                    let mut outgoing = outbox::of(committed, subjects).peekable();
+                    while outgoing.peek().is_some() {
+                        self.publish(outgoing.by_ref().take(BURST), stream).await?;
+                    }
+                }
+                Next::Nothing if !stream.is_behind => return Ok(()),
+                Next::Elsewhere | Next::Nothing => {
+                    let read = outbox::read(client, subjects, stream.last).await?;
+                    stream.is_behind = !read.is_empty();
+                    self.publish(read.into_iter(), stream).await?;
+                }
             }
         }
-        let Some(mut final_one) = batch.pop() else { return Ok(last) };
-        if !batch.is_empty() {
-            final_one.headers.insert(NATS_BATCH_COMMIT, "1");
+        Ok(())
+    }
+
+    /// Publishes a burst. Only its last message is acknowledged: it is taken if, and only if, all before it were.
+    async fn publish(&self, outgoing: impl Iterator<Item = Outgoing>, stream: &mut Stream) -> anyhow::Result<()> {
+        let mut outgoing = outgoing.peekable();
+        while let Some(Outgoing { subject, mut headers, payload }) = outgoing.next() {
+            headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(stream.last));
+            stream.last += 1;
+            if outgoing.peek().is_some() {
+                self.nats.client.publish_with_headers(subject, headers, payload).await?;
+            } else {
+                let acknowledged = self.jetstream.publish_with_headers(subject, headers, payload).await?;
+                stream.bursts.push_back(Burst { last: stream.last, acknowledged: acknowledged.into_future() });
+            }
         }
-        for Outgoing { subject, headers, payload } in batch {
-            self.nats.client.publish_with_headers(subject, headers, payload).await?;
-        }
-        let Outgoing { subject, headers, payload } = final_one;
-        let acknowledged = self.jetstream.publish_with_headers(subject, headers, payload).await?.await?;
-        anyhow::ensure!(
-            acknowledged.sequence == expected,
-            "the stream is at {} instead of {expected}",
-            acknowledged.sequence
-        );
-        Ok(expected)
+        Ok(())
     }
 
     /// The stream's last sequence, after making sure that the stream is there and that it is this journal's.
@@ -195,13 +209,15 @@ impl Relay {
         Ok(last)
     }
 
-    /// Nothing has happened for a while: the stream may have been deleted, or somebody may have written into it.
-    async fn look_after(&self, client: &Client, last: &mut u64) -> anyhow::Result<()> {
-        let stream = self.jetstream.get_stream_no_info(&self.config.nats.stream).await?;
-        let unchanged = stream.get_info().await.is_ok_and(|info| info.state.last_sequence == *last);
+    /// Nothing has happened for a while: something may have been committed unheard, the stream may have been deleted, or
+    /// somebody may have written into it.
+    async fn look_after(&self, client: &Client, stream: &mut Stream) -> anyhow::Result<()> {
+        stream.is_behind = true;
+        let found = self.jetstream.get_stream_no_info(&self.config.nats.stream).await?;
+        let unchanged = found.get_info().await.is_ok_and(|info| info.state.last_sequence == stream.last);
         if !unchanged {
-            tracing::warn!(position = *last, "the stream is not where the relay left it");
-            *last = self.align(client).await?;
+            tracing::warn!(position = stream.last, "the stream is not where the relay left it");
+            stream.last = self.align(client).await?;
         }
         Ok(())
     }
@@ -215,7 +231,6 @@ impl Relay {
             discard: DiscardPolicy::New,
             storage: StorageType::File,
             num_replicas: self.config.stream_replicas,
-            allow_atomic_publish: true,
             // Without these, a hole could come between two positions.
             deny_delete: true,
             deny_purge: true,

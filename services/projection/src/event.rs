@@ -18,12 +18,18 @@ pub struct Unapplied {
     pub reason: String,
 }
 
+/// The event; nothing if it is of none of these aggregates.
+///
 /// # Errors
 /// If this program does not know such an event.
-pub fn decode(subjects: &Subjects, arrival: &Arrival) -> Result<Recorded, Unapplied> {
+pub fn decode(subjects: &Subjects, arrival: &Arrival, aggregates: &[&str]) -> Result<Option<Recorded>, Unapplied> {
     let Arrival { position, message } = arrival;
     let headers = message.headers.as_ref();
-    decode_event(subjects, *position, &message.subject, headers, &message.payload).map_err(|error| Unapplied {
+    if subjects.parse_event(&message.subject).is_some_and(|(aggregate, _)| !aggregates.contains(&aggregate)) {
+        return Ok(None);
+    }
+    let decoded = decode_event(subjects, *position, &message.subject, headers, &message.payload);
+    decoded.map(Some).map_err(|error| Unapplied {
         position: *position,
         aggregate: headers
             .and_then(|headers| headers.get(AGGREGATE_ID))

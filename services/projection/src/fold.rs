@@ -1,7 +1,8 @@
 //! Folds events into documents in memory. The invariant: an event is applied to all the documents that it concerns, or
-//! to none; and a document in memory is what the store will hold when the batches up to here are written.
+//! to none; and a document in memory is what the store will hold when the batches up to here are written. Nobody else
+//! writes these documents: the commit says so, which demands the checkpoint and the lease.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bson::RawDocumentBuf;
 use domain::Recorded;
@@ -14,8 +15,21 @@ pub struct Fold<V: View> {
     open: Documents<V>,
     /// Those of the batch before it, as its writing, which may still be under way, leaves them.
     sealed: Documents<V>,
+    /// Those of earlier batches: they are as they are stored.
+    kept: Kept<V>,
     changed: bool,
 }
+
+/// Documents that may be wanted again, within bounds: those that were used lately stay.
+struct Kept<V: View> {
+    lately: Documents<V>,
+    /// Of `lately`, roughly.
+    bytes: usize,
+    before: Documents<V>,
+}
+
+/// Bytes of documents that are kept lately, as they are stored. In memory they are several times as large.
+const KEPT_BYTES: usize = 1 << 20;
 
 type Documents<V> = HashMap<String, Held<<V as View>::Document>>;
 
@@ -27,15 +41,23 @@ struct Held<D> {
 
 impl<V: View> Default for Fold<V> {
     fn default() -> Self {
-        Self { open: HashMap::new(), sealed: HashMap::new(), changed: false }
+        Self { open: HashMap::new(), sealed: HashMap::new(), kept: Kept::default(), changed: false }
     }
 }
 
 impl<V: View> Fold<V> {
-    /// Those of the identifiers whose documents are not in memory, each once.
-    pub fn missing<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> HashSet<&'a str> {
-        let here = |id| self.open.contains_key(id) || self.sealed.contains_key(id);
-        ids.into_iter().map(String::as_str).filter(|id| !here(*id)).collect()
+    /// Those of the identifiers whose documents are not in memory.
+    pub fn missing<'a>(&self, ids: &'a [String]) -> impl Iterator<Item = &'a str> {
+        let Self { open, sealed, kept, .. } = self;
+        let is_here = |id| open.contains_key(id) || sealed.contains_key(id) || kept.has(id);
+        ids.iter().map(String::as_str).filter(move |id| !is_here(*id))
+    }
+
+    /// Takes it that those of the documents which are not in memory are not in the store either.
+    pub fn begin(&mut self, ids: &[String]) {
+        for id in ids {
+            self.held(id);
+        }
     }
 
     /// Takes a document as it is stored.
@@ -87,15 +109,54 @@ impl<V: View> Fold<V> {
             held.stored = after;
             held.changed = false;
         }
-        self.sealed = std::mem::take(&mut self.open);
+        let written = std::mem::replace(&mut self.sealed, std::mem::take(&mut self.open));
+        self.kept.keep(written);
         self.changed = false;
         Ok(writes)
     }
 
     fn held(&mut self, id: &str) -> &mut Held<V::Document> {
-        let Self { open, sealed, .. } = self;
+        let Self { open, sealed, kept, .. } = self;
         let none = Held { stored: None, document: None, changed: false };
-        open.entry(id.to_owned()).or_insert_with(|| sealed.remove(id).unwrap_or(none))
+        open.entry(id.to_owned()).or_insert_with(|| sealed.remove(id).or_else(|| kept.take(id)).unwrap_or(none))
+    }
+}
+
+impl<V: View> Kept<V> {
+    fn has(&self, id: &str) -> bool {
+        self.lately.contains_key(id) || self.before.contains_key(id)
+    }
+
+    fn take(&mut self, id: &str) -> Option<Held<V::Document>> {
+        if let Some(held) = self.lately.remove(id) {
+            self.bytes -= held.bytes();
+            return Some(held);
+        }
+        self.before.remove(id)
+    }
+
+    fn keep(&mut self, documents: Documents<V>) {
+        // Where there is none, there is nothing to keep.
+        for (id, held) in documents.into_iter().filter(|(_, held)| held.stored.is_some()) {
+            self.bytes += held.bytes();
+            self.lately.insert(id, held);
+            if self.bytes > KEPT_BYTES {
+                self.before = std::mem::take(&mut self.lately);
+                self.bytes = 0;
+            }
+        }
+    }
+}
+
+impl<V: View> Default for Kept<V> {
+    fn default() -> Self {
+        Self { lately: HashMap::new(), bytes: 0, before: HashMap::new() }
+    }
+}
+
+impl<D> Held<D> {
+    fn bytes(&self) -> usize {
+        self.stored.as_ref().map_or(0, |stored| stored.as_bytes().len())
     }
 }
 
@@ -122,6 +183,11 @@ mod tests {
         const NAME: &'static str = "pieces";
         const VERSION: i32 = 1;
         type Document = Count;
+        const AGGREGATES: &'static [&'static str] = &["product"];
+
+        fn begins(_: &Recorded) -> bool {
+            false
+        }
 
         fn concerns(event: &Recorded) -> Vec<String> {
             vec![event.id.to_string(), "total".to_owned()]
@@ -191,7 +257,7 @@ mod tests {
         let mut fold = Fold::default();
         apply(&mut fold, &restocked(2)).unwrap();
         fold.seal().unwrap();
-        assert!(fold.missing(&[ID.to_owned(), "total".to_owned()]).is_empty());
+        assert_eq!(fold.missing(&[ID.to_owned(), "total".to_owned()]).count(), 0);
         apply(&mut fold, &restocked(3)).unwrap();
         assert_eq!(sealed(&mut fold), [between(ID, Some(2), Some(5)), between("total", Some(2), Some(5))]);
         apply(&mut fold, &event(product::Event::Deleted(product::Deleted {}))).unwrap();
@@ -217,11 +283,40 @@ mod tests {
     }
 
     #[test]
-    fn documents_that_nobody_touched_in_a_batch_are_forgotten() {
+    fn documents_of_earlier_batches_stay_as_they_were_written() {
         let mut fold = Fold::default();
         apply(&mut fold, &restocked(2)).unwrap();
-        fold.seal().unwrap();
-        fold.seal().unwrap();
-        assert_eq!(fold.missing(&["total".to_owned(), "total".to_owned()]).len(), 1);
+        for _ in 0..3 {
+            fold.seal().unwrap();
+        }
+        assert_eq!(fold.missing(&[ID.to_owned(), "total".to_owned()]).count(), 0);
+        apply(&mut fold, &restocked(3)).unwrap();
+        assert_eq!(sealed(&mut fold), [between(ID, Some(2), Some(5)), between("total", Some(2), Some(5))]);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_what_was_used_lately_stays() {
+        let mut fold = Fold::<Pieces>::default();
+        let large = |id: &str| {
+            rawdoc! { "_id": id, "pieces": 1_i64, "padding": "x".repeat(KEPT_BYTES / 10) }
+        };
+        fold.load(large("total")).unwrap();
+        for n in 0..100 {
+            fold.load(large(&n.to_string())).unwrap();
+            // In use again, as the document of a day is.
+            fold.begin(&["total".to_owned()]);
+            fold.seal().unwrap();
+        }
+        let kept = (0..100).filter(|n| fold.missing(&[n.to_string()]).count() == 0).count();
+        assert!((10..=22).contains(&kept), "{kept}");
+        assert_eq!(fold.missing(&["total".to_owned(), "99".to_owned()]).count(), 0);
+    }
+
+    #[test]
+    fn what_an_event_begins_is_not_looked_for() {
+        let mut fold = Fold::<Pieces>::default();
+        fold.begin(&[ID.to_owned()]);
+        assert_eq!(fold.missing(&[ID.to_owned()]).count(), 0);
+        assert_eq!(sealed(&mut fold), []);
     }
 }

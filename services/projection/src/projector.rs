@@ -1,9 +1,10 @@
 //! Carries one view forward while this replica leads it. The invariant: what is folded follows the stored checkpoint
 //! without a gap; after any error all of it is dropped, and the work goes on from what the store says.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, ensure};
+use domain::Recorded;
 use mongodb::{ClientSession, Database};
 use runtime::Nats;
 use tokio::{
@@ -68,7 +69,7 @@ pub async fn lead<V: View>(resources: &Resources, session: &Session, lease: &Lea
     tracing::info!(view, term, "leading");
     let mut trouble = Trouble::default();
     loop {
-        let starting = Projector::<V>::start(resources, session, lease);
+        let starting = Projector::<V>::start(resources, session, lease, trouble.is_told());
         let ended = match stop.run_until_cancelled(starting).await {
             None => return term,
             Some(Ok(projector)) => projector.run(stop, &mut trouble).await,
@@ -107,6 +108,9 @@ pub struct Projector<'a, V: View> {
     term: i64,
     reader: Reader,
     fold: Fold<V>,
+    /// Something went wrong before: documents are looked for also where there can be none, so that one that is there all
+    /// the same is told of by its event, and not as a write that failed.
+    is_careful: bool,
     /// The stored checkpoint.
     stored: u64,
     /// The last event that was folded.
@@ -136,7 +140,12 @@ impl<'a, V: View> Projector<'a, V> {
     ///
     /// # Errors
     /// [`Superseded`] if the lease has passed on; others if a server is away, or the stream is not there yet.
-    async fn start(resources: &'a Resources, session: &Session, lease: &Lease) -> anyhow::Result<Self> {
+    async fn start(
+        resources: &'a Resources,
+        session: &Session,
+        lease: &Lease,
+        is_careful: bool,
+    ) -> anyhow::Result<Self> {
         let Resources { nats, database, leases, stream, bounds } = resources;
         let begin = async || database.client().start_session().await.map(|session| Arc::new(Mutex::new(session)));
         let session = Arc::clone(session.get_or_try_init(begin).await?);
@@ -159,6 +168,7 @@ impl<'a, V: View> Projector<'a, V> {
             term: lease.term,
             reader,
             fold: Fold::default(),
+            is_careful,
             stored,
             folded: stored,
             announced: None,
@@ -189,6 +199,7 @@ impl<'a, V: View> Projector<'a, V> {
                 Some(Ok(())) if self.healthy_at.is_none() && trouble.is_told() => {
                     tracing::info!(view = V::NAME, position = self.stored, "the view goes on");
                     trouble.over();
+                    self.is_careful = false;
                 }
                 Some(Ok(())) => {}
                 Some(Err(Halt::Store(error))) => return Err(error),
@@ -231,28 +242,30 @@ impl<'a, V: View> Projector<'a, V> {
         let mut events = Vec::with_capacity(arrivals.len());
         let mut unapplied = None;
         for arrival in &arrivals {
-            let event = match event::decode(subjects, arrival) {
+            let event = match event::decode(subjects, arrival, V::AGGREGATES) {
                 Ok(event) => event,
                 Err(error) => {
                     unapplied = Some(error);
                     break;
                 }
             };
-            let ids = V::concerns(&event);
+            let ids = event.as_ref().map(V::concerns).unwrap_or_default();
             self.open.events += 1;
             self.open.bytes += arrival.message.length + ids.len() * DOCUMENT_BYTES;
-            events.push((ids, event));
+            events.push((arrival.position, ids, event));
         }
-        self.load(events.iter().flat_map(|(ids, _)| ids)).await.map_err(Halt::Store)?;
-        for (ids, event) in &events {
-            if event.position != self.folded + 1 {
-                return Err(Halt::Store(anyhow!("position {} came after {}", event.position, self.folded)));
+        self.load(&events).await.map_err(Halt::Store)?;
+        for (position, ids, event) in &events {
+            if *position != self.folded + 1 {
+                return Err(Halt::Store(anyhow!("position {position} came after {}", self.folded)));
             }
-            if let Err(error) = self.fold.apply(event, ids) {
+            if let Some(event) = event
+                && let Err(error) = self.fold.apply(event, ids)
+            {
                 unapplied = Some(event::unapplied(subjects, event, &error));
                 break;
             }
-            self.folded = event.position;
+            self.folded = *position;
         }
         if self.folded > self.stored {
             self.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
@@ -261,8 +274,15 @@ impl<'a, V: View> Projector<'a, V> {
         unapplied.map_or(Ok(()), |error| Err(Halt::Input(error.into())))
     }
 
-    async fn load(&mut self, ids: impl Iterator<Item = &String>) -> anyhow::Result<()> {
-        let missing = self.fold.missing(ids);
+    /// Loads the documents that the events concern, but for those that are in memory, and those that an event begins.
+    async fn load(&mut self, events: &[(u64, Vec<String>, Option<Recorded>)]) -> anyhow::Result<()> {
+        let mut missing = HashSet::new();
+        for (_, ids, event) in events {
+            if !self.is_careful && event.as_ref().is_some_and(V::begins) {
+                self.fold.begin(ids);
+            }
+            missing.extend(self.fold.missing(ids));
+        }
         if missing.is_empty() {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use bson::{Document, RawDocumentBuf, doc};
 use futures_util::StreamExt;
 use mongodb::{
     Client, ClientSession, Collection, Database, IndexModel,
-    error::{Error, ErrorKind},
+    error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR},
     options::{ClientOptions, ReadConcern, ReadPreference, ReturnDocument, WriteConcern},
 };
 use views::{
@@ -24,6 +24,10 @@ const SERVER_SELECTION: Duration = Duration::from_secs(3);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// The server's `NamespaceExists`.
 const COLLECTION_EXISTS: i32 = 48;
+
+/// How often a transaction is tried that the server breaks off. It does so also where nobody else writes, when it lacks
+/// room in its cache.
+const TRIES: usize = 3;
 
 /// The stored generation of one view.
 pub struct Store {
@@ -170,13 +174,17 @@ impl Store {
     /// If MongoDB is away, or another writer has moved the checkpoint. Whether the batch was written is then not known,
     /// and does not matter: go on from what [`Store::take_over`] says.
     pub async fn commit(&self, session: &mut ClientSession, batch: &Batch) -> anyhow::Result<()> {
-        session.start_transaction().write_concern(WriteConcern::majority()).await?;
-        if let Err(error) = self.write(session, batch).await {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            session.start_transaction().write_concern(WriteConcern::majority()).await?;
+            let Err(error) = self.write(session, batch).await else { return Ok(session.commit_transaction().await?) };
             // If the server does not hear of this either, the transaction ends with the next use of the session.
             let _ = session.abort_transaction().await;
-            return Err(error);
+            if tries == TRIES || !is_transient(&error) {
+                return Err(error);
+            }
         }
-        Ok(session.commit_transaction().await?)
     }
 
     async fn write(&self, session: &mut ClientSession, batch: &Batch) -> anyhow::Result<()> {
@@ -196,6 +204,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Whether the server asks for the transaction to be tried again, and has done nothing of it.
+fn is_transient(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Error>().is_some_and(|error| error.contains_label(TRANSIENT_TRANSACTION_ERROR))
 }
 
 /// Ends the transaction that is open in a session, of whichever process.

@@ -31,6 +31,12 @@ pub trait View: Send + Sync + 'static {
     /// Its `_id` is a string. Fields that start with `_` serve the indexes and are left out of replies.
     type Document: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync;
 
+    /// The aggregates whose events concern its documents. Those of others are passed over undecoded.
+    const AGGREGATES: &'static [&'static str];
+
+    /// Whether none of the documents that the event concerns can have been there before it: they need not be looked for.
+    fn begins(event: &Recorded) -> bool;
+
     /// The identifiers of the documents that the event concerns, each once.
     fn concerns(event: &Recorded) -> Vec<String>;
 
@@ -129,6 +135,12 @@ mod tests {
                 let concerned = V::concerns(event);
                 let distinct: HashSet<&String> = concerned.iter().collect();
                 assert_eq!(distinct.len(), concerned.len(), "each id once: {} {event:?}", V::NAME);
+                let aggregate = event.event.aggregate();
+                assert!(concerned.is_empty() || V::AGGREGATES.contains(&aggregate), "{} {aggregate}", V::NAME);
+                if V::begins(event) {
+                    assert!(concerned.iter().all(|id| !documents.contains_key(id)), "{} {event:?}", V::NAME);
+                    assert!(concerned.iter().all(|id| V::evolve(None, id, event).is_ok_and(|made| made.is_some())));
+                }
                 for id in concerned {
                     let document = V::evolve(documents.remove(&id), &id, event).unwrap();
                     if let Some(document) = document {

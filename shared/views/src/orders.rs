@@ -48,6 +48,11 @@ impl View for Orders {
     const NAME: &'static str = "orders";
     const VERSION: i32 = 1;
     type Document = Order;
+    const AGGREGATES: &'static [&'static str] = &["order"];
+
+    fn begins(event: &Recorded) -> bool {
+        matches!(event.event, Event::Order(order::Event::Placed(_)))
+    }
 
     fn concerns(event: &Recorded) -> Vec<String> {
         match &event.event {

@@ -48,6 +48,11 @@ impl View for Products {
     const NAME: &'static str = "products";
     const VERSION: i32 = 1;
     type Document = Product;
+    const AGGREGATES: &'static [&'static str] = &["product"];
+
+    fn begins(event: &Recorded) -> bool {
+        matches!(event.event, Event::Product(product::Event::Created(_)))
+    }
 
     fn concerns(event: &Recorded) -> Vec<String> {
         match &event.event {

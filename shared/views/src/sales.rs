@@ -64,6 +64,11 @@ impl View for Sales {
     const NAME: &'static str = "sales";
     const VERSION: i32 = 1;
     type Document = Figures;
+    const AGGREGATES: &'static [&'static str] = &["order"];
+
+    fn begins(_: &Recorded) -> bool {
+        false
+    }
 
     fn concerns(event: &Recorded) -> Vec<String> {
         let Some(order) = Counted::of(event) else {

@@ -42,6 +42,11 @@ impl View for Users {
     const NAME: &'static str = "users";
     const VERSION: i32 = 1;
     type Document = User;
+    const AGGREGATES: &'static [&'static str] = &["user", "order"];
+
+    fn begins(event: &Recorded) -> bool {
+        matches!(event.event, Event::User(user::Event::Registered(_)))
+    }
 
     fn concerns(event: &Recorded) -> Vec<String> {
         match &event.event {

@@ -34,9 +34,9 @@ pub struct Row {
     pub ratio: f64,
     #[serde(skip)]
     pub reach: Reach,
-    /// What else is known of our side, for the table.
+    /// What else is known of each side, for the table.
     #[serde(skip)]
-    detail: String,
+    detail: [String; 2],
 }
 
 impl Row {
@@ -47,12 +47,12 @@ impl Row {
         let median = (turns.len() - 1) / 2;
         let (ours, bare) = turns.swap_remove(median);
         let mut row = Self::plain(name, unit, reach, ours.figure, bare.figure);
-        row.detail = ours.detail();
+        row.detail = [ours.detail(), bare.detail()];
         row
     }
 
     pub fn plain(name: &str, unit: &'static str, reach: Reach, ours: f64, bare: f64) -> Self {
-        Self { name: name.to_owned(), unit, ours, bare, ratio: ours / bare, reach, detail: String::new() }
+        Self { name: name.to_owned(), unit, ours, bare, ratio: ours / bare, reach, detail: Default::default() }
     }
 
     pub fn is_reached(&self) -> bool {
@@ -110,12 +110,15 @@ pub fn table(rows: &[Row]) -> String {
             Reach::Open => String::new(),
         };
         let missed = if row.is_reached() { ' ' } else { '!' };
-        let Row { name, unit, ours, bare, ratio, detail, .. } = row;
-        let line = format!("{name:<27}{unit:<10}{ours:>11.3}{bare:>11.3}{ratio:>8.3}{missed} {reach:<7}{detail}");
+        let Row { name, unit, ours, bare, ratio, detail: [our_detail, bare_detail], .. } = row;
+        let line = format!("{name:<27}{unit:<10}{ours:>11.3}{bare:>11.3}{ratio:>8.3}{missed} {reach:<7}{our_detail}");
         text.push_str(line.trim_end());
         text.push('\n');
+        if !bare_detail.is_empty() {
+            let _ = writeln!(text, "{:<77}{bare_detail}", "  bare");
+        }
     }
-    text.push_str("p50, p99, p99.9 and processor seconds per 1,000 operations are ours; ! is short of the reach\n");
+    text.push_str("under a process: its processor seconds per 1,000 operations; ! is short of the reach\n");
     text
 }
 
