@@ -8,7 +8,7 @@ use wire::{AGGREGATE_ID, EnvelopeError, Subjects, decode_event};
 use crate::reader::Arrival;
 
 /// An event that stops its view.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("the event at position {position} cannot be applied: {reason}")]
 pub struct Unapplied {
     pub position: u64,
@@ -18,25 +18,32 @@ pub struct Unapplied {
     pub reason: String,
 }
 
-/// The event; nothing if it is of none of these aggregates.
+/// The event; nothing if it is of none of these aggregates. It is decoded once for all views.
 ///
 /// # Errors
 /// If this program does not know such an event.
-pub fn decode(subjects: &Subjects, arrival: &Arrival, aggregates: &[&str]) -> Result<Option<Recorded>, Unapplied> {
-    let Arrival { position, message } = arrival;
+pub fn decode<'a>(
+    subjects: &Subjects,
+    arrival: &'a Arrival,
+    aggregates: &[&str],
+) -> Result<Option<&'a Recorded>, Unapplied> {
+    let Arrival { position, message, decoded } = arrival;
     let headers = message.headers.as_ref();
     if subjects.parse_event(&message.subject).is_some_and(|(aggregate, _)| !aggregates.contains(&aggregate)) {
         return Ok(None);
     }
-    let decoded = decode_event(subjects, *position, &message.subject, headers, &message.payload);
-    decoded.map(Some).map_err(|error| Unapplied {
-        position: *position,
-        aggregate: headers
-            .and_then(|headers| headers.get(AGGREGATE_ID))
-            .map_or_else(|| "unknown".to_owned(), ToString::to_string),
-        event: message.subject.to_string(),
-        reason: reason(&error),
-    })
+    let decode = || {
+        let decoded = decode_event(subjects, *position, &message.subject, headers, &message.payload);
+        decoded.map_err(|error| Unapplied {
+            position: *position,
+            aggregate: headers
+                .and_then(|headers| headers.get(AGGREGATE_ID))
+                .map_or_else(|| "unknown".to_owned(), ToString::to_string),
+            event: message.subject.to_string(),
+            reason: reason(&error),
+        })
+    };
+    decoded.get_or_init(decode).as_ref().map(Some).map_err(Clone::clone)
 }
 
 /// Names the event that could not be applied.

@@ -4,6 +4,7 @@
 mod config;
 mod election;
 mod event;
+mod feed;
 mod fold;
 mod lease;
 mod projector;
@@ -26,6 +27,7 @@ use views::{View, Visitor};
 
 pub use config::Config;
 use election::{Candidate, Election};
+use feed::Feed;
 use lease::Leases;
 use projector::{Resources, Session, Size, lead};
 use store::Store;
@@ -60,7 +62,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         nats: nats.clone(),
         database,
         leases: leases.clone(),
-        stream: config.nats.stream.clone(),
+        feed: Arc::new(Feed::new(&nats, &config.nats.stream)),
         bounds: Size { events: config.batch_events, bytes: config.batch_bytes },
     });
     let election = Election::new(leases, candidates(&resources));

@@ -16,9 +16,10 @@ use views::View;
 
 use crate::{
     event::{self, Unapplied},
+    feed::{Feed, Place},
     fold::Fold,
     lease::{Lease, Leases},
-    reader::{Arrival, Reader, Unreadable},
+    reader::{Arrival, Unreadable},
     store::{Batch, Store, Superseded, end_session},
     trouble::Trouble,
 };
@@ -38,7 +39,7 @@ pub struct Resources {
     pub nats: Nats,
     pub database: Database,
     pub leases: Leases,
-    pub stream: String,
+    pub feed: Arc<Feed>,
     /// Of a batch.
     pub bounds: Size,
 }
@@ -106,9 +107,9 @@ pub struct Projector<'a, V: View> {
     resources: &'a Resources,
     store: Arc<Store>,
     term: i64,
-    reader: Reader,
+    place: Place,
     fold: Fold<V>,
-    /// Something went wrong before: documents are looked for also where there can be none, so that one that is there all
+    /// Something went wrong before: the view reads by itself, and documents are looked for also where there can be none, so that one that is there all
     /// the same is told of by its event, and not as a write that failed.
     is_careful: bool,
     /// The stored checkpoint.
@@ -146,7 +147,7 @@ impl<'a, V: View> Projector<'a, V> {
         lease: &Lease,
         is_careful: bool,
     ) -> anyhow::Result<Self> {
-        let Resources { nats, database, leases, stream, bounds } = resources;
+        let Resources { database, leases, feed, .. } = resources;
         let begin = async || database.client().start_session().await.map(|session| Arc::new(Mutex::new(session)));
         let session = Arc::clone(session.get_or_try_init(begin).await?);
         let mut writer = session.lock().await;
@@ -161,12 +162,12 @@ impl<'a, V: View> Projector<'a, V> {
         let store = Store::open::<V>(database).await?;
         let stored = store.take_over(&mut writer, lease.term).await?;
         drop(writer);
-        let reader = Reader::open(nats, stream, V::NAME, stored, bounds).await?;
+        let place = feed.open(V::NAME, stored, is_careful).await?;
         let mut projector = Self {
             resources,
             store: Arc::new(store),
             term: lease.term,
-            reader,
+            place,
             fold: Fold::default(),
             is_careful,
             stored,
@@ -188,7 +189,7 @@ impl<'a, V: View> Projector<'a, V> {
     /// If it cannot go on. What could be written is.
     async fn run(mut self, stop: &CancellationToken, trouble: &mut Trouble) -> anyhow::Result<()> {
         let ended = self.go_on(stop, trouble).await;
-        self.reader.close().await;
+        self.place.close().await;
         ended
     }
 
@@ -200,6 +201,7 @@ impl<'a, V: View> Projector<'a, V> {
                     tracing::info!(view = V::NAME, position = self.stored, "the view goes on");
                     trouble.over();
                     self.is_careful = false;
+                    self.place.may_join();
                 }
                 Some(Ok(())) => {}
                 Some(Err(Halt::Store(error))) => return Err(error),
@@ -227,7 +229,7 @@ impl<'a, V: View> Projector<'a, V> {
             written = finished(&mut self.writing), if self.writing.is_some() => {
                 self.written(written.map_err(Halt::Store)?).await;
             }
-            arrivals = self.reader.next(room.unwrap_or_default()), if room.is_some() => {
+            arrivals = self.place.next(room.unwrap_or_default()), if room.is_some() => {
                 self.take(arrivals.map_err(|error| Halt::Input(error.into()))?).await?;
             }
             () = moment(self.save_at), if self.writing.is_none() => {}
@@ -237,7 +239,7 @@ impl<'a, V: View> Projector<'a, V> {
     }
 
     /// Folds events, each into the documents that it concerns.
-    async fn take(&mut self, arrivals: Vec<Arrival>) -> Result<(), Halt> {
+    async fn take(&mut self, arrivals: Vec<Arc<Arrival>>) -> Result<(), Halt> {
         let subjects = &self.resources.nats.subjects;
         let mut events = Vec::with_capacity(arrivals.len());
         let mut unapplied = None;
@@ -249,7 +251,7 @@ impl<'a, V: View> Projector<'a, V> {
                     break;
                 }
             };
-            let ids = event.as_ref().map(V::concerns).unwrap_or_default();
+            let ids = event.map(V::concerns).unwrap_or_default();
             self.open.events += 1;
             self.open.bytes += arrival.message.length + ids.len() * DOCUMENT_BYTES;
             events.push((arrival.position, ids, event));
@@ -275,10 +277,10 @@ impl<'a, V: View> Projector<'a, V> {
     }
 
     /// Loads the documents that the events concern, but for those that are in memory, and those that an event begins.
-    async fn load(&mut self, events: &[(u64, Vec<String>, Option<Recorded>)]) -> anyhow::Result<()> {
+    async fn load(&mut self, events: &[(u64, Vec<String>, Option<&Recorded>)]) -> anyhow::Result<()> {
         let mut missing = HashSet::new();
         for (_, ids, event) in events {
-            if !self.is_careful && event.as_ref().is_some_and(V::begins) {
+            if !self.is_careful && event.is_some_and(V::begins) {
                 self.fold.begin(ids);
             }
             missing.extend(self.fold.missing(ids));

@@ -5,22 +5,23 @@
 //! library's own, made anew before its first message, starts at the beginning of the stream, and its check for gaps is
 //! weaker than the one by position.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use async_nats::{
     Message,
     jetstream::{
         self, ErrorCode,
         consumer::{AckPolicy, DeliverPolicy, pull},
-        stream::{ConsumerError, ConsumerErrorKind},
+        stream::ConsumerErrorKind,
     },
 };
+use domain::Recorded;
 use futures_util::{FutureExt, StreamExt};
 use runtime::Nats;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::projector::Size;
+use crate::{event::Unapplied, projector::Size};
 
 /// A consumer that has been silent for twice this is gone.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -28,6 +29,7 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const REQUEST: Duration = Duration::from_secs(30);
 /// Events in one request at most: they wait in memory, and their headers make them much larger there.
 const IN_ADVANCE: usize = 500;
+const BYTES_IN_ADVANCE: usize = 2 << 20;
 /// The server forgets a consumer that nobody has asked for messages for this long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 const CLOSING: Duration = Duration::from_secs(1);
@@ -35,13 +37,13 @@ const CLOSING: Duration = Duration::from_secs(1);
 const ENVELOPE_BYTES: usize = 4 << 10;
 
 /// Why the next event cannot be had at the moment.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Unreadable {
     /// The command service makes it.
     #[error("there is no stream {0} yet")]
     NoStream(String),
     #[error("the stream {0} cannot be read: {1}")]
-    NoConsumer(String, ConsumerError),
+    NoConsumer(String, String),
     #[error("the reader was lost: {0}")]
     Lost(String),
     #[error("position {position} came after {last}")]
@@ -52,6 +54,14 @@ pub enum Unreadable {
 pub struct Arrival {
     pub position: u64,
     pub message: Message,
+    /// Once a view has asked for it.
+    pub decoded: OnceLock<Result<Recorded, Unapplied>>,
+}
+
+impl Arrival {
+    pub fn new(position: u64, message: Message) -> Self {
+        Self { position, message, decoded: OnceLock::new() }
+    }
 }
 
 pub struct Reader {
@@ -66,12 +76,11 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads on after a position, for a view; never more than about a batch is asked for in advance. Waits while NATS is
-    /// away.
+    /// Reads on after a position, for a view or all of them. Waits while NATS is away.
     ///
     /// # Errors
     /// If there is no such stream (yet), or no answer.
-    pub async fn open(nats: &Nats, stream: &str, view: &str, after: u64, batch: &Size) -> Result<Self, Unreadable> {
+    pub async fn open(nats: &Nats, stream: &str, view: &str, after: u64) -> Result<Self, Unreadable> {
         nats.up().await;
         // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
         let name = format!("{view}-{}", Uuid::now_v7());
@@ -91,13 +100,13 @@ impl Reader {
                 ConsumerErrorKind::JetStream(reason) if reason.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                     Unreadable::NoStream(stream.to_owned())
                 }
-                _ => Unreadable::NoConsumer(stream.to_owned(), error),
+                _ => Unreadable::NoConsumer(stream.to_owned(), error.to_string()),
             })?;
         // No message may be larger than a request: it would never come.
-        let bytes = batch.bytes.max(nats.client.max_payload() + ENVELOPE_BYTES);
+        let bytes = BYTES_IN_ADVANCE.max(nats.client.max_payload() + ENVELOPE_BYTES);
         let messages = consumer
             .stream()
-            .max_messages_per_batch(batch.events.min(IN_ADVANCE))
+            .max_messages_per_batch(IN_ADVANCE)
             .max_bytes_per_batch(bytes)
             .expires(REQUEST)
             .heartbeat(HEARTBEAT)
@@ -150,6 +159,11 @@ impl Reader {
         Ok(arrivals)
     }
 
+    /// Of the last event that was handed out.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
     /// Lets the server forget the consumer, or else it would for a while go on to look for its messages.
     pub async fn close(self) {
         let Self { nats, stream, consumer, .. } = self;
@@ -168,7 +182,7 @@ impl Reader {
                 Verdict::Seen => {}
                 Verdict::Next => {
                     self.position = position;
-                    return Ok(Arrival { position, message: message.message });
+                    return Ok(Arrival::new(position, message.message));
                 }
                 Verdict::Gap => return Err(Unreadable::Gap { last: self.position, position }),
             }

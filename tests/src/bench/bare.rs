@@ -24,7 +24,7 @@ use crate::System;
 /// Orders in a batch.
 pub const BATCH: usize = 256;
 /// Events of an order of two lines.
-const EVENTS: usize = 3;
+pub const EVENTS: u64 = 3;
 
 /// PostgreSQL, with tables of its own like the journal's.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ pub struct Postgres {
     products: Vec<Uuid>,
     /// JSON as long as that of an order of two lines: its state, and its three events.
     state: String,
-    payloads: [String; EVENTS],
+    payloads: [String; 3],
 }
 
 impl Postgres {
@@ -66,7 +66,7 @@ impl Postgres {
         let rows = self.rows(&orders, &taken);
         let parameters = rows.parameters();
         let (written, committed) = join!(client.execute(&write, &parameters), client.batch_execute("commit"));
-        assert_eq!(written.expect("written"), EVENTS as u64);
+        assert_eq!(written.expect("written"), EVENTS);
         committed.expect("committed");
     }
 
@@ -81,7 +81,7 @@ impl Postgres {
         let (begun, written, committed) =
             join!(client.batch_execute("begin"), client.execute(&write, &parameters), client.batch_execute("commit"));
         begun.expect("begun");
-        assert_eq!(written.expect("written"), (BATCH * EVENTS) as u64);
+        assert_eq!(written.expect("written"), BATCH as u64 * EVENTS);
         committed.expect("committed");
     }
 
@@ -156,7 +156,7 @@ pub struct Stream {
     jetstream: jetstream::Context,
     subject: String,
     headers: HeaderMap,
-    payloads: [Bytes; EVENTS],
+    payloads: [Bytes; 3],
     last: AtomicU64,
 }
 
@@ -188,15 +188,15 @@ impl Stream {
         };
 
         let id = Uuid::now_v7().simple().to_string();
-        let (events, last) = (BATCH * EVENTS, self.last.load(Relaxed));
+        let (events, last) = (BATCH as u64 * EVENTS, self.last.load(Relaxed));
         for sequence in 1..=events {
             let mut headers = self.headers.clone();
             headers.insert(NATS_BATCH_ID, id.as_str());
-            headers.insert(NATS_BATCH_SEQUENCE, HeaderValue::from(sequence as u64));
+            headers.insert(NATS_BATCH_SEQUENCE, HeaderValue::from(sequence));
             if sequence == 1 {
                 headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(last));
             }
-            let payload = self.payloads[sequence % EVENTS].clone();
+            let payload = self.payloads[(sequence % EVENTS) as usize].clone();
             if sequence < events {
                 self.nats.publish_with_headers(self.subject.clone(), headers, payload).await.expect("published");
                 continue;
@@ -204,7 +204,7 @@ impl Stream {
             headers.insert(NATS_BATCH_COMMIT, "1");
             let published = self.jetstream.publish_with_headers(self.subject.clone(), headers, payload).await;
             let acknowledged = published.expect("published").await.expect("the stream takes the batch");
-            assert_eq!(acknowledged.sequence, last + events as u64);
+            assert_eq!(acknowledged.sequence, last + events);
             self.last.store(acknowledged.sequence, Relaxed);
         }
     }

@@ -45,6 +45,9 @@ pub trait Traffic {
 /// Traffic that may have to wait.
 pub trait Held: Traffic {
     fn may_go_on(&self) -> bool;
+
+    /// How much has been done of what was asked.
+    fn done(&self) -> u64;
 }
 
 impl<F: FnMut() -> Ask> Traffic for F {
@@ -163,25 +166,28 @@ impl Asker {
         }
     }
 
-    /// Asks with up to so many in flight whenever the traffic may go on; returns the rate of the last two thirds.
+    /// Asks with up to so many in flight whenever the traffic may go on; returns how much is done each second in
+    /// the last two thirds.
     pub async fn held_back(&mut self, in_flight: usize, time: Duration, traffic: &mut impl Held) -> f64 {
         let begin = Instant::now();
         let (start, end) = (begin + time / 3, begin + time);
-        let mut counted = 0_usize;
+        let mut before = None;
         loop {
             let now = Instant::now();
+            if now >= start && before.is_none() {
+                before = Some((now, traffic.done()));
+            }
             while now < end && self.waiting.len() - self.free.len() < in_flight && traffic.may_go_on() {
                 self.send(traffic.next(), now, false).await;
             }
-            if now >= end && self.free.len() == self.waiting.len() {
-                return counted as f64 / (end - start).as_secs_f64();
+            if let Some((since, done)) = before.filter(|_| now >= end && self.free.len() == self.waiting.len()) {
+                return (traffic.done() - done) as f64 / (now - since).as_secs_f64();
             }
             tokio::select! {
                 biased;
                 reply = self.replies.next() => {
                     let reply = reply.expect("the subscription lasts");
                     self.answered(&reply);
-                    counted += usize::from(now > start && now <= end);
                     traffic.then(&reply);
                 }
                 () = sleep_until((now + TICK).into()) => {}

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
-    bare::{BATCH, Mongo, Postgres, Stream, UPSERTS},
+    bare::{BATCH, EVENTS, Mongo, Postgres, Stream, UPSERTS},
     follow::{Followed, Follower, position},
     installation::{Installation, Orders, ask, get_at, search_text},
     load::{Ask, Measured, Pace, Traffic, in_flight},
@@ -428,21 +428,21 @@ pub async fn sustained(installation: &mut Installation) -> Measured {
     }
 }
 
-/// The rate at which the views are about half a second behind.
+/// The rate of orders at which the views are about half a second behind.
 pub async fn highest_rate(installation: &mut Installation, follower: &Follower) -> f64 {
-    const TIME: Duration = Duration::from_secs(12);
+    const TIME: Duration = Duration::from_secs(8);
     const IN_FLIGHT: usize = 256;
 
-    let mut held_back: f64 = 1_000.0;
+    let mut rate = 2_000.0;
     // The number of orders that are not followed yet, and the rate, tell the lag: find the number that makes half a
     // second of it.
     for _ in 0..3 {
         let (asker, orders) = installation.orders();
-        let mut traffic = HeldBack { orders, follower, acknowledged: 0, most: held_back as u64 * 3 };
-        let rate = asker.held_back(IN_FLIGHT, TIME / 3, &mut traffic).await;
-        held_back = rate * LAG / 2.0;
+        let most = (rate * LAG / 2.0) as u64 * EVENTS;
+        let mut traffic = HeldBack { orders, follower, acknowledged: 0, most };
+        rate = asker.held_back(IN_FLIGHT, TIME, &mut traffic).await / EVENTS as f64;
     }
-    held_back / (LAG / 2.0)
+    rate
 }
 
 /// Orders that wait for the views.
@@ -458,6 +458,10 @@ struct HeldBack<'a> {
 impl super::load::Held for HeldBack<'_> {
     fn may_go_on(&self) -> bool {
         self.acknowledged < self.follower.position() + self.most
+    }
+
+    fn done(&self) -> u64 {
+        self.follower.position()
     }
 }
 
