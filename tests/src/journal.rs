@@ -75,8 +75,7 @@ pub async fn stored(system: &System) -> Documents {
 /// How far each view is, as it is stored.
 pub async fn checkpoints(system: &System) -> BTreeMap<String, u64> {
     let checkpoints = system.views().await.collection::<layout::Checkpoint>(layout::CHECKPOINTS);
-    let stored: Vec<layout::Checkpoint> =
-        checkpoints.find(Document::new()).await.unwrap().try_collect().await.unwrap();
+    let stored: Vec<layout::Checkpoint> = checkpoints.find(Document::new()).await.unwrap().try_collect().await.unwrap();
     let view = |collection: &str| collection.split_once('@').map(|(view, _)| view.to_owned()).unwrap();
     stored.iter().map(|it| (view(&it.collection), u64::try_from(it.position).unwrap())).collect()
 }

@@ -19,10 +19,10 @@ pub struct Config {
     #[arg(long, env = "MONGODB_DATABASE", default_value = "watershed")]
     pub database: String,
     /// Events in one batch at most
-    #[arg(long, env = "BATCH_EVENTS", default_value_t = 2000, value_parser = at_least_one)]
+    #[arg(long, env = "BATCH_EVENTS", default_value_t = 10_000, value_parser = at_least_one)]
     pub batch_events: usize,
-    /// Bytes of events and loaded documents after which a batch takes no more events
-    #[arg(long, env = "BATCH_BYTES", default_value_t = 4 << 20, value_parser = at_least_one)]
+    /// Bytes of documents after which a batch takes no more events
+    #[arg(long, env = "BATCH_BYTES", default_value_t = 2 << 20, value_parser = at_least_one)]
     pub batch_bytes: usize,
     /// Milliseconds after which a replica that is not heard of loses its views to the others
     #[arg(long, env = "LEASE_MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(100..=600_000))]

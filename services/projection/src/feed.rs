@@ -12,6 +12,7 @@ use std::{
 
 use runtime::Nats;
 use tokio::{sync::Notify, time::timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     projector::Size,
@@ -34,11 +35,8 @@ pub struct Feed {
     nats: Nats,
     stream: String,
     state: Mutex<State>,
-    /// Whoever needs more than there is reads for all.
-    reader: tokio::sync::Mutex<Option<Reader>>,
     grown: Notify,
     consumed: Notify,
-    reset: Notify,
 }
 
 #[derive(Default)]
@@ -47,6 +45,8 @@ struct State {
     /// How far each view is that takes part.
     views: HashMap<u64, u64>,
     last_view: u64,
+    /// Stops whoever reads for all.
+    stop: Option<DropGuard>,
     /// Of the last reader that was lost: all views begin anew, as each would with its own.
     failed: Option<(u64, Unreadable)>,
 }
@@ -85,10 +85,8 @@ impl Feed {
             nats: nats.clone(),
             stream: stream.to_owned(),
             state: Mutex::default(),
-            reader: tokio::sync::Mutex::default(),
             grown: Notify::new(),
             consumed: Notify::new(),
-            reset: Notify::new(),
         }
     }
 
@@ -104,43 +102,37 @@ impl Feed {
         Ok(place)
     }
 
-    /// Reads what comes behind the window into it, unless it changes meanwhile.
-    async fn read(&self) {
-        let mut reader = self.reader.lock().await;
-        let mut reset = pin!(self.reset.notified());
-        let mut consumed = pin!(self.consumed.notified());
-        reset.as_mut().enable();
-        consumed.as_mut().enable();
-        let (end, is_full) = {
-            let state = self.state();
-            (state.window.end(), state.window.bytes >= WINDOW)
+    /// Reads what comes after a position into the window until it is stopped.
+    async fn fill(self: Arc<Self>, after: u64, stop: CancellationToken) {
+        let opened = stop.run_until_cancelled(Reader::open(&self.nats, &self.stream, "views", after)).await;
+        let mut reader = match opened {
+            None => return,
+            Some(Ok(reader)) => reader,
+            Some(Err(error)) => return self.fail(&stop, error),
         };
-        if is_full {
-            if timeout(PATIENCE, consumed).await.is_err() {
-                self.state().window.shrink(WINDOW / 2);
+        loop {
+            let mut consumed = pin!(self.consumed.notified());
+            consumed.as_mut().enable();
+            if self.state().window.bytes >= WINDOW {
+                let waited = stop.run_until_cancelled(timeout(PATIENCE, consumed)).await;
+                if waited.is_some_and(|waited| waited.is_err()) {
+                    self.state().window.shrink(WINDOW / 2);
+                }
             }
-            return;
+            match stop.run_until_cancelled(reader.next(CHUNK)).await {
+                None => return reader.close().await,
+                Some(Ok(arrivals)) => self.state().window.append(arrivals),
+                Some(Err(error)) => return self.fail(&stop, error),
+            }
+            self.grown.notify_waiters();
         }
-        let read = async {
-            if reader.as_ref().is_none_or(|reader| reader.position() != end) {
-                *reader = Some(Reader::open(&self.nats, &self.stream, "views", end).await?);
-            }
-            match reader.as_mut() {
-                Some(reader) => reader.next(CHUNK).await,
-                None => Ok(vec![]),
-            }
-        };
-        let read = tokio::select! {
-            read = read => read,
-            () = reset => return,
-        };
+    }
+
+    fn fail(&self, stop: &CancellationToken, error: Unreadable) {
+        // Once it is stopped, the window is another's.
         let mut state = self.state();
-        match read {
-            Ok(arrivals) => state.window.append(arrivals),
-            Err(error) => {
-                *reader = None;
-                state.fail(error);
-            }
+        if !stop.is_cancelled() {
+            state.fail(error);
         }
         drop(state);
         self.grown.notify_waiters();
@@ -174,11 +166,7 @@ impl Place {
                 }
                 Found::NotYet => {}
             }
-            tokio::select! {
-                biased;
-                () = grown => {}
-                () = feed.read() => {}
-            }
+            grown.await;
         }
     }
 
@@ -187,19 +175,11 @@ impl Place {
         self.is_alone = false;
     }
 
-    /// Lets the server forget the consumers that are of no more use.
+    /// Lets the server forget the consumer that is of no more use.
     pub async fn close(mut self) {
         self.leave();
         if let Some(own) = self.own.take() {
             own.close().await;
-        }
-        // Whoever is left reads on.
-        let reader = match self.feed.reader.try_lock() {
-            Ok(mut reader) if self.feed.state().views.is_empty() => reader.take(),
-            _ => None,
-        };
-        if let Some(reader) = reader {
-            reader.close().await;
         }
     }
 
@@ -252,12 +232,17 @@ impl Place {
             }
             state.window = Window { start: self.position, ..Window::default() };
         }
+        if !is_in_sight || state.stop.is_none() {
+            let stop = CancellationToken::new();
+            tokio::spawn(Arc::clone(&self.feed).fill(state.window.end(), stop.clone()));
+            state.stop = Some(stop.drop_guard());
+        }
         state.last_view += 1;
         let number = state.last_view;
         state.views.insert(number, self.position);
         drop(state);
         if !is_in_sight {
-            self.feed.reset.notify_waiters();
+            // Some may be behind the window now, or ahead of it.
             self.feed.grown.notify_waiters();
         }
         self.number = Some(number);
@@ -266,7 +251,13 @@ impl Place {
 
     fn leave(&mut self) {
         if let Some(number) = self.number.take() {
-            self.feed.state().views.remove(&number);
+            let mut state = self.feed.state();
+            state.views.remove(&number);
+            if state.views.is_empty() {
+                state.stop = None;
+                state.window = Window { start: state.window.end(), ..Window::default() };
+            }
+            drop(state);
             // The slowest may have been this.
             self.feed.consumed.notify_waiters();
         }
@@ -289,6 +280,7 @@ impl State {
     fn fail(&mut self, error: Unreadable) {
         self.failed = Some((self.last_view, error));
         self.views.clear();
+        self.stop = None;
         self.window = Window { start: self.window.end(), ..Window::default() };
     }
 }

@@ -92,6 +92,11 @@ impl<V: View> Fold<V> {
         Ok(())
     }
 
+    /// How many documents the batch has so far.
+    pub fn documents(&self) -> usize {
+        self.open.len()
+    }
+
     /// Whether a document has changed since the last batch was sealed.
     pub fn has_changed(&self) -> bool {
         self.changed

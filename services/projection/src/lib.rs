@@ -21,7 +21,7 @@ use runtime::{
     Nats, Ready,
     micro::{Description, Service},
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 use views::{View, Visitor};
 
@@ -33,6 +33,8 @@ use projector::{Resources, Session, Size, lead};
 use store::Store;
 use trouble::Trouble;
 
+/// Batches of all views that are written at the same time.
+const TURNS: usize = 1;
 /// How long NATS may be silent at the start before that is said.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -63,6 +65,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         database,
         leases: leases.clone(),
         feed: Arc::new(Feed::new(&nats, &config.nats.stream)),
+        turns: Arc::new(Semaphore::new(TURNS)),
         bounds: Size { events: config.batch_events, bytes: config.batch_bytes },
     });
     let election = Election::new(leases, candidates(&resources));

@@ -5,10 +5,11 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, ensure};
 use domain::Recorded;
+use futures_util::future::BoxFuture;
 use mongodb::{ClientSession, Database};
 use runtime::Nats;
 use tokio::{
-    sync::{Mutex, OnceCell},
+    sync::{AcquireError, Mutex, OnceCell, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -40,6 +41,9 @@ pub struct Resources {
     pub database: Database,
     pub leases: Leases,
     pub feed: Arc<Feed>,
+    /// Batches that are written at the same time. Each occupies the database for the whole of its transaction: when more
+    /// are written at once, all take longer, and none becomes larger.
+    pub turns: Arc<Semaphore>,
     /// Of a batch.
     pub bounds: Size,
 }
@@ -126,6 +130,8 @@ pub struct Projector<'a, V: View> {
     session: Arc<Mutex<ClientSession>>,
     /// A batch that is being written; it ends with the new checkpoint.
     writing: Option<AbortOnDropHandle<anyhow::Result<u64>>>,
+    /// What is folded waits for its turn to be written; more may be folded meanwhile.
+    turn: Option<BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>>,
 }
 
 /// Why a step failed.
@@ -178,6 +184,7 @@ impl<'a, V: View> Projector<'a, V> {
             healthy_at: Some(Instant::now() + HEALTHY_AFTER),
             session,
             writing: None,
+            turn: None,
         };
         projector.announce().await;
         Ok(projector)
@@ -218,10 +225,8 @@ impl<'a, V: View> Projector<'a, V> {
     /// # Errors
     /// If it cannot go on, see [`Halt`].
     pub async fn step(&mut self) -> Result<(), Halt> {
-        let is_full = self.resources.bounds.left_by(self.open).is_none();
-        let is_late = self.save_at.is_some_and(|at| at <= Instant::now());
-        if is_full || is_late || self.fold.has_changed() {
-            self.write().map_err(Halt::Store)?;
+        if self.is_to_be_written() && self.turn.is_none() {
+            self.turn = Some(Box::pin(Arc::clone(&self.resources.turns).acquire_owned()));
         }
         let room = self.resources.bounds.left_by(self.open);
         tokio::select! {
@@ -229,10 +234,14 @@ impl<'a, V: View> Projector<'a, V> {
             written = finished(&mut self.writing), if self.writing.is_some() => {
                 self.written(written.map_err(Halt::Store)?).await;
             }
+            turn = async { self.turn.as_mut()?.await.ok() }, if self.turn.is_some() => {
+                self.turn = None;
+                self.write(turn).map_err(Halt::Store)?;
+            }
             arrivals = self.place.next(room.unwrap_or_default()), if room.is_some() => {
                 self.take(arrivals.map_err(|error| Halt::Input(error.into()))?).await?;
             }
-            () = moment(self.save_at), if self.writing.is_none() => {}
+            () = moment(self.save_at), if self.writing.is_none() && self.turn.is_none() => {}
             () = moment(self.healthy_at) => self.healthy_at = None,
         }
         Ok(())
@@ -253,9 +262,13 @@ impl<'a, V: View> Projector<'a, V> {
             };
             let ids = event.map(V::concerns).unwrap_or_default();
             self.open.events += 1;
-            self.open.bytes += arrival.message.length + ids.len() * DOCUMENT_BYTES;
+            if event.is_some_and(V::begins) {
+                // About what the document will have.
+                self.open.bytes += arrival.message.length;
+            }
             events.push((arrival.position, ids, event));
         }
+        let before = self.fold.documents();
         self.load(&events).await.map_err(Halt::Store)?;
         for (position, ids, event) in &events {
             if *position != self.folded + 1 {
@@ -269,6 +282,7 @@ impl<'a, V: View> Projector<'a, V> {
             }
             self.folded = *position;
         }
+        self.open.bytes += (self.fold.documents() - before) * DOCUMENT_BYTES;
         if self.folded > self.stored {
             self.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
         }
@@ -295,16 +309,20 @@ impl<'a, V: View> Projector<'a, V> {
         Ok(())
     }
 
-    /// Begins to write what is folded, unless a batch is being written.
-    fn write(&mut self) -> anyhow::Result<()> {
-        if self.writing.is_some() || self.folded == self.stored {
-            return Ok(());
-        }
+    fn is_to_be_written(&self) -> bool {
+        let is_full = self.resources.bounds.left_by(self.open).is_none();
+        let is_late = self.save_at.is_some_and(|at| at <= Instant::now());
+        self.writing.is_none() && self.folded > self.stored && (is_full || is_late || self.fold.has_changed())
+    }
+
+    /// Begins to write what is folded. The turn is over when that is done.
+    fn write(&mut self, turn: Option<OwnedSemaphorePermit>) -> anyhow::Result<()> {
         let batch = Batch { from: self.stored, to: self.folded, term: self.term, writes: self.fold.seal()? };
         self.open = Size::default();
         self.save_at = None;
         let (store, session) = (Arc::clone(&self.store), Arc::clone(&self.session));
         self.writing = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let _turn = turn;
             store.commit(&mut *session.lock().await, &batch).await?;
             Ok(batch.to)
         })));
@@ -322,8 +340,12 @@ impl<'a, V: View> Projector<'a, V> {
 
     /// Writes what is folded.
     async fn finish(&mut self) -> anyhow::Result<()> {
+        self.turn = None;
         while self.stored < self.folded {
-            self.write()?;
+            if self.writing.is_none() {
+                let turn = Arc::clone(&self.resources.turns).acquire_owned().await.ok();
+                self.write(turn)?;
+            }
             let written = finished(&mut self.writing).await?;
             self.written(written).await;
         }

@@ -135,7 +135,6 @@ const SAMPLE: &str = "
 const LOCK: &str =
     "select id, kind, version, state::text from bare_aggregates where id = any($1) order by id for update";
 
-
 const WRITE: &str = "
     with taken as (
         update bare_aggregates set version = version + 1, state = $7::text::json where id = any($5)
@@ -183,9 +182,7 @@ impl Stream {
 
     /// The events of 256 orders, as one atomic batch that demands the stream's last sequence.
     pub async fn batch(&self) {
-        use async_nats::header::{
-            NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_SEQUENCE,
-        };
+        use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_SEQUENCE};
 
         let id = Uuid::now_v7().simple().to_string();
         let (events, last) = (BATCH as u64 * EVENTS, self.last.load(Relaxed));
@@ -270,8 +267,7 @@ impl Mongo {
 
     async fn index(&self, view: &str) {
         let from = self.views.collection::<Document>(&format!("{view}@1"));
-        let indexes: Vec<IndexModel> =
-            from.list_indexes().await.expect("listed").try_collect().await.expect("read");
+        let indexes: Vec<IndexModel> = from.list_indexes().await.expect("listed").try_collect().await.expect("read");
         let indexes = indexes.into_iter().filter(|index| !index.keys.contains_key("_id") || index.keys.len() > 1);
         let to = self.database().collection::<Document>(view);
         to.create_indexes(indexes).await.expect("the indexes can be made");
@@ -316,7 +312,11 @@ impl Mongo {
         };
         let changes = [
             ("users", pick(&self.users, BATCH), doc! { "$inc": { "orders": 1_i64 } }),
-            ("products", pick(&self.products[..self.products.len().min(500)], 2 * BATCH), doc! { "$inc": { "stock": -1_i64 } }),
+            (
+                "products",
+                pick(&self.products[..self.products.len().min(500)], 2 * BATCH),
+                doc! { "$inc": { "stock": -1_i64 } },
+            ),
             ("sales", pick(&self.sales[..self.sales.len().min(500)], 2 * BATCH), doc! { "$inc": { "units": 1_i64 } }),
         ];
         for (collection, ids, change) in changes {

@@ -253,7 +253,12 @@ impl Bench {
     }
 
     /// What a query's plan reads, by the driver alone.
-    async fn pages(&self, collection: &'static str, query: &str, body: impl Fn() -> String + Clone + Send + 'static) -> Measured {
+    async fn pages(
+        &self,
+        collection: &'static str,
+        query: &str,
+        body: impl Fn() -> String + Clone + Send + 'static,
+    ) -> Measured {
         let queries = views::queries();
         let found = queries.iter().find(|(_, it)| format!("{}.{}", it.noun, it.verb) == query);
         let plan = found.expect("there is such a query").1.plan;
@@ -515,11 +520,8 @@ impl Echo {
         let mut command = Command::new(std::env::current_exe().expect("the program's own path"));
         // In the environment: there is a password in it.
         command.env("NATS_URL", url).args(["--echo", &subject, "--echo-bytes", &bytes.to_string()]);
-        let echo = Self {
-            subject,
-            client: installation.system.client.nats.clone(),
-            _process: Process::start(&mut command),
-        };
+        let echo =
+            Self { subject, client: installation.system.client.nats.clone(), _process: Process::start(&mut command) };
         let client = echo.clone_client();
         crate::eventually("the echo answers", async || client.try_request().await.then_some(())).await;
         echo
@@ -555,16 +557,27 @@ pub async fn growth(stack: &Arc<Stack>) -> Vec<Row> {
     large.fill(LARGE).await;
     let mut rows = Vec::new();
     small.stop_projection().await;
-    rows.push(grown("order_create_256", "orders/s", &mut large, &mut small, async |it| Turn::rate(create(it, 256).await, 1)).await);
+    rows.push(
+        grown("order_create_256", "orders/s", &mut large, &mut small, async |it| Turn::rate(create(it, 256).await, 1))
+            .await,
+    );
     let large_turn = rebuild(&mut large).await;
     let small_turn = rebuild(&mut small).await;
     rows.push(Row::of("growth_rebuild", "events/s", GROWN, vec![(large_turn, small_turn)]));
-    rows.push(grown("order_create_1", "ms", &mut large, &mut small, async |it| Turn::latency(create(it, 1).await, 0.5)).await);
+    rows.push(
+        grown("order_create_1", "ms", &mut large, &mut small, async |it| Turn::latency(create(it, 1).await, 0.5)).await,
+    );
     rows.push(grown("order_get_64", "gets/s", &mut large, &mut small, async |it| Turn::rate(get(it).await, 1)).await);
-    rows.push(grown("order_list_64", "lists/s", &mut large, &mut small, async |it| Turn::rate(list(it).await, 1)).await);
-    rows.push(grown("search_64", "searches/s", &mut large, &mut small, async |it| Turn::rate(search(it).await, 1)).await);
+    rows.push(
+        grown("order_list_64", "lists/s", &mut large, &mut small, async |it| Turn::rate(list(it).await, 1)).await,
+    );
+    rows.push(
+        grown("search_64", "searches/s", &mut large, &mut small, async |it| Turn::rate(search(it).await, 1)).await,
+    );
     rows.push(grown("visible", "ms", &mut large, &mut small, async |it| Turn::latency(visible(it).await, 0.5)).await);
-    rows.push(grown("sustained", "orders/s", &mut large, &mut small, async |it| Turn::rate(sustained(it).await, 1)).await);
+    rows.push(
+        grown("sustained", "orders/s", &mut large, &mut small, async |it| Turn::rate(sustained(it).await, 1)).await,
+    );
     let (of_large, of_small) = (large.memory(), small.memory());
     for role in ["command", "projection", "query"] {
         let name = format!("growth_memory_{role}");
