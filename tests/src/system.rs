@@ -112,12 +112,7 @@ impl System {
     /// Starts a replica as a process of its own: `command`, `projection` or `query`.
     pub fn process(&self, role: &str, arguments: &[&str]) -> Process {
         let arguments = self.arguments(role, arguments);
-        Process::start(
-            Command::new(binary(role))
-                .args(&arguments[1..])
-                .env("RUST_LOG", "warn")
-                .envs(std::env::var("SERVICE_THREADS").map(|n| ("TOKIO_WORKER_THREADS", n))),
-        )
+        Process::start(Command::new(binary(role)).args(&arguments[1..]).env("RUST_LOG", "warn"))
     }
 
     /// Waits until some replica of the service answers.

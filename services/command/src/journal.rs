@@ -5,7 +5,10 @@ use std::time::SystemTime;
 
 use deadpool_postgres::Object;
 use domain::{Claim, Id};
-use tokio_postgres::{Error, Row, Statement, types::Json};
+use tokio_postgres::{
+    Error, Row, Statement,
+    types::{Json, ToSql},
+};
 use uuid::Uuid;
 use wire::{Accepted, Failure};
 
@@ -23,6 +26,7 @@ pub struct Session {
     release: Statement,
     claim: Statement,
     record: Statement,
+    record_answered: Statement,
 }
 
 /// An event as it is written.
@@ -88,7 +92,8 @@ impl Session {
             insert: client.prepare_cached(INSERT).await?,
             release: client.prepare_cached(RELEASE).await?,
             claim: client.prepare_cached(CLAIM).await?,
-            record: client.prepare_cached(RECORD).await?,
+            record: client.prepare_cached(&record(false)).await?,
+            record_answered: client.prepare_cached(&record(true)).await?,
             client,
         })
     }
@@ -218,31 +223,28 @@ impl Session {
             accepted.iter().map(|accepted| accepted.map(|it| signed(it.position))).collect();
         let failures: Vec<Option<Json<&Failure>>> =
             answers.iter().map(|entry| entry.answer.failure().map(Json)).collect();
-        let row = self
-            .client
-            .query_one(
-                &self.record,
-                &[
-                    &number,
-                    &at,
-                    &aggregates,
-                    &ids,
-                    &versions,
-                    &names,
-                    &schemas,
-                    &payloads,
-                    &actors,
-                    &command_ids,
-                    &traces,
-                    &keys,
-                    &fingerprints,
-                    &answered_ids,
-                    &answered_versions,
-                    &offsets,
-                    &failures,
-                ],
-            )
-            .await?;
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![
+            &number,
+            &at,
+            &aggregates,
+            &ids,
+            &versions,
+            &names,
+            &schemas,
+            &payloads,
+            &actors,
+            &command_ids,
+            &traces,
+        ];
+        let answered: [&(dyn ToSql + Sync); 6] =
+            [&keys, &fingerprints, &answered_ids, &answered_versions, &offsets, &failures];
+        let statement = if answers.is_empty() {
+            &self.record
+        } else {
+            parameters.extend(answered);
+            &self.record_answered
+        };
+        let row = self.client.query_one(statement, &parameters).await?;
         row.try_get(0)
     }
 }
@@ -306,28 +308,35 @@ const CLAIM: &str = "
     select scope, value, id
     from unnest($1::text[], $2::text[], $3::uuid[]) as taken (scope, value, id)";
 
-const RECORD: &str = "
-    with head as (
-        update journal_head
-        set position = position + $1
-        returning position - $1 as base
-    ), recorded as (
-        insert into events
-            (position, aggregate, id, version, type, schema, payload, at, actor, command_id, traceparent)
-        select head.base + ordinal, aggregate, id, version, type, schema, payload::json, $2,
-            actor, command_id, traceparent
-        from head, unnest(
-            $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::smallint[], $8::text[],
-            $9::text[], $10::text[], $11::text[]
-        ) with ordinality as event
-            (aggregate, id, version, type, schema, payload, actor, command_id, traceparent, ordinal)
-    ), answered as (
-        insert into commands (key, request, id, version, position, failure, at)
-        select key, request, id, version, head.base + events, failure, $2
-        from head, unnest($12::text[], $13::bytea[], $14::uuid[], $15::bigint[], $16::bigint[], $17::json[])
-            as answer (key, request, id, version, events, failure)
+/// Most batches answer no command that has a key, and leave that part out.
+fn record(answered: bool) -> String {
+    let answered = if answered { ANSWERED } else { "" };
+    format!(
+        "with head as (
+            update journal_head
+            set position = position + $1
+            returning position - $1 as base
+        ), recorded as (
+            insert into events
+                (position, aggregate, id, version, type, schema, payload, at, actor, command_id, traceparent)
+            select head.base + ordinal, aggregate, id, version, type, schema, payload::json, $2,
+                actor, command_id, traceparent
+            from head, unnest(
+                $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::smallint[], $8::text[],
+                $9::text[], $10::text[], $11::text[]
+            ) with ordinality as event
+                (aggregate, id, version, type, schema, payload, actor, command_id, traceparent, ordinal)
+        ) {answered}
+        select base from head"
     )
-    select base from head";
+}
+
+const ANSWERED: &str = ", answered as (
+            insert into commands (key, request, id, version, position, failure, at)
+            select key, request, id, version, head.base + events, failure, $2
+            from head, unnest($12::text[], $13::bytea[], $14::uuid[], $15::bigint[], $16::bigint[], $17::json[])
+                as answer (key, request, id, version, events, failure)
+        )";
 
 fn stored_aggregate(row: &Row) -> Result<StoredAggregate, Error> {
     Ok(StoredAggregate {

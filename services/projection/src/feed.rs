@@ -22,13 +22,13 @@ use crate::{
 /// Events that are read at once.
 const CHUNK: Size = Size { events: 500, bytes: 1 << 20 };
 /// Bytes of events that wait for the slowest view.
-const WINDOW: usize = 2 << 20;
+const WINDOW: usize = 4 << 20;
 /// Bytes of events that stay for a view that joins.
 const STAYING: usize = 128 << 10;
 /// How far a view that joins may be from the others, in events.
 const NEAR: u64 = 20_000;
 /// How long the slowest view may hold up the others. Then it goes on by itself.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the views of a replica read together.
 pub struct Feed {
@@ -111,13 +111,9 @@ impl Feed {
             Some(Err(error)) => return self.fail(&stop, error),
         };
         loop {
-            let mut consumed = pin!(self.consumed.notified());
-            consumed.as_mut().enable();
-            if self.state().window.bytes >= WINDOW {
-                let waited = stop.run_until_cancelled(timeout(PATIENCE, consumed)).await;
-                if waited.is_some_and(|waited| waited.is_err()) {
-                    self.state().window.shrink(WINDOW / 2);
-                }
+            if stop.run_until_cancelled(timeout(PATIENCE, self.has_room())).await.is_some_and(|waited| waited.is_err())
+            {
+                self.state().window.shrink(WINDOW / 2);
             }
             match stop.run_until_cancelled(reader.next(CHUNK)).await {
                 None => return reader.close().await,
@@ -125,6 +121,18 @@ impl Feed {
                 Some(Err(error)) => return self.fail(&stop, error),
             }
             self.grown.notify_waiters();
+        }
+    }
+
+    /// Waits until the slowest view has taken enough.
+    async fn has_room(&self) {
+        loop {
+            let mut consumed = pin!(self.consumed.notified());
+            consumed.as_mut().enable();
+            if self.state().window.bytes < WINDOW {
+                return;
+            }
+            consumed.await;
         }
     }
 

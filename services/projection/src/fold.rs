@@ -29,7 +29,7 @@ struct Kept<V: View> {
 }
 
 /// Bytes of documents that are kept lately, as they are stored. In memory they are several times as large.
-const KEPT_BYTES: usize = 1 << 20;
+const KEPT_BYTES: usize = 512 << 10;
 
 type Documents<V> = HashMap<String, Held<<V as View>::Document>>;
 

@@ -33,7 +33,7 @@ use projector::{Resources, Session, Size, lead};
 use store::Store;
 use trouble::Trouble;
 
-/// Batches of all views that are written at the same time.
+/// Batches, of all views together, that are written at the same time.
 const TURNS: usize = 1;
 /// How long NATS may be silent at the start before that is said.
 const PATIENCE: Duration = Duration::from_secs(2);

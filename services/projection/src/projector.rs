@@ -41,8 +41,8 @@ pub struct Resources {
     pub database: Database,
     pub leases: Leases,
     pub feed: Arc<Feed>,
-    /// Batches that are written at the same time. Each occupies the database for the whole of its transaction: when more
-    /// are written at once, all take longer, and none becomes larger.
+    /// Each batch occupies the database for the whole of its transaction: when more are written at once, all take longer;
+    /// when one waits for its turn, it becomes larger meanwhile.
     pub turns: Arc<Semaphore>,
     /// Of a batch.
     pub bounds: Size,

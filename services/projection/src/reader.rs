@@ -18,7 +18,7 @@ use async_nats::{
 use domain::Recorded;
 use futures_util::{FutureExt, StreamExt};
 use runtime::Nats;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::{event::Unapplied, projector::Size};
@@ -67,12 +67,25 @@ impl Arrival {
 pub struct Reader {
     nats: Nats,
     stream: String,
+    /// Of what it reads for.
+    name: String,
     consumer: String,
     messages: pull::Stream,
     /// Of the last event that was handed out.
     position: u64,
+    /// When somebody last listened.
+    waited_until: Instant,
     /// What ended the reading, after events that were handed out first.
     failed: Option<Unreadable>,
+}
+
+/// Notes, also where the waiting is cancelled, when it ended.
+struct Listening<'a>(&'a mut Reader);
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        self.0.waited_until = Instant::now();
+    }
 }
 
 impl Reader {
@@ -83,9 +96,9 @@ impl Reader {
     pub async fn open(nats: &Nats, stream: &str, view: &str, after: u64) -> Result<Self, Unreadable> {
         nats.up().await;
         // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
-        let name = format!("{view}-{}", Uuid::now_v7());
+        let consumer_name = format!("{view}-{}", Uuid::now_v7());
         let config = pull::Config {
-            name: Some(name.clone()),
+            name: Some(consumer_name.clone()),
             // Beyond the last message, the server takes the one after the last: see `Verdict::Seen`.
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
             ack_policy: AckPolicy::None,
@@ -116,9 +129,11 @@ impl Reader {
         Ok(Self {
             nats: nats.clone(),
             stream: stream.to_owned(),
-            consumer: name,
+            name: view.to_owned(),
+            consumer: consumer_name,
             messages,
             position: after,
+            waited_until: Instant::now(),
             failed: None,
         })
     }
@@ -132,6 +147,14 @@ impl Reader {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
+        if self.waited_until.elapsed() > HEARTBEAT {
+            // Nobody has listened meanwhile, and so it cannot be told whether the consumer has been silent.
+            *self = Self::open(&self.nats, &self.stream, &self.name, self.position).await?;
+        }
+        Listening(self).0.wait(room).await
+    }
+
+    async fn wait(&mut self, room: Size) -> Result<Vec<Arrival>, Unreadable> {
         let nats = self.nats.clone();
         let first = tokio::select! {
             biased;
