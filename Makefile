@@ -3,7 +3,7 @@
 # MONGODB_QUERY_URL). The ports of those that are started otherwise: WATERSHED_{NATS,POSTGRES,MONGODB}_PORT.
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test lint bench retail
+.PHONY: help run up down test lint bench soak retail
 
 SCRIPTS := scripts/stack scripts/watershed scripts/request $(wildcard scripts/*.py)
 
@@ -32,9 +32,14 @@ lint: ## formatting, clippy with warnings as errors, the scripts, docker-compose
 	@if docker compose version >/dev/null 2>&1; then docker compose config --quiet; \
 		else echo 'docker compose is not installed: docker-compose.yml is not checked'; fi
 
-bench: ## measure against the bare parts: make bench [ONLY=row]
+bench: ## measure against the bare parts: make bench [ONLY="row …"]
 	cargo build --release --locked --workspace --bins
 	target/release/bench $(if $(ONLY),--only $(ONLY))
+
+MINUTES := 30
+soak: ## orders at 80 % of the highest rate, and whether anything grows: make soak [MINUTES=30]
+	cargo build --release --locked --workspace --bins
+	target/release/bench --soak $(MINUTES)
 
 retail: ## replay invoices through NATS: make retail FILE=path.csv.gz
 	@test -n "$(FILE)" || { echo 'usage: make retail FILE=path.csv.gz' >&2; exit 2; }
