@@ -165,8 +165,14 @@ impl Relay {
                     }
                 }
                 Next::Nothing if !stream.is_behind => return Ok(()),
-                Next::Elsewhere | Next::Nothing => {
+                next @ (Next::Elsewhere | Next::Nothing) => {
                     let read = outbox::read(client, subjects, stream.last).await?;
+                    let is_lacking = matches!(next, Next::Elsewhere) && read.is_empty();
+                    anyhow::ensure!(
+                        !is_lacking,
+                        "the journal has nothing after position {}, and later events",
+                        stream.last
+                    );
                     stream.is_behind = !read.is_empty();
                     self.publish(read.into_iter(), stream).await?;
                 }

@@ -235,7 +235,8 @@ impl Place {
         let (start, end) = (state.window.start, state.window.end());
         let is_in_sight = self.position >= start && self.position <= end + if new { NEAR } else { 0 };
         if !is_in_sight {
-            if !state.views.is_empty() && !(new && self.position < start && start - self.position <= NEAR) {
+            let is_waited_for = new && self.position < start && start - self.position <= NEAR;
+            if !is_waited_for && !state.views.is_empty() {
                 return false;
             }
             state.window = Window { start: self.position, ..Window::default() };

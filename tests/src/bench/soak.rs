@@ -66,11 +66,14 @@ pub async fn soak(minutes: usize) -> bool {
     }
     let third = windows.len().div_ceil(3);
     let mut is_flat = true;
-    let figures: [(&str, fn(&Window) -> f64); 3] =
-        [("latency p50", |it| it.latency), ("lag p50", |it| it.lag), ("memory", |it| it.memory)];
-    for (name, figure) in figures {
-        let median = |windows: &[Window]| {
-            let mut values: Vec<f64> = windows.iter().map(figure).collect();
+    let columns = [
+        ("latency p50", windows.iter().map(|it| it.latency).collect::<Vec<_>>()),
+        ("lag p50", windows.iter().map(|it| it.lag).collect()),
+        ("memory", windows.iter().map(|it| it.memory).collect()),
+    ];
+    for (name, windows) in columns {
+        let median = |values: &[f64]| {
+            let mut values = values.to_vec();
             values.sort_by(f64::total_cmp);
             values[values.len() / 2]
         };
