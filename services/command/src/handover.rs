@@ -96,8 +96,8 @@ impl Handover {
 impl Waiting {
     fn add(&mut self, committed: Committed) {
         let bytes = committed.bytes();
-        // What is left out is missed when the relay comes to it: something after it must be here to tell. So the last
-        // stays, however large.
+        // The oldest make room: the relay sees that they are missing only by what comes after them. So the newest stays,
+        // however large.
         while self.bytes + bytes > MAX_BYTES
             && let Some((_, first)) = self.committed.pop_first()
         {

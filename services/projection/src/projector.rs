@@ -113,8 +113,8 @@ pub struct Projector<'a, V: View> {
     term: i64,
     place: Place,
     fold: Fold<V>,
-    /// Something went wrong before: the view reads by itself, and documents are looked for also where there can be none, so that one that is there all
-    /// the same is told of by its event, and not as a write that failed.
+    /// Something went wrong before: the view reads by itself, and documents are looked for also where there can be none,
+    /// so that one that is there all the same is told of by its event, and not as a write that failed.
     is_careful: bool,
     /// The stored checkpoint.
     stored: u64,
