@@ -19,7 +19,7 @@ pub struct Config {
     #[arg(long, env = "MONGODB_DATABASE", default_value = "watershed")]
     pub database: String,
     /// Events in one batch at most
-    #[arg(long, env = "BATCH_EVENTS", default_value_t = 10_000, value_parser = at_least_one)]
+    #[arg(long, env = "BATCH_EVENTS", default_value_t = 100_000, value_parser = at_least_one)]
     pub batch_events: usize,
     /// Bytes of documents after which a batch takes no more events
     #[arg(long, env = "BATCH_BYTES", default_value_t = 2 << 20, value_parser = at_least_one)]

@@ -107,8 +107,11 @@ impl<V: View> Fold<V> {
     /// # Errors
     /// If a document has no BSON form.
     pub fn seal(&mut self) -> bson::error::Result<Vec<Write>> {
-        let mut writes = Vec::new();
-        for (id, held) in self.open.iter_mut().filter(|(_, held)| held.changed) {
+        let mut changed: Vec<_> = self.open.iter_mut().filter(|(_, held)| held.changed).collect();
+        // Neighbours in the collection lie together in its files.
+        changed.sort_unstable_by_key(|(id, _)| *id);
+        let mut writes = Vec::with_capacity(changed.len());
+        for (id, held) in changed {
             let after = held.document.as_ref().map(bson::serialize_to_raw_document_buf).transpose()?;
             writes.extend(Write::between(id, held.stored.as_deref(), after.as_deref())?);
             held.stored = after;

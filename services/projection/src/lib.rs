@@ -12,6 +12,7 @@ mod reader;
 mod store;
 mod trouble;
 mod write;
+mod writer;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +22,7 @@ use runtime::{
     Nats, Ready,
     micro::{Description, Service},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use views::{View, Visitor};
 
@@ -29,12 +30,11 @@ pub use config::Config;
 use election::{Candidate, Election};
 use feed::Feed;
 use lease::Leases;
-use projector::{Resources, Session, Size, lead};
+use projector::{Resources, Size, lead};
 use store::Store;
 use trouble::Trouble;
+use writer::Writer;
 
-/// Batches, of all views together, that are written at the same time.
-const TURNS: usize = 1;
 /// How long NATS may be silent at the start before that is said.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -53,9 +53,9 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let database = store::connect(&config.mongodb_url, &config.database).await?;
     let nats = Nats::connect(&config.nats, "projection").await?;
     let starting = async { tokio::join!(connected(&nats), prepared(&database)) };
-    if shutdown.run_until_cancelled(starting).await.is_none() {
+    let Some(((), writer)) = shutdown.run_until_cancelled(starting).await else {
         return Ok(());
-    }
+    };
     let service = serve(&nats, &replica).await?;
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
@@ -65,7 +65,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         database,
         leases: leases.clone(),
         feed: Arc::new(Feed::new(&nats, &config.nats.stream)),
-        turns: Arc::new(Semaphore::new(TURNS)),
+        writer,
         bounds: Size { events: config.batch_events, bytes: config.batch_bytes },
     });
     let election = Election::new(leases, candidates(&resources));
@@ -90,8 +90,8 @@ async fn connected(nats: &Nats) {
     }
 }
 
-/// Makes sure that each view has its collection, indexes and checkpoint.
-async fn prepared(database: &Database) {
+/// Makes sure that each view has its collection, indexes and checkpoint, and starts what writes them.
+async fn prepared(database: &Database) -> Writer {
     struct Opening<'a>(&'a Database, Vec<BoxFuture<'a, Result<Store, mongodb::error::Error>>>);
 
     impl Visitor for Opening<'_> {
@@ -104,8 +104,12 @@ async fn prepared(database: &Database) {
     loop {
         let mut opening = Opening(database, Vec::new());
         views::visit(&mut opening);
-        match futures_util::future::try_join_all(opening.1).await {
-            Ok(_) => return,
+        let prepared = async {
+            futures_util::future::try_join_all(opening.1).await?;
+            Writer::start(database).await
+        };
+        match prepared.await {
+            Ok(writer) => return writer,
             Err(error) => {
                 if let Some(reason) = trouble.news(&error.into()) {
                     tracing::error!(reason, "cannot prepare the views, trying again");
@@ -131,10 +135,10 @@ fn candidates(resources: &Arc<Resources>) -> Vec<Candidate> {
 
     impl Visitor for Candidates<'_> {
         fn visit<V: View>(&mut self) {
-            let (resources, session) = (Arc::clone(self.0), Arc::new(Session::new()));
+            let resources = Arc::clone(self.0);
             let lead: election::Lead = Box::new(move |lease, stop| {
-                let (resources, session) = (Arc::clone(&resources), Arc::clone(&session));
-                Box::pin(async move { lead::<V>(&resources, &session, &lease, &stop).await })
+                let resources = Arc::clone(&resources);
+                Box::pin(async move { lead::<V>(&resources, &lease, &stop).await })
             });
             self.1.push(Candidate { view: V::NAME, lead });
         }

@@ -6,13 +6,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use anyhow::{Context, anyhow, ensure};
 use domain::Recorded;
 use futures_util::future::BoxFuture;
-use mongodb::{ClientSession, Database};
+use mongodb::Database;
 use runtime::Nats;
-use tokio::{
-    sync::{AcquireError, Mutex, OnceCell, OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep_until},
-};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 use views::View;
 
 use crate::{
@@ -23,10 +20,16 @@ use crate::{
     reader::{Arrival, Unreadable},
     store::{Batch, Store, Superseded, end_session},
     trouble::Trouble,
+    writer::{Turn, Writer},
 };
 
 /// How much later than announced a checkpoint may be saved where no document changed.
 const SAVE_AFTER: Duration = Duration::from_millis(200);
+/// Where the stream has so many more events, nobody waits for this one. The view then writes what it can hold at once:
+/// each document less often.
+const FAR: u64 = 10_000;
+/// For how long it folds before it writes then.
+const SAVE_AFTER_FAR: Duration = Duration::from_secs(1);
 /// What goes on for so long is out of trouble, also if no event came to show it.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
@@ -41,9 +44,7 @@ pub struct Resources {
     pub database: Database,
     pub leases: Leases,
     pub feed: Arc<Feed>,
-    /// Each batch occupies the database for the whole of its transaction: when more are written at once, all take longer;
-    /// when one waits for its turn, it becomes larger meanwhile.
-    pub turns: Arc<Semaphore>,
+    pub writer: Writer,
     /// Of a batch.
     pub bounds: Size,
 }
@@ -64,17 +65,13 @@ impl Size {
     }
 }
 
-/// The session in which this process writes a view: one for all of its transactions, each of which ends the one before
-/// it, should that be open still.
-pub type Session = OnceCell<Arc<Mutex<ClientSession>>>;
-
 /// Leads a view until it is told to stop, and says the highest term that it met. What goes wrong is waited out.
-pub async fn lead<V: View>(resources: &Resources, session: &Session, lease: &Lease, stop: &CancellationToken) -> i64 {
+pub async fn lead<V: View>(resources: &Resources, lease: &Lease, stop: &CancellationToken) -> i64 {
     let (view, term) = (V::NAME, lease.term);
     tracing::info!(view, term, "leading");
     let mut trouble = Trouble::default();
     loop {
-        let starting = Projector::<V>::start(resources, session, lease, trouble.is_told());
+        let starting = Projector::<V>::start(resources, lease, trouble.is_told());
         let ended = match stop.run_until_cancelled(starting).await {
             None => return term,
             Some(Ok(projector)) => projector.run(stop, &mut trouble).await,
@@ -123,15 +120,16 @@ pub struct Projector<'a, V: View> {
     announced: Option<u64>,
     /// What has been folded since the last batch was sealed.
     open: Size,
-    /// When the checkpoint is saved though no document has changed.
+    /// There is far more to come than what was folded last.
+    is_far: bool,
+    /// When what is folded is saved in any case.
     save_at: Option<Instant>,
     /// `None` when it is out of trouble.
     healthy_at: Option<Instant>,
-    session: Arc<Mutex<ClientSession>>,
     /// A batch that is being written; it ends with the new checkpoint.
-    writing: Option<AbortOnDropHandle<anyhow::Result<u64>>>,
+    writing: Option<BoxFuture<'static, anyhow::Result<u64>>>,
     /// What is folded waits for its turn to be written; more may be folded meanwhile.
-    turn: Option<BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>>,
+    turn: Option<BoxFuture<'static, anyhow::Result<Turn>>>,
 }
 
 /// Why a step failed.
@@ -147,27 +145,20 @@ impl<'a, V: View> Projector<'a, V> {
     ///
     /// # Errors
     /// [`Superseded`] if the lease has passed on; others if a server is away, or the stream is not there yet.
-    async fn start(
-        resources: &'a Resources,
-        session: &Session,
-        lease: &Lease,
-        is_careful: bool,
-    ) -> anyhow::Result<Self> {
-        let Resources { database, leases, feed, .. } = resources;
-        let begin = async || database.client().start_session().await.map(|session| Arc::new(Mutex::new(session)));
-        let session = Arc::clone(session.get_or_try_init(begin).await?);
-        let mut writer = session.lock().await;
+    async fn start(resources: &'a Resources, lease: &Lease, is_careful: bool) -> anyhow::Result<Self> {
+        let Resources { database, leases, feed, writer, .. } = resources;
+        let own = writer.session().await.id().clone();
         // What the leader before may have left open would lock its documents for a minute or more.
         let former = leases.session(lease).await?.context("the lease was lost")?.session;
-        if let Some(former) = former.filter(|former| former != writer.id())
+        if let Some(former) = former.filter(|former| *former != own)
             && let Err(error) = end_session(database, former).await
         {
             tracing::warn!(view = V::NAME, %error.kind, "a transaction of a dead leader may hold this view up");
         }
-        ensure!(leases.note_session(lease, writer.id()).await?, "the lease was lost");
+        ensure!(leases.note_session(lease, &own).await?, "the lease was lost");
         let store = Store::open::<V>(database).await?;
-        let stored = store.take_over(&mut writer, lease.term).await?;
-        drop(writer);
+        // What was being written of this view is now written, or will not be.
+        let stored = store.take_over(&mut *writer.session().await, lease.term).await?;
         let place = feed.open(V::NAME, stored, is_careful).await?;
         let mut projector = Self {
             resources,
@@ -180,9 +171,9 @@ impl<'a, V: View> Projector<'a, V> {
             folded: stored,
             announced: None,
             open: Size::default(),
+            is_far: false,
             save_at: None,
             healthy_at: Some(Instant::now() + HEALTHY_AFTER),
-            session,
             writing: None,
             turn: None,
         };
@@ -226,7 +217,7 @@ impl<'a, V: View> Projector<'a, V> {
     /// If it cannot go on, see [`Halt`].
     pub async fn step(&mut self) -> Result<(), Halt> {
         if self.is_to_be_written() && self.turn.is_none() {
-            self.turn = Some(Box::pin(Arc::clone(&self.resources.turns).acquire_owned()));
+            self.turn = Some(Box::pin(self.resources.writer.turn()));
         }
         let room = self.resources.bounds.left_by(self.open);
         tokio::select! {
@@ -234,9 +225,9 @@ impl<'a, V: View> Projector<'a, V> {
             written = finished(&mut self.writing), if self.writing.is_some() => {
                 self.written(written.map_err(Halt::Store)?).await;
             }
-            turn = async { self.turn.as_mut()?.await.ok() }, if self.turn.is_some() => {
-                self.turn = None;
-                self.write(turn).map_err(Halt::Store)?;
+            turn = finished(&mut self.turn), if self.turn.is_some() => {
+                let begun = turn.and_then(|turn| self.write(turn));
+                begun.map_err(Halt::Store)?;
             }
             arrivals = self.place.next(room.unwrap_or_default()), if room.is_some() => {
                 self.take(arrivals.map_err(|error| Halt::Input(error.into()))?).await?;
@@ -283,8 +274,10 @@ impl<'a, V: View> Projector<'a, V> {
             self.folded = *position;
         }
         self.open.bytes += (self.fold.documents() - before) * DOCUMENT_BYTES;
+        self.is_far = arrivals.last().is_some_and(|last| last.pending > FAR);
         if self.folded > self.stored {
-            self.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
+            let after = if self.is_far { SAVE_AFTER_FAR } else { SAVE_AFTER };
+            self.save_at.get_or_insert_with(|| Instant::now() + after);
         }
         self.announce().await;
         unapplied.map_or(Ok(()), |error| Err(Halt::Input(error.into())))
@@ -312,20 +305,18 @@ impl<'a, V: View> Projector<'a, V> {
     fn is_to_be_written(&self) -> bool {
         let is_full = self.resources.bounds.left_by(self.open).is_none();
         let is_late = self.save_at.is_some_and(|at| at <= Instant::now());
-        self.writing.is_none() && self.folded > self.stored && (is_full || is_late || self.fold.has_changed())
+        let is_wanted = self.fold.has_changed() && !self.is_far;
+        self.writing.is_none() && self.folded > self.stored && (is_full || is_late || is_wanted)
     }
 
-    /// Begins to write what is folded. The turn is over when that is done.
-    fn write(&mut self, turn: Option<OwnedSemaphorePermit>) -> anyhow::Result<()> {
-        let batch = Batch { from: self.stored, to: self.folded, term: self.term, writes: self.fold.seal()? };
+    /// Begins to write what is folded.
+    fn write(&mut self, turn: Turn) -> anyhow::Result<()> {
+        let (store, to) = (Arc::clone(&self.store), self.folded);
+        let batch = Batch { store, from: self.stored, to, term: self.term, writes: self.fold.seal()? };
         self.open = Size::default();
         self.save_at = None;
-        let (store, session) = (Arc::clone(&self.store), Arc::clone(&self.session));
-        self.writing = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            let _turn = turn;
-            store.commit(&mut *session.lock().await, &batch).await?;
-            Ok(batch.to)
-        })));
+        let written = turn.write(batch);
+        self.writing = Some(Box::pin(async move { written.await.map(|()| to) }));
         Ok(())
     }
 
@@ -343,7 +334,7 @@ impl<'a, V: View> Projector<'a, V> {
         self.turn = None;
         while self.stored < self.folded {
             if self.writing.is_none() {
-                let turn = Arc::clone(&self.resources.turns).acquire_owned().await.ok();
+                let turn = self.resources.writer.turn().await?;
                 self.write(turn)?;
             }
             let written = finished(&mut self.writing).await?;
@@ -365,10 +356,11 @@ impl<'a, V: View> Projector<'a, V> {
     }
 }
 
-async fn finished(writing: &mut Option<AbortOnDropHandle<anyhow::Result<u64>>>) -> anyhow::Result<u64> {
-    let written = writing.as_mut().context("nothing is being written")?.await;
-    *writing = None;
-    written.context("the writer panicked")?
+/// Waits for what is under way.
+async fn finished<T>(under_way: &mut Option<BoxFuture<'static, anyhow::Result<T>>>) -> anyhow::Result<T> {
+    let finished = under_way.as_mut().context("nothing is under way")?.await;
+    *under_way = None;
+    finished
 }
 
 async fn moment(at: Option<Instant>) {

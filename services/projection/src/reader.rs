@@ -12,6 +12,7 @@ use async_nats::{
     jetstream::{
         self, ErrorCode,
         consumer::{AckPolicy, DeliverPolicy, pull},
+        message::Info,
         stream::ConsumerErrorKind,
     },
 };
@@ -53,14 +54,16 @@ pub enum Unreadable {
 /// An event as it came.
 pub struct Arrival {
     pub position: u64,
+    /// How many more the stream had when it sent this one.
+    pub pending: u64,
     pub message: Message,
     /// Once a view has asked for it.
     pub decoded: OnceLock<Result<Recorded, Unapplied>>,
 }
 
 impl Arrival {
-    pub fn new(position: u64, message: Message) -> Self {
-        Self { position, message, decoded: OnceLock::new() }
+    pub fn new(position: u64, pending: u64, message: Message) -> Self {
+        Self { position, pending, message, decoded: OnceLock::new() }
     }
 }
 
@@ -200,12 +203,12 @@ impl Reader {
     async fn one(&mut self) -> Result<Arrival, Unreadable> {
         loop {
             let message = self.messages.next().await.ok_or_else(|| lost("it ended"))?.map_err(lost)?;
-            let position = message.info().map_err(lost)?.stream_sequence;
+            let Info { stream_sequence: position, pending, .. } = message.info().map_err(lost)?;
             match Verdict::of(self.position, position) {
                 Verdict::Seen => {}
                 Verdict::Next => {
                     self.position = position;
-                    return Ok(Arrival::new(position, message.message));
+                    return Ok(Arrival::new(position, pending, message.message));
                 }
                 Verdict::Gap => return Err(Unreadable::Gap { last: self.position, position }),
             }

@@ -2,10 +2,10 @@
 //! demands the checkpoint that the batch began at and the term of the writer's lease. So each event's effect is there
 //! exactly once, and a writer whose term has passed cannot write at all.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use futures_util::StreamExt;
 use mongodb::{
     Client, ClientSession, Collection, Database, IndexModel,
@@ -37,8 +37,9 @@ pub struct Store {
     version: i32,
 }
 
-/// What one transaction does.
+/// What is done to one view in a transaction.
 pub struct Batch {
+    pub store: Arc<Store>,
     /// The checkpoint before it.
     pub from: u64,
     /// The checkpoint after it.
@@ -167,43 +168,58 @@ impl Store {
         }
         Ok(documents)
     }
+}
 
-    /// Writes a batch, all or nothing.
-    ///
-    /// # Errors
-    /// If MongoDB is away, or another writer has moved the checkpoint. Whether the batch was written is then not known,
-    /// and does not matter: go on from what [`Store::take_over`] says.
-    pub async fn commit(&self, session: &mut ClientSession, batch: &Batch) -> anyhow::Result<()> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            session.start_transaction().write_concern(WriteConcern::majority()).await?;
-            let Err(error) = self.write(session, batch).await else { return Ok(session.commit_transaction().await?) };
-            // If the server does not hear of this either, the transaction ends with the next use of the session.
-            let _ = session.abort_transaction().await;
-            if tries == TRIES || !is_transient(&error) {
-                return Err(error);
-            }
+/// Writes batches of different views in one transaction, all or nothing.
+///
+/// # Errors
+/// If MongoDB is away, or another writer has moved one of the checkpoints. Whether the batches were written is then not
+/// known, and does not matter: go on from what [`Store::take_over`] says.
+pub async fn commit(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result<()> {
+    if batches.is_empty() {
+        return Ok(());
+    }
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        session.start_transaction().write_concern(WriteConcern::majority()).await?;
+        let Err(error) = write(session, batches).await else { return Ok(session.commit_transaction().await?) };
+        // If the server does not hear of this either, the transaction ends with the next use of the session.
+        let _ = session.abort_transaction().await;
+        if tries == TRIES || !is_transient(&error) {
+            return Err(error);
         }
     }
+}
 
-    async fn write(&self, session: &mut ClientSession, batch: &Batch) -> anyhow::Result<()> {
-        let Batch { from, to, term, writes } = batch;
-        let moved = self
-            .checkpoints
-            .update_one(
-                doc! { "_id": self.documents.name(), "position": i64::try_from(*from)?, "term": term },
-                doc! { "$set": { "position": i64::try_from(*to)? } },
-            )
-            .session(&mut *session)
-            .await?;
-        ensure!(moved.matched_count == 1, "another writer has moved the checkpoint from {from}");
-        for command in write::commands(self.documents.name(), writes) {
-            let reply = self.database.run_raw_command(command.body).session(&mut *session).await?;
+async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result<()> {
+    let mut moves = RawArrayBuf::new();
+    for Batch { store, from, to, term, .. } in batches {
+        let (from, to) = (i64::try_from(*from)?, i64::try_from(*to)?);
+        moves.push(rawdoc! {
+            "q": { "_id": store.documents.name(), "position": from, "term": *term },
+            "u": { "$set": { "position": to } },
+        });
+    }
+    let command = rawdoc! { "update": layout::CHECKPOINTS, "updates": moves };
+    let reply = batches[0].store.database.run_raw_command(command).session(&mut *session).await?;
+    let checkpoints = i64::try_from(batches.len())?;
+    write::check(&reply, checkpoints).context("another writer has moved a checkpoint")?;
+    for Batch { store, writes, .. } in batches {
+        for command in write::commands(store.documents.name(), writes) {
+            let reply = store.database.run_raw_command(command.body).session(&mut *session).await?;
             write::check(&reply, command.documents)?;
         }
-        Ok(())
     }
+    Ok(())
+}
+
+/// Whether the server is away, and no batch to blame.
+pub fn is_of_server(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<Error>().map(|error| &*error.kind);
+    error.is_some_and(|kind| {
+        matches!(kind, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } | ErrorKind::ServerSelection { .. })
+    })
 }
 
 /// Whether the server asks for the transaction to be tried again, and has done nothing of it.
