@@ -1,8 +1,9 @@
-//! A batch of commands as one PostgreSQL transaction, in two round trips: load and lock; then, with everything decided,
-//! write and commit. Either the whole batch is in the journal, or nothing of it.
+//! A batch of commands as one PostgreSQL transaction. Where the aggregates are known from the batches before, in one
+//! round trip: decide on what is known, then write and commit if it is still so. Otherwise in two: load and lock; then,
+//! with everything decided, write and commit. Either the whole batch is in the journal, or nothing of it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +16,8 @@ use wire::{Accepted, Code, Failure};
 use crate::{
     handover::Committed,
     intake::Command,
-    journal::{Aggregate, Event, LedgerAnswer, LedgerEntry, Session, StoredAggregate, unsigned},
+    journal::{Aggregate, Backend, Event, LedgerAnswer, LedgerEntry, Recorded, Session, StoredAggregate, unsigned},
+    known::{self, Known},
     postgres::is_lost,
 };
 
@@ -57,43 +59,55 @@ pub enum BatchError {
 /// A batch of which it is not known whether it was committed.
 #[derive(Debug)]
 pub struct Unsettled {
-    /// PostgreSQL's identifier of the transaction.
-    pub transaction: String,
+    /// The server's process that had it.
+    pub backend: Backend,
+    /// PostgreSQL's identifier of the transaction, if it came.
+    pub transaction: Option<String>,
     pub decided: Decided,
 }
 
-/// Runs the commands as one transaction. The session is left outside of any transaction, unless it is lost.
+/// What a batch is decided on.
+pub struct Loaded {
+    aggregates: Aggregates,
+    /// Bytes of their states, as JSON.
+    bytes: HashMap<Id, usize>,
+    ledger: HashMap<String, LedgerEntry>,
+    /// It was not loaded: it is so only if nobody else has written since.
+    is_believed: bool,
+}
+
+/// What the batch needs, as far as it is known; what commands make, claim, or have as a key is taken to be new. `None` if
+/// something is missing.
+pub fn believe(known: &mut Known, commands: &[Command]) -> Option<Loaded> {
+    let mut ids: HashSet<Id> = HashSet::new();
+    let mut made: HashSet<Id> = HashSet::new();
+    for Command { command, .. } in commands {
+        ids.extend(command.touches());
+        if command.creates() {
+            made.insert(command.target());
+        }
+        if let Some(id) = command.touches_references_of() {
+            ids.extend(known.get(id)?.state.references());
+        }
+    }
+    if ids.iter().any(|id| !made.contains(id) && known.get(*id).is_none()) {
+        return None;
+    }
+    let (mut aggregates, mut bytes) = (Aggregates::default(), HashMap::with_capacity(ids.len()));
+    for id in ids {
+        if let Some(aggregate) = known.take(id) {
+            aggregates.load(id, aggregate.version, aggregate.state);
+            bytes.insert(id, aggregate.bytes);
+        }
+    }
+    Some(Loaded { aggregates, bytes, ledger: HashMap::new(), is_believed: true })
+}
+
+/// Begins a transaction, and loads and locks in it what the batch needs.
 ///
 /// # Errors
 /// See [`BatchError`].
-pub async fn run(
-    session: &Session,
-    commands: &[Command],
-    now: Timestamp,
-    max_event_bytes: usize,
-) -> Result<Written, BatchError> {
-    let Loaded { transaction, aggregates, ledger } = load(session, commands).await?;
-    let decided = decide(commands, aggregates, &ledger, now, max_event_bytes)?;
-    if decided.changes_nothing() {
-        session.rollback().await.map_err(before_writing)?;
-        return Ok(decided.written(0));
-    }
-    let rows = Rows::of(&decided.aggregates)?;
-    match write(session, &decided, &rows, now).await {
-        Ok(base) => Ok(decided.written(base)),
-        Err(error) if error.code().is_some_and(is_race) => Err(BatchError::Race),
-        Err(error) if is_lost(&error) => Err(BatchError::Unknown(error, Box::new(Unsettled { transaction, decided }))),
-        Err(error) => Err(BatchError::Fault(error.into())),
-    }
-}
-
-struct Loaded {
-    transaction: String,
-    aggregates: Aggregates,
-    ledger: HashMap<String, LedgerEntry>,
-}
-
-async fn load(session: &Session, commands: &[Command]) -> Result<Loaded, BatchError> {
+pub async fn load(session: &Session, commands: &[Command]) -> Result<Loaded, BatchError> {
     let keys: Vec<&str> = commands.iter().filter_map(|command| command.key.as_deref()).collect();
     let claims: Vec<Claim> = commands.iter().flat_map(|command| command.command.claims()).collect();
     let mut ids: BTreeSet<Id> = commands.iter().flat_map(|command| command.command.touches()).collect();
@@ -106,16 +120,12 @@ async fn load(session: &Session, commands: &[Command]) -> Result<Loaded, BatchEr
     }
     let ids: Vec<Id> = ids.into_iter().collect();
     // Joined, they go out together: one round trip.
-    let (begun, transaction, ledger, stored, holders) = join!(
-        session.begin(),
-        session.transaction(),
-        session.ledger(&keys),
-        session.lock(&ids),
-        session.holders(&claims),
-    );
+    let (begun, ledger, stored, holders) =
+        join!(session.begin(), session.ledger(&keys), session.lock(&ids), session.holders(&claims));
     begun.map_err(before_writing)?;
-    let mut aggregates = Aggregates::default();
+    let (mut aggregates, mut bytes) = (Aggregates::default(), HashMap::new());
     for stored in stored.map_err(before_writing)? {
+        bytes.insert(stored.id, stored.state.len());
         aggregates.load(stored.id, stored.version, state(&stored)?);
     }
     for (claim, id) in holders.map_err(before_writing)? {
@@ -126,12 +136,8 @@ async fn load(session: &Session, commands: &[Command]) -> Result<Loaded, BatchEr
         // It was made between the look without a lock and the one with it.
         return Err(BatchError::Race);
     }
-    let ledger = ledger.map_err(before_writing)?;
-    Ok(Loaded {
-        transaction: transaction.map_err(before_writing)?,
-        aggregates,
-        ledger: ledger.into_iter().map(|entry| (entry.key.clone(), entry)).collect(),
-    })
+    let ledger = ledger.map_err(before_writing)?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+    Ok(Loaded { aggregates, bytes, ledger, is_believed: false })
 }
 
 fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
@@ -144,6 +150,21 @@ fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
 #[derive(Debug)]
 pub struct Decided {
     at: Timestamp,
+    answers: Vec<Answer>,
+    events: Vec<Event>,
+    ledger: Vec<LedgerEntry>,
+    /// Aggregates to insert and to update, in the order of their identifiers, as all writers have them.
+    made: Vec<Aggregate>,
+    changed: Vec<Aggregate>,
+    released: Vec<Claim>,
+    taken: Vec<(Claim, Id)>,
+    /// What else must be as it was believed to be: versions of aggregates, and aggregates that are not there.
+    relied: Vec<(Id, u64)>,
+    absent: Vec<Id>,
+}
+
+/// Commands as they are decided, one after the other.
+struct Deciding {
     aggregates: Aggregates,
     answers: Vec<Answer>,
     events: Vec<Event>,
@@ -161,61 +182,82 @@ enum Answer {
     Accepted(Accepted),
 }
 
-fn decide(
+/// Decides the commands, each on what those before it left. The states that come of it are known from then on, though
+/// they are not written yet.
+///
+/// # Errors
+/// If a state or an event has no JSON form.
+pub fn decide(
     commands: &[Command],
-    aggregates: Aggregates,
-    ledger: &HashMap<String, LedgerEntry>,
+    loaded: Loaded,
+    known: &mut Known,
     now: Timestamp,
     max_event_bytes: usize,
 ) -> Result<Decided, BatchError> {
-    let mut decided = Decided { at: now, aggregates, answers: vec![], events: vec![], ledger: vec![] };
-    let mut first_with: HashMap<&str, usize> = HashMap::new();
-    for (index, command) in commands.iter().enumerate() {
-        let Some(key) = &command.key else {
-            let answer = decided.execute(command, now, max_event_bytes)?;
-            decided.answers.push(answer);
-            continue;
-        };
-        let answer = match (ledger.get(key), first_with.get(key.as_str())) {
-            (Some(entry), _) if entry.fingerprint != command.fingerprint => Answer::Refused(reused(key)),
-            (Some(entry), _) => Answer::Replayed(match &entry.answer {
-                LedgerAnswer::Accepted(accepted) => Ok(*accepted),
-                LedgerAnswer::Refused(failure) => Err(failure.clone()),
-            }),
-            (None, Some(first)) if commands[*first].fingerprint != command.fingerprint => Answer::Refused(reused(key)),
-            (None, Some(first)) => Answer::SameAs(*first),
-            (None, None) => {
-                first_with.insert(key, index);
-                let answer = decided.execute(command, now, max_event_bytes)?;
-                decided.ledger.extend(answer.entry(key, command.fingerprint));
-                answer
-            }
-        };
-        decided.answers.push(answer);
+    let Loaded { aggregates, mut bytes, ledger, is_believed } = loaded;
+    let mut deciding = Deciding { aggregates, answers: vec![], events: vec![], ledger: vec![] };
+    deciding.execute_all(commands, &ledger, now, max_event_bytes)?;
+    let Deciding { aggregates, answers, events, ledger } = deciding;
+    let (mut made, mut changed) = (vec![], vec![]);
+    for Changed { id, stored_version, version, state } in aggregates.changed() {
+        let kind = state.aggregate();
+        let state = json(state.encode())?;
+        bytes.insert(id, state.len());
+        let into = if stored_version == 0 { &mut made } else { &mut changed };
+        into.push(Aggregate { id: id.0, kind, stored_version, version, state });
     }
-    Ok(decided)
+    let (mut relied, mut absent) = (vec![], vec![]);
+    if is_believed {
+        let written: HashSet<Uuid> = made.iter().chain(&changed).map(|aggregate: &Aggregate| aggregate.id).collect();
+        let read = bytes.keys().filter(|id| !written.contains(&id.0));
+        relied.extend(read.map(|id| (*id, aggregates.version(*id))));
+        let makers = commands.iter().filter(|command| command.command.creates());
+        absent.extend(makers.map(|command| command.command.target()).filter(|id| !aggregates.exists(*id)));
+    }
+    let released = aggregates.released_claims().cloned().collect();
+    let taken = aggregates.taken_claims().map(|(claim, id)| (claim.clone(), id)).collect();
+    for (id, version, state) in aggregates.into_states() {
+        let bytes = bytes.get(&id).copied().unwrap_or_default();
+        known.keep(id, known::Aggregate { version, state, bytes });
+    }
+    Ok(Decided { at: now, answers, events, ledger, made, changed, released, taken, relied, absent })
 }
 
-impl Decided {
-    /// The batch's first event, by which a committed batch is found again.
-    pub fn first_event(&self) -> Option<(Uuid, u64)> {
-        self.events.first().map(|event| (event.id, event.version))
-    }
-
-    /// What came of it, where `base` is the position before the batch's first event.
-    pub fn written(self, base: i64) -> Written {
-        let after = unsigned(base);
-        let mut outcomes: Vec<Outcome> = Vec::with_capacity(self.answers.len());
-        for answer in self.answers {
-            outcomes.push(match answer {
-                Answer::Replayed(outcome) => outcome,
-                Answer::SameAs(first) => outcomes[first].clone(),
-                Answer::Refused(failure) => Err(failure),
-                Answer::Accepted(accepted) => Ok(Accepted { position: after + accepted.position, ..accepted }),
-            });
+impl Deciding {
+    fn execute_all(
+        &mut self,
+        commands: &[Command],
+        ledger: &HashMap<String, LedgerEntry>,
+        now: Timestamp,
+        max_event_bytes: usize,
+    ) -> Result<(), BatchError> {
+        let mut first_with: HashMap<&str, usize> = HashMap::new();
+        for (index, command) in commands.iter().enumerate() {
+            let Some(key) = &command.key else {
+                let answer = self.execute(command, now, max_event_bytes)?;
+                self.answers.push(answer);
+                continue;
+            };
+            let answer = match (ledger.get(key), first_with.get(key.as_str())) {
+                (Some(entry), _) if entry.fingerprint != command.fingerprint => Answer::Refused(reused(key)),
+                (Some(entry), _) => Answer::Replayed(match &entry.answer {
+                    LedgerAnswer::Accepted(accepted) => Ok(*accepted),
+                    LedgerAnswer::Refused(failure) => Err(failure.clone()),
+                }),
+                (None, Some(first)) if commands[*first].fingerprint != command.fingerprint => {
+                    Answer::Refused(reused(key))
+                }
+                (None, Some(first)) => Answer::SameAs(*first),
+                (None, None) => {
+                    first_with.insert(key, index);
+                    let answer = self.execute(command, now, max_event_bytes)?;
+                    self.ledger.extend(answer.entry(key, command.fingerprint));
+                    answer
+                }
+            };
+            self.answers.push(answer);
         }
-        let (at, events) = (self.at, self.events);
-        Written { outcomes, committed: (!events.is_empty()).then_some(Committed { after, at, events }) }
+        Ok(())
     }
 
     fn execute(&mut self, command: &Command, now: Timestamp, max_event_bytes: usize) -> Result<Answer, BatchError> {
@@ -246,30 +288,33 @@ impl Decided {
         let version = self.aggregates.version(id);
         Ok(Answer::Accepted(Accepted { id, version, position: self.events.len() as u64 }))
     }
+}
+
+impl Decided {
+    /// The batch's first event, by which a committed batch is found again.
+    pub fn first_event(&self) -> Option<(Uuid, u64)> {
+        self.events.first().map(|event| (event.id, event.version))
+    }
+
+    /// What came of it, where `base` is the position before the batch's first event.
+    pub fn written(self, base: i64) -> Written {
+        let after = unsigned(base);
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(self.answers.len());
+        for answer in self.answers {
+            outcomes.push(match answer {
+                Answer::Replayed(outcome) => outcome,
+                Answer::SameAs(first) => outcomes[first].clone(),
+                Answer::Refused(failure) => Err(failure),
+                Answer::Accepted(accepted) => Ok(Accepted { position: after + accepted.position, ..accepted }),
+            });
+        }
+        let (at, events) = (self.at, self.events);
+        Written { outcomes, committed: (!events.is_empty()).then_some(Committed { after, at, events }) }
+    }
 
     /// A command that was accepted without an event still wants the head's position.
-    fn changes_nothing(&self) -> bool {
+    pub fn changes_nothing(&self) -> bool {
         self.ledger.is_empty() && !self.answers.iter().any(|answer| matches!(answer, Answer::Accepted(_)))
-    }
-}
-
-/// The aggregates that have changed.
-struct Rows {
-    /// In the order of their identifiers, as all writers have them.
-    made: Vec<Aggregate>,
-    changed: Vec<Aggregate>,
-}
-
-impl Rows {
-    fn of(aggregates: &Aggregates) -> Result<Self, BatchError> {
-        let mut rows = Self { made: vec![], changed: vec![] };
-        for Changed { id, stored_version, version, state } in aggregates.changed() {
-            let kind = state.aggregate();
-            let state = json(state.encode())?;
-            let into = if stored_version == 0 { &mut rows.made } else { &mut rows.changed };
-            into.push(Aggregate { id: id.0, kind, version, state });
-        }
-        Ok(rows)
     }
 }
 
@@ -285,24 +330,39 @@ impl Answer {
     }
 }
 
-/// Writes and commits in one round trip; returns the position before the first event. Where a statement fails, those
-/// behind it fail too, and the commit becomes a rollback.
-async fn write(session: &Session, decided: &Decided, rows: &Rows, now: Timestamp) -> Result<i64, Error> {
-    let released: Vec<&Claim> = decided.aggregates.released_claims().collect();
-    let taken: Vec<(&Claim, Id)> = decided.aggregates.taken_claims().collect();
-    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(unsigned(now.unix_millis()));
-    let (changed, made, released, taken, base, committed) = join!(
-        session.update(&rows.changed),
-        session.insert(&rows.made),
-        session.release(&released),
-        session.claim(&taken),
+/// Writes and commits in one round trip, in the transaction that [`load`] began or one that begins here. Where a statement
+/// fails, those behind it fail too, and the commit becomes a rollback.
+///
+/// # Errors
+/// See [`BatchError`].
+pub async fn write(session: &Session, decided: Decided, begins: bool) -> Result<Written, BatchError> {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(unsigned(decided.at.unix_millis()));
+    let begin = async { if begins { session.begin().await } else { Ok(()) } };
+    let (begun, validated, changed, made, released, taken, recorded, committed) = join!(
+        begin,
+        session.validate(&decided.relied, &decided.absent),
+        session.update(&decided.changed),
+        session.insert(&decided.made),
+        session.release(&decided.released),
+        session.claim(&decided.taken),
         session.record(&decided.events, &decided.ledger, at),
         session.commit(),
     );
     // The first failure is the cause; the others only say that the transaction has failed.
-    changed.and(made).and(released).and(taken)?;
-    let base = base?;
-    committed.map(|()| base)
+    let written = begun.and(validated).and(changed).and(made).and(released).and(taken);
+    let (failed, transaction) = match (written, recorded, committed) {
+        (Ok(()), Ok(Recorded { base, .. }), Ok(())) => return Ok(decided.written(base)),
+        (Ok(()), Ok(Recorded { transaction, .. }), Err(error)) => (error, Some(transaction)),
+        (Ok(()), Err(error), _) | (Err(error), ..) => (error, None),
+    };
+    Err(match failed.code() {
+        Some(code) if is_race(code) => BatchError::Race,
+        _ if is_lost(&failed) => {
+            let backend = session.backend.clone();
+            BatchError::Unknown(failed, Box::new(Unsettled { backend, transaction, decided }))
+        }
+        _ => BatchError::Fault(failed.into()),
+    })
 }
 
 fn json(encoded: serde_json::Result<Vec<u8>>) -> Result<String, BatchError> {
@@ -322,7 +382,14 @@ fn before_writing(error: Error) -> BatchError {
     }
 }
 
-/// What a batch meets that another was faster than: it goes through when it is tried again.
+/// What a batch meets that another was faster than: it goes through when it is tried again. The statements that demand
+/// what was believed divide by zero where it is not so.
 fn is_race(code: &SqlState) -> bool {
-    [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE].contains(code)
+    let races = [
+        SqlState::UNIQUE_VIOLATION,
+        SqlState::DIVISION_BY_ZERO,
+        SqlState::T_R_DEADLOCK_DETECTED,
+        SqlState::T_R_SERIALIZATION_FAILURE,
+    ];
+    races.contains(code)
 }

@@ -16,17 +16,26 @@ use wire::{Accepted, Failure};
 /// come before it.
 pub struct Session {
     client: Object,
-    begin: Statement,
+    pub backend: Backend,
     ledger: Statement,
     peek: Statement,
     lock: Statement,
     holders: Statement,
+    validate: Statement,
     update: Statement,
     insert: Statement,
     release: Statement,
     claim: Statement,
     record: Statement,
     record_answered: Statement,
+}
+
+/// The server's process behind a connection.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pub pid: i32,
+    /// Tells it from another that gets the same number.
+    pub started: String,
 }
 
 /// An event as it is written.
@@ -49,6 +58,8 @@ pub struct Event {
 pub struct Aggregate {
     pub id: Uuid,
     pub kind: &'static str,
+    /// The version that is stored.
+    pub stored_version: u64,
     pub version: u64,
     /// JSON.
     pub state: String,
@@ -82,12 +93,14 @@ impl Session {
     /// # Errors
     /// If a statement cannot be prepared.
     pub async fn open(client: Object) -> Result<Self, Error> {
+        let backend = client.query_one(BACKEND, &[]).await?;
         Ok(Self {
-            begin: client.prepare_cached("select pg_current_xact_id()::text").await?,
+            backend: Backend { pid: backend.try_get(0)?, started: backend.try_get(1)? },
             ledger: client.prepare_cached(LEDGER).await?,
             peek: client.prepare_cached(PEEK).await?,
             lock: client.prepare_cached(LOCK).await?,
             holders: client.prepare_cached(HOLDERS).await?,
+            validate: client.prepare_cached(VALIDATE).await?,
             update: client.prepare_cached(UPDATE).await?,
             insert: client.prepare_cached(INSERT).await?,
             release: client.prepare_cached(RELEASE).await?,
@@ -98,18 +111,17 @@ impl Session {
         })
     }
 
-    /// The next call begins another transaction on a new connection: this one's state is not known.
+    /// Closes the connection: its state is not known.
     pub fn discard(self) {
         drop(Object::take(self.client));
     }
 
-    pub async fn begin(&self) -> Result<(), Error> {
-        self.client.batch_execute("begin").await
+    pub fn is_lost(&self) -> bool {
+        self.client.is_closed()
     }
 
-    /// The transaction's identifier, to ask for its fate if the connection breaks.
-    pub async fn transaction(&self) -> Result<String, Error> {
-        self.client.query_one(&self.begin, &[]).await?.try_get(0)
+    pub async fn begin(&self) -> Result<(), Error> {
+        self.client.batch_execute("begin").await
     }
 
     pub async fn commit(&self) -> Result<(), Error> {
@@ -161,12 +173,27 @@ impl Session {
             .collect()
     }
 
+    /// Demands that aggregates which are not written are at these versions until the end of the transaction, and that
+    /// others are not there. Fails with a division by zero where that is not so.
+    pub async fn validate(&self, present: &[(Id, u64)], absent: &[Id]) -> Result<(), Error> {
+        if present.is_empty() && absent.is_empty() {
+            return Ok(());
+        }
+        let (ids, versions): (Vec<Uuid>, Vec<i64>) =
+            present.iter().map(|(id, version)| (id.0, signed(*version))).unzip();
+        let absent: Vec<Uuid> = absent.iter().map(|id| id.0).collect();
+        self.client.execute(&self.validate, &[&ids, &versions, &absent]).await?;
+        Ok(())
+    }
+
+    /// Fails with a division by zero where an aggregate is not at the version that is said to be stored.
     pub async fn update(&self, aggregates: &[Aggregate]) -> Result<(), Error> {
         if aggregates.is_empty() {
             return Ok(());
         }
         let (ids, _, versions, states) = rows(aggregates);
-        self.client.execute(&self.update, &[&ids, &versions, &states]).await?;
+        let stored: Vec<i64> = aggregates.iter().map(|aggregate| signed(aggregate.stored_version)).collect();
+        self.client.execute(&self.update, &[&ids, &stored, &versions, &states]).await?;
         Ok(())
     }
 
@@ -180,29 +207,29 @@ impl Session {
         Ok(())
     }
 
-    pub async fn release(&self, claims: &[&Claim]) -> Result<(), Error> {
+    pub async fn release(&self, claims: &[Claim]) -> Result<(), Error> {
         if claims.is_empty() {
             return Ok(());
         }
-        let (scopes, values) = columns(claims.iter().copied());
+        let (scopes, values) = columns(claims.iter());
         self.client.execute(&self.release, &[&scopes, &values]).await?;
         Ok(())
     }
 
     /// Fails where another batch was first with a claim.
-    pub async fn claim(&self, claims: &[(&Claim, Id)]) -> Result<(), Error> {
+    pub async fn claim(&self, claims: &[(Claim, Id)]) -> Result<(), Error> {
         if claims.is_empty() {
             return Ok(());
         }
-        let (scopes, values) = columns(claims.iter().map(|(claim, _)| *claim));
+        let (scopes, values) = columns(claims.iter().map(|(claim, _)| claim));
         let ids: Vec<Uuid> = claims.iter().map(|(_, id)| id.0).collect();
         self.client.execute(&self.claim, &[&scopes, &values, &ids]).await?;
         Ok(())
     }
 
     /// Takes the journal's head, gives the events the positions behind it and writes them, and what was answered. The
-    /// head is locked from here to the commit. Returns the position before the first event.
-    pub async fn record(&self, events: &[Event], answers: &[LedgerEntry], at: SystemTime) -> Result<i64, Error> {
+    /// head is locked from here to the commit.
+    pub async fn record(&self, events: &[Event], answers: &[LedgerEntry], at: SystemTime) -> Result<Recorded, Error> {
         let number = i64::try_from(events.len()).unwrap_or_default();
         let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate).collect();
         let ids: Vec<Uuid> = events.iter().map(|event| event.id).collect();
@@ -245,8 +272,16 @@ impl Session {
             &self.record_answered
         };
         let row = self.client.query_one(statement, &parameters).await?;
-        row.try_get(0)
+        Ok(Recorded { base: row.try_get(0)?, transaction: row.try_get(1)? })
     }
+}
+
+/// What comes of recording events.
+pub struct Recorded {
+    /// The position before the first event.
+    pub base: i64,
+    /// PostgreSQL's identifier of the transaction, to ask for its fate if the connection breaks.
+    pub transaction: String,
 }
 
 impl LedgerAnswer {
@@ -287,11 +322,34 @@ const HOLDERS: &str = "
     from unnest($1::text[], $2::text[]) with ordinality as wanted (scope, value, ordinal)
     join claims using (scope, value)";
 
+const BACKEND: &str = "
+    select pid, backend_start::text
+    from pg_stat_activity
+    where pid = pg_backend_pid()";
+
+/// Statements behind this one are on their way already: only an error stops them.
+const VALIDATE: &str = "
+    with locked as (
+        select aggregates.id
+        from aggregates
+        join unnest($1::uuid[], $2::bigint[]) as wanted (id, version) using (id, version)
+        order by aggregates.id
+        for share of aggregates
+    )
+    select 1 / (
+        (select count(*) from locked) = cardinality($1)
+        and not exists (select from aggregates where id = any($3::uuid[]))
+    )::int";
+
 const UPDATE: &str = "
-    update aggregates
-    set version = changed.version, state = changed.state::json
-    from unnest($1::uuid[], $2::bigint[], $3::text[]) as changed (id, version, state)
-    where aggregates.id = changed.id";
+    with updated as (
+        update aggregates
+        set version = changed.version, state = changed.state::json
+        from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[]) as changed (id, stored, version, state)
+        where aggregates.id = changed.id and aggregates.version = changed.stored
+        returning 1
+    )
+    select 1 / (count(*) = cardinality($1))::int from updated";
 
 const INSERT: &str = "
     insert into aggregates (id, kind, version, state)
@@ -327,7 +385,7 @@ fn record(answered: bool) -> String {
             ) with ordinality as event
                 (aggregate, id, version, type, schema, payload, actor, command_id, traceparent, ordinal)
         ) {answered}
-        select base from head"
+        select base, pg_current_xact_id()::text from head"
     )
 }
 

@@ -6,6 +6,7 @@ mod config;
 mod handover;
 mod intake;
 mod journal;
+mod known;
 mod lane;
 mod ledger;
 mod migrations;
@@ -27,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use config::{Config, Task};
 use handover::Handover;
 use intake::Intake;
+use known::Known;
 use lane::Lane;
 use postgres::Postgres;
 use relay::Relay;
@@ -72,6 +74,9 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
             nats: nats.clone(),
             handover: handover.clone(),
             replies: replies.clone(),
+            session: None,
+            known: Known::default(),
+            caution: 0,
         };
         lanes.spawn(lane.run());
     }

@@ -136,6 +136,11 @@ impl Aggregates {
         })
     }
 
+    /// All aggregates that are there now, each with its version.
+    pub fn into_states(self) -> impl Iterator<Item = (Id, u64, State)> {
+        self.loaded.into_iter().map(|(id, Loaded { version, state, .. })| (id, version, state))
+    }
+
     /// The claims that must be given up, in order.
     pub fn released_claims(&self) -> impl Iterator<Item = &Claim> {
         self.claims_changed.iter().filter_map(|(claim, change)| {

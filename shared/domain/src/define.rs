@@ -122,6 +122,11 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(command) => command.touches()),* }
             }
 
+            /// Whether the command makes its target, and is refused where there is one.
+            pub fn creates(&self) -> bool {
+                match self { $(Self::$variant(command) => command.creates()),* }
+            }
+
             /// An aggregate whose own references ([`State::references`]) the command touches too.
             pub fn touches_references_of(&self) -> Option<Id> {
                 match self { $(Self::$variant(command) => command.touches_references_of()),* }

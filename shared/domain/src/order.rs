@@ -151,6 +151,10 @@ impl Command {
         }
     }
 
+    pub(crate) fn creates(&self) -> bool {
+        matches!(self, Self::Create(_))
+    }
+
     /// Cancelling changes the products of the order, which only the order knows.
     pub(crate) fn touches_references_of(&self) -> Option<Id> {
         match self {

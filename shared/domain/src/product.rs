@@ -143,6 +143,10 @@ impl Command {
         vec![self.target()]
     }
 
+    pub(crate) fn creates(&self) -> bool {
+        matches!(self, Self::Create(_))
+    }
+
     pub(crate) fn touches_references_of(&self) -> Option<Id> {
         None
     }

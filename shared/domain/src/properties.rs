@@ -327,6 +327,18 @@ fn versions_have_no_gap() {
 }
 
 #[test]
+fn a_command_makes_its_target_or_needs_it() {
+    for_any_steps(|steps| {
+        let mut aggregates = Aggregates::default();
+        for Step { command, expected_version, .. } in steps {
+            let (creates, is_new) = (command.creates(), aggregates.version(command.target()) == 0);
+            let accepted = aggregates.execute(command, expected_version, now()).is_ok();
+            assert!(!accepted || creates == is_new);
+        }
+    });
+}
+
+#[test]
 fn a_command_that_is_refused_or_changes_nothing_leaves_no_trace() {
     for_any_steps(|steps| {
         let mut aggregates = Aggregates::default();
