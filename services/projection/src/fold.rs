@@ -170,6 +170,8 @@ impl<D> Held<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bson::{Document, rawdoc};
     use domain::{Event, product};
     use serde::{Deserialize, Serialize};
@@ -191,6 +193,7 @@ mod tests {
         const NAME: &'static str = "pieces";
         const VERSION: i32 = 1;
         type Document = Count;
+        const GATHERS: Duration = Duration::ZERO;
         const AGGREGATES: &'static [&'static str] = &["product"];
 
         fn begins(_: &Recorded) -> bool {

@@ -27,7 +27,7 @@ use crate::{
 const SAVE_AFTER: Duration = Duration::from_millis(200);
 /// Where the stream has so many more events, nobody waits for this one. The view then writes what it can hold at once:
 /// each document less often.
-const FAR: u64 = 10_000;
+const FAR: u64 = 20_000;
 /// For how long it folds before it writes then.
 const SAVE_AFTER_FAR: Duration = Duration::from_secs(1);
 /// What goes on for so long is out of trouble, also if no event came to show it.
@@ -122,8 +122,10 @@ pub struct Projector<'a, V: View> {
     open: Size,
     /// There is far more to come than what was folded last.
     is_far: bool,
-    /// When what is folded is saved in any case.
+    /// When what is folded is to be written at the latest.
     save_at: Option<Instant>,
+    /// When the last batch was sealed.
+    sealed_at: Option<Instant>,
     /// `None` when it is out of trouble.
     healthy_at: Option<Instant>,
     /// A batch that is being written; it ends with the new checkpoint.
@@ -173,6 +175,7 @@ impl<'a, V: View> Projector<'a, V> {
             open: Size::default(),
             is_far: false,
             save_at: None,
+            sealed_at: None,
             healthy_at: Some(Instant::now() + HEALTHY_AFTER),
             writing: None,
             turn: None,
@@ -276,8 +279,8 @@ impl<'a, V: View> Projector<'a, V> {
         self.open.bytes += (self.fold.documents() - before) * DOCUMENT_BYTES;
         self.is_far = arrivals.last().is_some_and(|last| last.pending > FAR);
         if self.folded > self.stored {
-            let after = if self.is_far { SAVE_AFTER_FAR } else { SAVE_AFTER };
-            self.save_at.get_or_insert_with(|| Instant::now() + after);
+            let due = self.due();
+            self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
         }
         self.announce().await;
         unapplied.map_or(Ok(()), |error| Err(Halt::Input(error.into())))
@@ -302,11 +305,21 @@ impl<'a, V: View> Projector<'a, V> {
         Ok(())
     }
 
+    /// When what was folded just now is to be written.
+    fn due(&self) -> Instant {
+        let now = Instant::now();
+        match self.sealed_at {
+            _ if self.is_far => now + SAVE_AFTER_FAR,
+            _ if !self.fold.has_changed() => now + SAVE_AFTER,
+            Some(sealed_at) => now.max(sealed_at + V::GATHERS),
+            None => now,
+        }
+    }
+
     fn is_to_be_written(&self) -> bool {
         let is_full = self.resources.bounds.left_by(self.open).is_none();
         let is_late = self.save_at.is_some_and(|at| at <= Instant::now());
-        let is_wanted = self.fold.has_changed() && !self.is_far;
-        self.writing.is_none() && self.folded > self.stored && (is_full || is_late || is_wanted)
+        self.writing.is_none() && self.folded > self.stored && (is_full || is_late)
     }
 
     /// Begins to write what is folded.
@@ -314,7 +327,7 @@ impl<'a, V: View> Projector<'a, V> {
         let (store, to) = (Arc::clone(&self.store), self.folded);
         let batch = Batch { store, from: self.stored, to, term: self.term, writes: self.fold.seal()? };
         self.open = Size::default();
-        self.save_at = None;
+        (self.save_at, self.sealed_at) = (None, Some(Instant::now()));
         let written = turn.write(batch);
         self.writing = Some(Box::pin(async move { written.await.map(|()| to) }));
         Ok(())

@@ -19,6 +19,8 @@ pub use cursor::Cursor;
 pub use query::{List, Plan, Query, Report};
 pub use tally::Sum;
 
+use std::time::Duration;
+
 use domain::Recorded;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -30,6 +32,10 @@ pub trait View: Send + Sync + 'static {
     const VERSION: i32;
     /// Its `_id` is a string. Fields that start with `_` serve the indexes and are left out of replies.
     type Document: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync;
+
+    /// For how long changes are gathered, while they come all the time, before they are written: where many events change
+    /// the same few documents, that costs much less. What comes after a pause is written at once.
+    const GATHERS: Duration;
 
     /// The aggregates whose events concern its documents. Those of others are passed over undecoded.
     const AGGREGATES: &'static [&'static str];

@@ -1,6 +1,8 @@
 //! The view `orders`: every order as it now stands, and lists of them by user, status, date and total. The invariant:
 //! there is one document for each order that was placed and not deleted.
 
+use std::time::Duration;
+
 use bson::{Document, doc};
 use domain::{
     Currency, Event, Id, Malformed, Money, Recorded, Timestamp,
@@ -48,6 +50,7 @@ impl View for Orders {
     const NAME: &'static str = "orders";
     const VERSION: i32 = 1;
     type Document = Order;
+    const GATHERS: Duration = Duration::ZERO;
     const AGGREGATES: &'static [&'static str] = &["order"];
 
     fn begins(event: &Recorded) -> bool {

@@ -1,7 +1,7 @@
 //! The view `products`: every product with its price and stock, and the search over them. The invariant: `_tokens`
 //! holds all that a search for one word of the name, or for its beginning, can ask for.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use bson::{Document, doc};
 use domain::{Currency, Event, Id, MAX_AMOUNT, Malformed, Money, Name, Recorded, Sku, Timestamp, product};
@@ -48,6 +48,7 @@ impl View for Products {
     const NAME: &'static str = "products";
     const VERSION: i32 = 1;
     type Document = Product;
+    const GATHERS: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["product"];
 
     fn begins(event: &Recorded) -> bool {

@@ -2,7 +2,7 @@
 //! sellers. The invariant: the figures of a day are the sums over the orders that were placed on it, in UTC, and not
 //! cancelled; where these are none, there is no document.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use bson::{Document, RawDocumentBuf, doc};
 use domain::{Currency, Id, Malformed, Name, Recorded, Sku, Timestamp};
@@ -64,6 +64,7 @@ impl View for Sales {
     const NAME: &'static str = "sales";
     const VERSION: i32 = 1;
     type Document = Figures;
+    const GATHERS: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["order"];
 
     fn begins(_: &Recorded) -> bool {

@@ -1,7 +1,7 @@
 //! The view `users`: who is registered, how many orders each has and how much was spent, and lists of them. The
 //! invariant: `orders` and `spent` are over the orders of the user that were placed and not cancelled.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bson::{Document, doc};
 use domain::{Country, Currency, Email, Event, Id, Malformed, Name, Recorded, Timestamp, user};
@@ -42,6 +42,7 @@ impl View for Users {
     const NAME: &'static str = "users";
     const VERSION: i32 = 1;
     type Document = User;
+    const GATHERS: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["user", "order"];
 
     fn begins(event: &Recorded) -> bool {

@@ -26,6 +26,11 @@ const TURN: Duration = Duration::from_secs(4);
 const SUSTAINED: Duration = Duration::from_secs(60);
 /// By how many seconds the views may be behind.
 const LAG: f64 = 1.0;
+/// How many rates are tried before that, each for so long.
+const PROBES: u32 = 4;
+const PROBED: Duration = Duration::from_secs(9);
+/// What is tried after a rate that was too high in the end.
+const STEP_DOWN: f64 = 0.9;
 const PRODUCTS: usize = 20_000;
 /// Orders that the queries are asked of.
 const QUERIED: usize = 100_000;
@@ -412,38 +417,57 @@ async fn visible(installation: &mut Installation) -> Measured {
     followed
 }
 
-/// The highest rate that the views follow, found by letting them hold the load back, and then kept up.
-pub async fn sustained(installation: &mut Installation) -> Measured {
+/// The highest rate that the views follow, kept up.
+async fn sustained(installation: &mut Installation) -> Measured {
     let follower = Follower::start(&installation.system).await;
-    let mut rate = 0.95 * highest_rate(installation, &follower).await;
+    let mut rate = highest_rate(installation, &follower).await;
     loop {
-        let machine = installation.machine();
-        let (asker, orders) = installation.orders();
-        let mut traffic = Followed { orders, acknowledged: vec![] };
-        follower.forget();
-        let (measured, _) = asker.ask(&machine, Pace::PerSecond(rate), SUSTAINED, &mut traffic).await;
-        let lags = follower.lags(&traffic.acknowledged).await;
-        let lag = lags.last().copied().unwrap_or_default();
-        eprintln!("sustained: {rate:.0} orders/s, behind by at most {lag:.2} s");
+        let (measured, lag) = at_rate(installation, &follower, rate, SUSTAINED).await;
         if lag <= LAG {
             return measured;
         }
-        // What was followed in all that time.
-        let time = (SUSTAINED + SUSTAINED / 3).as_secs_f64();
-        rate *= 0.97 * time / (time + lag);
-        assert!(rate > 100.0, "the views do not follow even that");
+        rate *= STEP_DOWN;
     }
 }
 
-/// The rate of orders at which the views are about half a second behind.
+/// The rate of orders that the views follow for a while.
 pub async fn highest_rate(installation: &mut Installation, follower: &Follower) -> f64 {
+    // Where the views hold the load back, it comes in larger batches, which cost less: the rate is an upper bound.
+    let highest = held_back(installation, follower).await;
+    let (mut followed, mut step) = (0.0, highest / 2.0);
+    for _ in 0..PROBES {
+        installation.caught_up().await;
+        let (_, lag) = at_rate(installation, follower, followed + step, PROBED).await;
+        if lag <= LAG {
+            followed += step;
+        }
+        step /= 2.0;
+    }
+    assert!(followed > 0.0, "the views do not follow even a {}th of {highest} orders/s", 1 << PROBES);
+    followed
+}
+
+/// Places orders at a rate; says by how many seconds the views were behind at most.
+async fn at_rate(installation: &mut Installation, follower: &Follower, rate: f64, time: Duration) -> (Measured, f64) {
+    let machine = installation.machine();
+    let (asker, orders) = installation.orders();
+    let mut traffic = Followed { orders, acknowledged: vec![] };
+    follower.forget();
+    let (measured, _) = asker.ask(&machine, Pace::PerSecond(rate), time, &mut traffic).await;
+    let lag = follower.lags(&traffic.acknowledged).await.last().copied().unwrap_or_default();
+    eprintln!("{rate:.0} orders/s for {time:?}: behind by at most {lag:.2} s");
+    (measured, lag)
+}
+
+/// The rate of orders at which the views are about half a second behind, if they hold the load back.
+async fn held_back(installation: &mut Installation, follower: &Follower) -> f64 {
     const TIME: Duration = Duration::from_secs(8);
     const IN_FLIGHT: usize = 256;
 
     let mut rate = 2_000.0;
     // The number of orders that are not followed yet, and the rate, tell the lag: find the number that makes half a
     // second of it.
-    for _ in 0..3 {
+    for _ in 0..2 {
         let (asker, orders) = installation.orders();
         let most = (rate * LAG / 2.0) as u64 * EVENTS;
         let mut traffic = HeldBack { orders, follower, acknowledged: 0, most };
