@@ -47,6 +47,30 @@ async fn two_replicas_under_mixed_load_keep_the_journal_whole_and_the_stream_lik
     }
 }
 
+/// Each replica decides on what it knows, which is old as soon as the other has written: that shows in no reply.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replica_knows_from_before_leads_to_no_wrong_answer() {
+    let system = System::new().await;
+    let _replicas = [system.command().await, system.command().await];
+    let (user, product) = (system.user().await.id, system.product(0).await.id);
+    let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});
+    for round in 0..150 {
+        // Whoever gets this knows the product as it was when it was sold out, or some rounds ago.
+        system.accept("product.restock", json!({"id": product, "quantity": 1})).await;
+        system.accept("order.create", order.clone()).await;
+        let refused = system.try_command("order.create", order.clone()).await.failure().clone();
+        assert_eq!((&*refused.code, &refused.details["available"]), ("out_of_stock", &json!(0)), "round {round}");
+    }
+    system.accept("product.restock", json!({"id": product, "quantity": 9})).await;
+    system.accept("user.delete", json!({"id": user})).await;
+    for _ in 0..9 {
+        assert_eq!(system.try_command("order.create", order.clone()).await.code(), "user_not_found");
+    }
+    let events = journal::events(&system).await;
+    journal::check(&events);
+    assert_eq!(events.len(), 2 + 3 * 150 + 2);
+}
+
 /// So many clients send so many commands of all kinds each, which touch the same few products and users. Every reply is
 /// an acceptance or a business refusal; every acceptance is in the journal at its position.
 pub async fn mixed_load(system: &System, clients: usize, commands: usize) -> Vec<Accepted> {

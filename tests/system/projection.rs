@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bson::{Document, doc};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::json;
 use tests::{System, eventually, journal};
 use views::layout;
@@ -136,6 +136,28 @@ async fn an_event_that_cannot_be_applied_stops_its_view_and_no_other_and_no_docu
     tests::stays("nothing behind it is applied", expected, async || positions(&system).await).await;
     let products = system.views().await.collection::<Document>(&layout::collection("products", 1));
     assert_eq!(products.find_one(doc! {}).await.unwrap().unwrap().get_i64("stock").unwrap(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_cannot_be_written_takes_no_other_view_with_it() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let (user, product) = (system.user().await.id, system.product(1_000).await.id);
+    let _projection = system.projection().await;
+    journal::caught_up(&system).await;
+    // Somebody has a hand in the view's documents, while the projection service believes that it has this one in memory.
+    let products = system.views().await.collection::<Document>(&layout::collection("products", 1));
+    assert_eq!(products.delete_one(doc! { "_id": product.to_string() }).await.unwrap().deleted_count, 1);
+    let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});
+    // Together, so that the batches of all views share transactions.
+    join_all((0..20).map(|_| system.accept("order.create", order.clone()))).await;
+
+    // orders, products, sales, users. An order is placed at 3, and takes from the product at 4.
+    let head = i64::try_from(system.head().await).unwrap();
+    let expected = vec![head, 3, head, head];
+    eventually("the others go on", async || (positions(&system).await == expected).then_some(())).await;
+    tests::stays("nothing is written to it", expected, async || positions(&system).await).await;
+    assert_eq!(products.count_documents(doc! {}).await.unwrap(), 0);
 }
 
 /// Waits until the views have caught up, and compares every document.
