@@ -3,12 +3,15 @@
 
 mod bare;
 mod cost;
+mod echo;
 mod follow;
+mod growth;
 mod installation;
 mod load;
 mod report;
 mod rows;
 mod soak;
+mod sustained;
 
 use std::sync::Arc;
 
@@ -42,7 +45,7 @@ pub const ROWS: [&str; 13] = [
 /// If anything fails.
 pub async fn run(only: &[String], mut done: impl FnMut(&Row)) -> Vec<Row> {
     let wanted: Vec<&str> = ROWS.into_iter().filter(|row| only.is_empty() || only.iter().any(|it| it == row)).collect();
-    let stack: Arc<Stack> = Stack::private("bench");
+    let stack: Arc<Stack> = Stack::measured("bench");
     let mut rows = Vec::new();
     if wanted != ["growth"] {
         let mut bench = Bench::start(&stack).await;
@@ -53,7 +56,7 @@ pub async fn run(only: &[String], mut done: impl FnMut(&Row)) -> Vec<Row> {
         }
     }
     if wanted.contains(&"growth") {
-        let measured = rows::growth(&stack).await;
+        let measured = growth::growth(&stack).await;
         measured.iter().for_each(&mut done);
         rows.extend(measured);
     }

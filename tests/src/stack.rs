@@ -22,12 +22,17 @@ impl Stack {
     /// The servers that the tests of this process share.
     pub fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Stack>> = OnceLock::new();
-        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::start("shared"))))
+        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::start("shared", &[]))))
     }
 
     /// Servers for one test alone, which may stop them.
     pub fn private(name: &str) -> Arc<Self> {
-        Arc::new(Self::start(name))
+        Arc::new(Self::start(name, &[]))
+    }
+
+    /// The same with more memory for MongoDB: still less than it takes by itself, which is half of the machine's.
+    pub fn measured(name: &str) -> Arc<Self> {
+        Arc::new(Self::start(name, &["--mongodb-cache-gb", "4"]))
     }
 
     /// The URL of a server for a role, by the name of the variable in the stack's `env`.
@@ -50,11 +55,12 @@ impl Stack {
         script(&["up", server, "--test-databases", "--dir"], &self.directory);
     }
 
-    fn start(name: &str) -> Self {
+    fn start(name: &str, options: &[&str]) -> Self {
         let process = std::process::id();
         let directory = std::env::temp_dir().join(format!("watershed-test-{process}-{name}"));
         let while_pid = process.to_string();
-        script(&["up", "--free-ports", "--test-databases", "--while-pid", &while_pid, "--dir"], &directory);
+        let up = ["up", "--free-ports", "--test-databases", "--while-pid", &while_pid];
+        script(&[&up, options, &["--dir"]].concat(), &directory);
         let env = std::fs::read_to_string(directory.join("env")).expect("the stack has written its env");
         let urls = env.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
         let urls = urls.map(|(name, url)| (name.to_owned(), url.trim_matches('\'').to_owned())).collect();

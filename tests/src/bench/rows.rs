@@ -1,6 +1,6 @@
 //! The rows: what is measured of ours, and against what.
 
-use std::{process::Command, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::Message;
 use serde_json::json;
@@ -8,30 +8,22 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
-    bare::{BATCH, EVENTS, Mongo, Postgres, Stream, UPSERTS},
-    follow::{Followed, Follower, position},
+    bare::{BATCH, Mongo, Postgres, Stream, UPSERTS},
+    echo::Echo,
     installation::{Installation, Orders, ask, get_at, search_text},
     load::{Ask, Measured, Pace, Traffic, in_flight},
     report::{Reach, Row, Turn},
+    sustained::{SUSTAINED, sustained},
 };
-use crate::{Process, Stack};
+use crate::Stack;
 
 /// Turns of each side.
-const TURNS: usize = 3;
+pub const TURNS: usize = 3;
 /// Of those that take a minute.
 const LONG_TURNS: usize = 2;
 /// How long a turn is measured, after a warm-up of a third of it.
 const TURN: Duration = Duration::from_secs(4);
-/// For how long the views must follow.
-const SUSTAINED: Duration = Duration::from_secs(60);
-/// By how many seconds the views may be behind.
-const LAG: f64 = 1.0;
-/// How many rates are tried before that, each for so long.
-const PROBES: u32 = 4;
-const PROBED: Duration = Duration::from_secs(9);
-/// What is tried after a rate that was too high in the end.
-const STEP_DOWN: f64 = 0.9;
-const PRODUCTS: usize = 20_000;
+pub const PRODUCTS: usize = 20_000;
 /// Orders that the queries are asked of.
 const QUERIED: usize = 100_000;
 /// Orders that the views are rebuilt from, at least.
@@ -79,7 +71,7 @@ impl Bench {
             self.installation.caught_up().await;
         }
         match row {
-            "order_create_1" => vec![self.order_create_1().await],
+            "order_create_1" => self.order_create_1().await,
             "visible" => self.visible().await,
             "sustained" => vec![self.sustained().await],
             "order_get_64" => vec![self.order_get_64().await],
@@ -99,17 +91,27 @@ impl Bench {
         self.parts.as_ref().expect("they were made before the first row")
     }
 
-    /// The latency of one client's order, to that of one transaction.
-    async fn order_create_1(&mut self) -> Row {
+    /// The latency of one client's order, to that of one transaction: of the write side alone, as the other rows of
+    /// orders that are created, then while the views follow.
+    async fn order_create_1(&mut self) -> Vec<Row> {
+        let alone = self.create_one("order_create_1", Reach::AtMost(1.5)).await;
+        self.installation.start_projection();
+        self.installation.caught_up().await;
+        vec![alone, self.create_one("order_create_1_followed", Reach::Open).await]
+    }
+
+    async fn create_one(&mut self, name: &str, reach: Reach) -> Row {
         let mut turns = Vec::new();
         for _ in 0..TURNS {
             let ours = create(&mut self.installation, 1).await;
-            self.installation.caught_up().await;
+            if self.installation.projection.is_some() {
+                self.installation.caught_up().await;
+            }
             let bare = self.parts().alone.clone();
             let bare = in_flight(&self.installation.machine(), 1, TURN, move || one(bare.clone())).await;
             turns.push((Turn::latency(ours, 0.5), Turn::latency(bare, 0.5)));
         }
-        Row::of("order_create_1", "ms", Reach::AtMost(1.5), turns)
+        Row::of(name, "ms", reach, turns)
     }
 
     /// Orders at 256 in flight, to the same rows in batches of 256.
@@ -354,7 +356,7 @@ impl Parts {
 
 /// The rows of the write side alone, for which the projection service does not run.
 fn is_of_writes(row: &str) -> bool {
-    matches!(row, "order_create_256" | "order_create_vs_tx")
+    matches!(row, "order_create_1" | "order_create_256" | "order_create_vs_tx")
 }
 
 /// A transaction of one order.
@@ -362,25 +364,25 @@ async fn one(bare: Postgres) {
     bare.order().await;
 }
 
-async fn create(installation: &mut Installation, in_flight: usize) -> Measured {
+pub async fn create(installation: &mut Installation, in_flight: usize) -> Measured {
     let machine = installation.machine();
     let (asker, mut orders) = installation.orders();
     asker.ask(&machine, Pace::InFlight(in_flight), TURN, &mut orders).await.0
 }
 
-async fn get(installation: &mut Installation) -> Measured {
+pub async fn get(installation: &mut Installation) -> Measured {
     let machine = installation.machine();
     let (asker, mut traffic) = installation.order_get();
     asker.ask(&machine, Pace::InFlight(64), TURN, &mut traffic).await.0
 }
 
-async fn list(installation: &mut Installation) -> Measured {
+pub async fn list(installation: &mut Installation) -> Measured {
     let machine = installation.machine();
     let (asker, mut traffic) = installation.order_list();
     asker.ask(&machine, Pace::InFlight(64), TURN, &mut traffic).await.0
 }
 
-async fn search(installation: &mut Installation) -> Measured {
+pub async fn search(installation: &mut Installation) -> Measured {
     let machine = installation.machine();
     let (asker, mut traffic) = installation.product_search();
     asker.ask(&machine, Pace::InFlight(64), TURN, &mut traffic).await.0
@@ -407,7 +409,7 @@ impl Traffic for Visible<'_> {
     }
 }
 
-async fn visible(installation: &mut Installation) -> Measured {
+pub async fn visible(installation: &mut Installation) -> Measured {
     let machine = installation.machine();
     let get = installation.system.subjects.query("order", "get");
     let (asker, orders) = installation.orders();
@@ -417,97 +419,7 @@ async fn visible(installation: &mut Installation) -> Measured {
     followed
 }
 
-/// The highest rate that the views follow, kept up.
-async fn sustained(installation: &mut Installation) -> Measured {
-    let follower = Follower::start(&installation.system).await;
-    let mut rate = highest_rate(installation, &follower).await;
-    loop {
-        let (measured, lag) = at_rate(installation, &follower, rate, SUSTAINED).await;
-        if lag <= LAG {
-            return measured;
-        }
-        rate *= STEP_DOWN;
-    }
-}
-
-/// The rate of orders that the views follow for a while.
-pub async fn highest_rate(installation: &mut Installation, follower: &Follower) -> f64 {
-    // Where the views hold the load back, it comes in larger batches, which cost less: the rate is an upper bound.
-    let highest = held_back(installation, follower).await;
-    let (mut followed, mut step) = (0.0, highest / 2.0);
-    for _ in 0..PROBES {
-        installation.caught_up().await;
-        let (_, lag) = at_rate(installation, follower, followed + step, PROBED).await;
-        if lag <= LAG {
-            followed += step;
-        }
-        step /= 2.0;
-    }
-    assert!(followed > 0.0, "the views do not follow even a {}th of {highest} orders/s", 1 << PROBES);
-    followed
-}
-
-/// Places orders at a rate; says by how many seconds the views were behind at most.
-async fn at_rate(installation: &mut Installation, follower: &Follower, rate: f64, time: Duration) -> (Measured, f64) {
-    let machine = installation.machine();
-    let (asker, orders) = installation.orders();
-    let mut traffic = Followed { orders, acknowledged: vec![] };
-    follower.forget();
-    let (measured, _) = asker.ask(&machine, Pace::PerSecond(rate), time, &mut traffic).await;
-    let lag = follower.lags(&traffic.acknowledged).await.last().copied().unwrap_or_default();
-    eprintln!("{rate:.0} orders/s for {time:?}: behind by at most {lag:.2} s");
-    (measured, lag)
-}
-
-/// The rate of orders at which the views are about half a second behind, if they hold the load back.
-async fn held_back(installation: &mut Installation, follower: &Follower) -> f64 {
-    const TIME: Duration = Duration::from_secs(8);
-    const IN_FLIGHT: usize = 256;
-
-    let mut rate = 2_000.0;
-    // The number of orders that are not followed yet, and the rate, tell the lag: find the number that makes half a
-    // second of it.
-    for _ in 0..2 {
-        let (asker, orders) = installation.orders();
-        let most = (rate * LAG / 2.0) as u64 * EVENTS;
-        let mut traffic = HeldBack { orders, follower, acknowledged: 0, most };
-        rate = asker.held_back(IN_FLIGHT, TIME, &mut traffic).await / EVENTS as f64;
-    }
-    rate
-}
-
-/// Orders that wait for the views.
-struct HeldBack<'a> {
-    orders: Orders<'a>,
-    follower: &'a Follower,
-    /// The last position that was acknowledged.
-    acknowledged: u64,
-    /// By how many positions the views may be behind.
-    most: u64,
-}
-
-impl super::load::Held for HeldBack<'_> {
-    fn may_go_on(&self) -> bool {
-        self.acknowledged < self.follower.position() + self.most
-    }
-
-    fn done(&self) -> u64 {
-        self.follower.position()
-    }
-}
-
-impl Traffic for HeldBack<'_> {
-    fn next(&mut self) -> Option<Ask> {
-        self.orders.next()
-    }
-
-    fn then(&mut self, reply: &Message) -> Option<Ask> {
-        self.acknowledged = self.acknowledged.max(position(reply));
-        None
-    }
-}
-
-async fn rebuild(installation: &mut Installation) -> Turn {
+pub async fn rebuild(installation: &mut Installation) -> Turn {
     installation.stop_projection().await;
     installation.system.views().await.drop().await.expect("the database can be dropped");
     let events = installation.system.head().await;
@@ -523,114 +435,4 @@ async fn rebuild(installation: &mut Installation) -> Turn {
         measured: Measured::counted(events as usize, elapsed, cpu),
         per_operation: 1,
     }
-}
-
-/// A bare NATS responder, as a process of its own.
-struct Echo {
-    subject: String,
-    client: async_nats::Client,
-    _process: Process,
-}
-
-#[derive(Clone)]
-struct EchoClient {
-    subject: String,
-    client: async_nats::Client,
-}
-
-impl Echo {
-    async fn start(installation: &Installation, bytes: usize) -> Self {
-        // Where the client may send requests.
-        let subject = format!("qry.echo.{}", Uuid::now_v7().simple());
-        let url = installation.system.stack.url("NATS_OPERATOR_URL");
-        let mut command = Command::new(std::env::current_exe().expect("the program's own path"));
-        // In the environment: there is a password in it.
-        command.env("NATS_URL", url).args(["--echo", &subject, "--echo-bytes", &bytes.to_string()]);
-        let echo =
-            Self { subject, client: installation.system.client.nats.clone(), _process: Process::start(&mut command) };
-        let client = echo.clone_client();
-        crate::eventually("the echo answers", async || client.try_request().await.then_some(())).await;
-        echo
-    }
-
-    fn clone_client(&self) -> EchoClient {
-        EchoClient { subject: self.subject.clone(), client: self.client.clone() }
-    }
-}
-
-impl EchoClient {
-    async fn request(&self) {
-        assert!(self.try_request().await, "the echo answers");
-    }
-
-    async fn try_request(&self) -> bool {
-        self.client.request(self.subject.clone(), "{}".into()).await.is_ok_and(|reply| reply.status.is_none())
-    }
-}
-
-/// Orders of the small and of the large installation.
-const SMALL: usize = 10_000;
-const LARGE: usize = 1_000_000;
-
-/// What becomes of the figures when there is a hundred times as much: the large installation to the small one, on the
-/// same servers, in turns.
-pub async fn growth(stack: &Arc<Stack>) -> Vec<Row> {
-    let mut small = Installation::start(stack, PRODUCTS).await;
-    let mut large = Installation::start(stack, PRODUCTS).await;
-    small.fill(SMALL).await;
-    small.caught_up().await;
-    large.stop_projection().await;
-    large.fill(LARGE).await;
-    let mut rows = Vec::new();
-    small.stop_projection().await;
-    rows.push(
-        grown("order_create_256", "orders/s", &mut large, &mut small, async |it| Turn::rate(create(it, 256).await, 1))
-            .await,
-    );
-    let large_turn = rebuild(&mut large).await;
-    let small_turn = rebuild(&mut small).await;
-    rows.push(Row::of("growth_rebuild", "events/s", GROWN, vec![(large_turn, small_turn)]));
-    rows.push(
-        grown("order_create_1", "ms", &mut large, &mut small, async |it| Turn::latency(create(it, 1).await, 0.5)).await,
-    );
-    rows.push(grown("order_get_64", "gets/s", &mut large, &mut small, async |it| Turn::rate(get(it).await, 1)).await);
-    rows.push(
-        grown("order_list_64", "lists/s", &mut large, &mut small, async |it| Turn::rate(list(it).await, 1)).await,
-    );
-    rows.push(
-        grown("search_64", "searches/s", &mut large, &mut small, async |it| Turn::rate(search(it).await, 1)).await,
-    );
-    rows.push(grown("visible", "ms", &mut large, &mut small, async |it| Turn::latency(visible(it).await, 0.5)).await);
-    rows.push(
-        grown("sustained", "orders/s", &mut large, &mut small, async |it| Turn::rate(sustained(it).await, 1)).await,
-    );
-    let (of_large, of_small) = (large.memory(), small.memory());
-    for role in ["command", "projection", "query"] {
-        let name = format!("growth_memory_{role}");
-        rows.push(Row::plain(&name, "MB", Reach::AtMost(1.2), of_large[role], of_small[role]));
-    }
-    rows
-}
-
-const GROWN: Reach = Reach::AtLeast(0.8);
-
-async fn grown(
-    name: &str,
-    unit: &'static str,
-    large: &mut Installation,
-    small: &mut Installation,
-    measure: impl AsyncFn(&mut Installation) -> Turn,
-) -> Row {
-    let mut turns = Vec::new();
-    let long = name == "sustained";
-    for _ in 0..if long { 1 } else { TURNS } {
-        for it in [&mut *large, &mut *small] {
-            if it.projection.is_some() {
-                it.caught_up().await;
-            }
-        }
-        turns.push((measure(large).await, measure(small).await));
-    }
-    let reach = if unit == "ms" { Reach::AtMost(1.25) } else { GROWN };
-    Row::of(&format!("growth_{name}"), unit, reach, turns)
 }

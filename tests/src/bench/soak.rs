@@ -6,7 +6,7 @@ use super::{
     follow::{Followed, Follower},
     installation::Installation,
     load::Pace,
-    rows::highest_rate,
+    sustained::highest_rate,
 };
 use crate::Stack;
 
@@ -30,7 +30,7 @@ struct Window {
 /// # Panics
 /// If a request fails.
 pub async fn soak(minutes: usize) -> bool {
-    let stack = Stack::private("soak");
+    let stack = Stack::measured("soak");
     let mut installation = Installation::start(&stack, 20_000).await;
     installation.fill(1_000).await;
     installation.caught_up().await;

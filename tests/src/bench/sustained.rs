@@ -1,0 +1,112 @@
+//! The highest rate of orders that the views follow.
+
+use std::time::Duration;
+
+use async_nats::Message;
+
+use super::{
+    bare::EVENTS,
+    follow::{Followed, Follower, position},
+    installation::{Installation, Orders},
+    load::{Ask, Held, Measured, Pace, Traffic},
+};
+
+/// For how long the views must follow.
+pub const SUSTAINED: Duration = Duration::from_secs(60);
+/// By how many seconds the views may be behind.
+const LAG: f64 = 1.0;
+/// How many rates are tried before that, each for so long.
+const PROBES: u32 = 4;
+const PROBED: Duration = Duration::from_secs(9);
+/// What is tried after a rate that was too high in the end.
+const STEP_DOWN: f64 = 0.9;
+
+/// The highest rate that the views follow, kept up.
+pub async fn sustained(installation: &mut Installation) -> Measured {
+    let follower = Follower::start(&installation.system).await;
+    let mut rate = highest_rate(installation, &follower).await;
+    loop {
+        let (measured, lag) = at_rate(installation, &follower, rate, SUSTAINED).await;
+        if lag <= LAG {
+            return measured;
+        }
+        rate *= STEP_DOWN;
+    }
+}
+
+/// The rate of orders that the views follow for a while.
+pub async fn highest_rate(installation: &mut Installation, follower: &Follower) -> f64 {
+    // Where the views hold the load back, it comes in larger batches, which cost less: the rate is an upper bound.
+    let highest = held_back(installation, follower).await;
+    let (mut followed, mut step) = (0.0, highest / 2.0);
+    for _ in 0..PROBES {
+        installation.caught_up().await;
+        let (_, lag) = at_rate(installation, follower, followed + step, PROBED).await;
+        if lag <= LAG {
+            followed += step;
+        }
+        step /= 2.0;
+    }
+    assert!(followed > 0.0, "the views do not follow even a {}th of {highest} orders/s", 1 << PROBES);
+    followed
+}
+
+/// Places orders at a rate; says by how many seconds the views were behind at most.
+async fn at_rate(installation: &mut Installation, follower: &Follower, rate: f64, time: Duration) -> (Measured, f64) {
+    let machine = installation.machine();
+    let (asker, orders) = installation.orders();
+    let mut traffic = Followed { orders, acknowledged: vec![] };
+    follower.forget();
+    let (measured, _) = asker.ask(&machine, Pace::PerSecond(rate), time, &mut traffic).await;
+    let lag = follower.lags(&traffic.acknowledged).await.last().copied().unwrap_or_default();
+    eprintln!("{rate:.0} orders/s for {time:?}: behind by at most {lag:.2} s");
+    (measured, lag)
+}
+
+/// The rate of orders at which the views are about half a second behind, if they hold the load back.
+async fn held_back(installation: &mut Installation, follower: &Follower) -> f64 {
+    const TIME: Duration = Duration::from_secs(8);
+    const IN_FLIGHT: usize = 256;
+
+    let mut rate = 2_000.0;
+    // The number of orders that are not followed yet, and the rate, tell the lag: find the number that makes half a
+    // second of it.
+    for _ in 0..2 {
+        let (asker, orders) = installation.orders();
+        let most = (rate * LAG / 2.0) as u64 * EVENTS;
+        let mut traffic = HeldBack { orders, follower, acknowledged: 0, most };
+        rate = asker.held_back(IN_FLIGHT, TIME, &mut traffic).await / EVENTS as f64;
+    }
+    rate
+}
+
+/// Orders that wait for the views.
+struct HeldBack<'a> {
+    orders: Orders<'a>,
+    follower: &'a Follower,
+    /// The last position that was acknowledged.
+    acknowledged: u64,
+    /// By how many positions the views may be behind.
+    most: u64,
+}
+
+impl Held for HeldBack<'_> {
+    fn may_go_on(&self) -> bool {
+        self.acknowledged < self.follower.position() + self.most
+    }
+
+    fn done(&self) -> u64 {
+        self.follower.position()
+    }
+}
+
+impl Traffic for HeldBack<'_> {
+    fn next(&mut self) -> Option<Ask> {
+        self.orders.next()
+    }
+
+    fn then(&mut self, reply: &Message) -> Option<Ask> {
+        self.acknowledged = self.acknowledged.max(position(reply));
+        None
+    }
+}
