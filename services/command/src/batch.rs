@@ -16,7 +16,9 @@ use wire::{Accepted, Code, Failure};
 use crate::{
     handover::Committed,
     intake::Command,
-    journal::{Aggregate, Backend, Event, LedgerAnswer, LedgerEntry, Recorded, Session, StoredAggregate, unsigned},
+    journal::{
+        self, Aggregate, Backend, Event, LedgerAnswer, LedgerEntry, Recorded, Session, StoredAggregate, unsigned,
+    },
     known::{self, Known},
     postgres::is_lost,
 };
@@ -153,14 +155,9 @@ pub struct Decided {
     answers: Vec<Answer>,
     events: Vec<Event>,
     ledger: Vec<LedgerEntry>,
-    /// Aggregates to insert and to update, in the order of their identifiers, as all writers have them.
-    made: Vec<Aggregate>,
-    changed: Vec<Aggregate>,
+    aggregates: journal::Aggregates,
     released: Vec<Claim>,
     taken: Vec<(Claim, Id)>,
-    /// What else must be as it was believed to be: versions of aggregates, and aggregates that are not there.
-    relied: Vec<(Id, u64)>,
-    absent: Vec<Id>,
 }
 
 /// Commands as they are decided, one after the other.
@@ -198,21 +195,22 @@ pub fn decide(
     let mut deciding = Deciding { aggregates, answers: vec![], events: vec![], ledger: vec![] };
     deciding.execute_all(commands, &ledger, now, max_event_bytes)?;
     let Deciding { aggregates, answers, events, ledger } = deciding;
-    let (mut made, mut changed) = (vec![], vec![]);
+    let mut written = journal::Aggregates::default();
     for Changed { id, stored_version, version, state } in aggregates.changed() {
         let kind = state.aggregate();
         let state = json(state.encode())?;
         bytes.insert(id, state.len());
-        let into = if stored_version == 0 { &mut made } else { &mut changed };
+        let into = if stored_version == 0 { &mut written.made } else { &mut written.changed };
         into.push(Aggregate { id: id.0, kind, stored_version, version, state });
     }
-    let (mut relied, mut absent) = (vec![], vec![]);
     if is_believed {
-        let written: HashSet<Uuid> = made.iter().chain(&changed).map(|aggregate: &Aggregate| aggregate.id).collect();
-        let read = bytes.keys().filter(|id| !written.contains(&id.0));
-        relied.extend(read.map(|id| (*id, aggregates.version(*id))));
+        let ids: HashSet<Uuid> = written.made.iter().chain(&written.changed).map(|aggregate| aggregate.id).collect();
+        let read = bytes.keys().filter(|id| !ids.contains(&id.0));
+        written.relied.extend(read.map(|id| (*id, aggregates.version(*id))));
+        written.relied.sort_unstable_by_key(|(id, _)| *id);
         let makers = commands.iter().filter(|command| command.command.creates());
-        absent.extend(makers.map(|command| command.command.target()).filter(|id| !aggregates.exists(*id)));
+        let targets = makers.map(|command| command.command.target());
+        written.absent.extend(targets.filter(|id| !aggregates.exists(*id)));
     }
     let released = aggregates.released_claims().cloned().collect();
     let taken = aggregates.taken_claims().map(|(claim, id)| (claim.clone(), id)).collect();
@@ -220,7 +218,7 @@ pub fn decide(
         let bytes = bytes.get(&id).copied().unwrap_or_default();
         known.keep(id, known::Aggregate { version, state, bytes });
     }
-    Ok(Decided { at: now, answers, events, ledger, made, changed, released, taken, relied, absent })
+    Ok(Decided { at: now, answers, events, ledger, aggregates: written, released, taken })
 }
 
 impl Deciding {
@@ -338,18 +336,16 @@ impl Answer {
 pub async fn write(session: &Session, decided: Decided, begins: bool) -> Result<Written, BatchError> {
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(unsigned(decided.at.unix_millis()));
     let begin = async { if begins { session.begin().await } else { Ok(()) } };
-    let (begun, validated, changed, made, released, taken, recorded, committed) = join!(
+    let (begun, stored, released, taken, recorded, committed) = join!(
         begin,
-        session.validate(&decided.relied, &decided.absent),
-        session.update(&decided.changed),
-        session.insert(&decided.made),
+        session.store(&decided.aggregates),
         session.release(&decided.released),
         session.claim(&decided.taken),
         session.record(&decided.events, &decided.ledger, at),
         session.commit(),
     );
     // The first failure is the cause; the others only say that the transaction has failed.
-    let written = begun.and(validated).and(changed).and(made).and(released).and(taken);
+    let written = begun.and(stored).and(released).and(taken);
     let (failed, transaction) = match (written, recorded, committed) {
         (Ok(()), Ok(Recorded { base, .. }), Ok(())) => return Ok(decided.written(base)),
         (Ok(()), Ok(Recorded { transaction, .. }), Err(error)) => (error, Some(transaction)),

@@ -21,9 +21,7 @@ pub struct Session {
     peek: Statement,
     lock: Statement,
     holders: Statement,
-    validate: Statement,
-    update: Statement,
-    insert: Statement,
+    store: Statement,
     release: Statement,
     claim: Statement,
     record: Statement,
@@ -65,6 +63,17 @@ pub struct Aggregate {
     pub state: String,
 }
 
+/// What a batch makes of aggregates, and what it relies on, each in the order of the identifiers, as all writers have them.
+#[derive(Debug, Default)]
+pub struct Aggregates {
+    pub made: Vec<Aggregate>,
+    pub changed: Vec<Aggregate>,
+    /// Those that are not written, but must be at these versions.
+    pub relied: Vec<(Id, u64)>,
+    /// Those that must not be there, and are not made either.
+    pub absent: Vec<Id>,
+}
+
 /// An aggregate as it was read.
 pub struct StoredAggregate {
     pub id: Id,
@@ -100,9 +109,7 @@ impl Session {
             peek: client.prepare_cached(PEEK).await?,
             lock: client.prepare_cached(LOCK).await?,
             holders: client.prepare_cached(HOLDERS).await?,
-            validate: client.prepare_cached(VALIDATE).await?,
-            update: client.prepare_cached(UPDATE).await?,
-            insert: client.prepare_cached(INSERT).await?,
+            store: client.prepare_cached(STORE).await?,
             release: client.prepare_cached(RELEASE).await?,
             claim: client.prepare_cached(CLAIM).await?,
             record: client.prepare_cached(&record(false)).await?,
@@ -173,37 +180,34 @@ impl Session {
             .collect()
     }
 
-    /// Demands that aggregates which are not written are at these versions until the end of the transaction, and that
-    /// others are not there. Fails with a division by zero where that is not so.
-    pub async fn validate(&self, present: &[(Id, u64)], absent: &[Id]) -> Result<(), Error> {
-        if present.is_empty() && absent.is_empty() {
+    /// Writes aggregates. Fails with a division by zero where one of them, or of those that are only relied on, is not at
+    /// the version at which it is said to be stored, or one is there that should not be; and with a violation of
+    /// uniqueness where another batch was first with an identifier.
+    pub async fn store(&self, aggregates: &Aggregates) -> Result<(), Error> {
+        if aggregates.is_empty() {
             return Ok(());
         }
-        let (ids, versions): (Vec<Uuid>, Vec<i64>) =
-            present.iter().map(|(id, version)| (id.0, signed(*version))).unzip();
+        let Aggregates { made, changed, relied, absent } = aggregates;
+        let (made_ids, made_kinds, made_versions, made_states) = rows(made);
+        let (changed_ids, _, changed_versions, changed_states) = rows(changed);
+        let changed_from: Vec<i64> = changed.iter().map(|aggregate| signed(aggregate.stored_version)).collect();
+        let (relied_ids, relied_versions): (Vec<Uuid>, Vec<i64>) =
+            relied.iter().map(|(id, version)| (id.0, signed(*version))).unzip();
         let absent: Vec<Uuid> = absent.iter().map(|id| id.0).collect();
-        self.client.execute(&self.validate, &[&ids, &versions, &absent]).await?;
-        Ok(())
-    }
-
-    /// Fails with a division by zero where an aggregate is not at the version that is said to be stored.
-    pub async fn update(&self, aggregates: &[Aggregate]) -> Result<(), Error> {
-        if aggregates.is_empty() {
-            return Ok(());
-        }
-        let (ids, _, versions, states) = rows(aggregates);
-        let stored: Vec<i64> = aggregates.iter().map(|aggregate| signed(aggregate.stored_version)).collect();
-        self.client.execute(&self.update, &[&ids, &stored, &versions, &states]).await?;
-        Ok(())
-    }
-
-    /// Fails where another batch was first with an identifier.
-    pub async fn insert(&self, aggregates: &[Aggregate]) -> Result<(), Error> {
-        if aggregates.is_empty() {
-            return Ok(());
-        }
-        let (ids, kinds, versions, states) = rows(aggregates);
-        self.client.execute(&self.insert, &[&ids, &kinds, &versions, &states]).await?;
+        let parameters: [&(dyn ToSql + Sync); 11] = [
+            &made_ids,
+            &made_kinds,
+            &made_versions,
+            &made_states,
+            &changed_ids,
+            &changed_from,
+            &changed_versions,
+            &changed_states,
+            &relied_ids,
+            &relied_versions,
+            &absent,
+        ];
+        self.client.execute(&self.store, &parameters).await?;
         Ok(())
     }
 
@@ -284,6 +288,13 @@ pub struct Recorded {
     pub transaction: String,
 }
 
+impl Aggregates {
+    fn is_empty(&self) -> bool {
+        let Self { made, changed, relied, absent } = self;
+        made.is_empty() && changed.is_empty() && relied.is_empty() && absent.is_empty()
+    }
+}
+
 impl LedgerAnswer {
     fn accepted(&self) -> Option<Accepted> {
         match self {
@@ -327,34 +338,31 @@ const BACKEND: &str = "
     from pg_stat_activity
     where pid = pg_backend_pid()";
 
-/// Statements behind this one are on their way already: only an error stops them.
-const VALIDATE: &str = "
-    with locked as (
+/// What is relied on stays as it is until the end of the transaction. Statements behind this one are on their way already:
+/// only an error stops them.
+const STORE: &str = "
+    with made as (
+        insert into aggregates (id, kind, version, state)
+        select id, kind, version, state::json
+        from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[]) as made (id, kind, version, state)
+    ), changed as (
+        update aggregates
+        set version = changed.version, state = changed.state::json
+        from unnest($5::uuid[], $6::bigint[], $7::bigint[], $8::text[]) as changed (id, stored, version, state)
+        where aggregates.id = changed.id and aggregates.version = changed.stored
+        returning 1
+    ), relied as (
         select aggregates.id
         from aggregates
-        join unnest($1::uuid[], $2::bigint[]) as wanted (id, version) using (id, version)
+        join unnest($9::uuid[], $10::bigint[]) as relied (id, version) using (id, version)
         order by aggregates.id
         for share of aggregates
     )
     select 1 / (
-        (select count(*) from locked) = cardinality($1)
-        and not exists (select from aggregates where id = any($3::uuid[]))
+        (select count(*) from changed) = cardinality($5)
+        and (select count(*) from relied) = cardinality($9)
+        and not exists (select from aggregates where id = any($11::uuid[]))
     )::int";
-
-const UPDATE: &str = "
-    with updated as (
-        update aggregates
-        set version = changed.version, state = changed.state::json
-        from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[]) as changed (id, stored, version, state)
-        where aggregates.id = changed.id and aggregates.version = changed.stored
-        returning 1
-    )
-    select 1 / (count(*) = cardinality($1))::int from updated";
-
-const INSERT: &str = "
-    insert into aggregates (id, kind, version, state)
-    select id, kind, version, state::json
-    from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[]) as made (id, kind, version, state)";
 
 const RELEASE: &str = "
     delete from claims
