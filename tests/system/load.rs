@@ -71,6 +71,32 @@ async fn what_a_replica_knows_from_before_leads_to_no_wrong_answer() {
     assert_eq!(events.len(), 2 + 3 * 150 + 2);
 }
 
+/// Plans are made while the tables are small, and kept while they grow.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_reads_a_whole_table() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    mixed_load(&system, 1, 40).await;
+    let journal = system.journal().await;
+    // The server does so by itself, now and then, and plans anew.
+    journal.batch_execute("analyze aggregates, claims, commands, events").await.unwrap();
+    mixed_load(&system, 16, 20).await;
+    let statement = "select relname::text, seq_tup_read, idx_tup_fetch from pg_stat_user_tables \
+        where relname in ('aggregates', 'claims', 'commands', 'events')";
+    let read = eventually("the server has counted", async || {
+        // It does so once a second, when a transaction ends.
+        system.product(1).await;
+        let rows = journal.query(statement, &[]).await.unwrap();
+        let read: Vec<(String, i64, Option<i64>)> =
+            rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+        read.iter().any(|(table, _, by_key)| table == "aggregates" && *by_key > Some(200)).then_some(read)
+    })
+    .await;
+    for (table, read, by_key) in read {
+        assert_eq!(read, 0, "rows read of {table} in passing, {by_key:?} by key");
+    }
+}
+
 /// So many clients send so many commands of all kinds each, which touch the same few products and users. Every reply is
 /// an acceptance or a business refusal; every acceptance is in the journal at its position.
 pub async fn mixed_load(system: &System, clients: usize, commands: usize) -> Vec<Accepted> {
