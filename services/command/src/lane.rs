@@ -1,10 +1,8 @@
-//! A lane: one batch after the other. It takes what is waiting, runs it, answers, and takes what has gathered meanwhile;
-//! nobody waits for a batch to fill. While one is written, the next is decided on what that will leave, and sent behind it
-//! if there is enough for one. What the journal took is acknowledged, and what it did not take is said not to be.
+//! A lane: one batch at a time. It takes what is waiting, runs it, answers, and takes what has gathered meanwhile; nobody
+//! waits for a batch to fill. What the journal took is acknowledged, and what it did not take is said not to be.
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use runtime::{Nats, now};
 use tokio::{
     sync::{Mutex, mpsc},
@@ -14,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use wire::{Code, Failure};
 
 use crate::{
-    batch::{self, BatchError, Decided, Outcome, Unsettled, Written},
+    batch::{self, BatchError, Outcome, Unsettled, Written},
     handover::Handover,
     intake::{Command, Requester, Waiting},
     journal::Session,
@@ -22,10 +20,6 @@ use crate::{
     postgres::Postgres,
 };
 
-/// Batches on their way at most.
-const BATCHES: usize = 2;
-/// Commands for which a batch goes out behind another. Fewer wait until that is written: small batches cost more.
-const MANY: usize = 64;
 /// How often a batch is tried again that was too slow for another.
 const RACES: usize = 5;
 /// For how many batches a lane loads what it needs after it was wrong: others write the same aggregates.
@@ -38,115 +32,48 @@ const HEADER_ROOM: usize = 4096;
 pub struct Lane {
     pub waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>,
     pub batch_commands: usize,
-    /// There are no other lanes, which could run at once what this one gathers.
-    pub is_only: bool,
     pub postgres: Postgres,
     pub nats: Nats,
     pub handover: Handover,
     /// The replies on their way out.
     pub replies: TaskTracker,
     /// The lane's own connection, while there is one.
-    pub session: Option<Arc<Session>>,
+    pub session: Option<Session>,
     pub known: Known,
     /// For how many more batches what is known is not relied on.
     pub caution: u32,
 }
 
-struct Batch {
-    commands: Vec<Command>,
-    requesters: Vec<Requester>,
-}
-
-/// Batches on their way, in their order, which is that of their statements on the connection.
-type Flights = FuturesOrdered<BoxFuture<'static, (Batch, Result<Written, BatchError>)>>;
-
 impl Lane {
     /// Runs until the queue is closed and empty.
     pub async fn run(mut self) {
-        let (mut gathered, mut is_open, mut flights) = (Vec::new(), true, Flights::new());
-        loop {
-            let room = self.batch_commands - gathered.len();
-            let gathers = is_open && room > 0 && (flights.is_empty() || self.is_only);
-            tokio::select! {
-                biased;
-                Some((batch, result)) = flights.next() => self.land(batch, result, &mut flights).await,
-                taken = take(&self.waiting, &mut gathered, room), if gathers => is_open = taken > 0,
-                else => return,
-            }
-            let is_enough = gathered.len() >= MANY.min(self.batch_commands) && flights.len() < BATCHES;
-            if !gathered.is_empty() && (flights.is_empty() || is_enough) {
-                let waiting = std::mem::take(&mut gathered).into_iter();
-                let (commands, requesters) = waiting.map(|Waiting { command, requester }| (command, requester)).unzip();
-                self.begin(Batch { commands, requesters }, &mut flights).await;
-            }
-        }
+        while self.step().await {}
     }
 
-    /// Sends a batch on its way, if what it needs is known; otherwise runs it when all before it are written.
-    async fn begin(&mut self, batch: Batch, flights: &mut Flights) {
-        if let Some((session, decided)) = self.believe(&batch.commands).await {
-            flights.push_back(Box::pin(async move { (batch, batch::write(&session, decided, true).await) }));
-            return;
+    /// One batch; `false` if there will be none any more.
+    async fn step(&mut self) -> bool {
+        let mut waiting = Vec::new();
+        if self.waiting.lock().await.recv_many(&mut waiting, self.batch_commands).await == 0 {
+            return false;
         }
-        while let Some((before, result)) = flights.next().await {
-            self.land(before, result, flights).await;
-        }
-        let outcomes = self.answer(&batch.commands, None).await;
-        self.reply(batch.requesters, outcomes);
-    }
-
-    async fn believe(&mut self, commands: &[Command]) -> Option<(Arc<Session>, Decided)> {
-        if self.caution > 0 {
-            return None;
-        }
-        let session = Arc::clone(connected(&self.postgres, &mut self.session).await.ok()?);
-        let believed = batch::believe(&mut self.known, commands)?;
-        let decided = batch::decide(commands, believed, &mut self.known, now(), max_event_bytes(&self.nats)).ok()?;
-        // What is refused for what is only believed must be looked at.
-        (!decided.changes_nothing()).then_some((session, decided))
-    }
-
-    /// Answers a batch that was on its way. If it failed, those behind it were decided on what is not so.
-    async fn land(&mut self, batch: Batch, result: Result<Written, BatchError>, flights: &mut Flights) {
-        let mut failed = Vec::new();
-        match result {
-            Ok(written) => return self.written(batch.requesters, written).await,
-            Err(error) => failed.push((batch, error)),
-        }
-        while let Some((batch, result)) = flights.next().await {
-            match result {
-                Ok(written) => self.written(batch.requesters, written).await,
-                Err(error) => failed.push((batch, error)),
-            }
-        }
-        for (batch, error) in failed {
-            let outcomes = self.answer(&batch.commands, Some(error)).await;
-            self.reply(batch.requesters, outcomes);
-        }
-    }
-
-    async fn written(&self, requesters: Vec<Requester>, written: Written) {
-        self.reply(requesters, written.outcomes);
-        if let Some(committed) = written.committed {
-            self.handover.committed(&self.nats, committed).await;
-        }
-    }
-
-    fn reply(&self, requesters: Vec<Requester>, outcomes: Vec<Outcome>) {
+        let (commands, requesters): (Vec<Command>, Vec<Requester>) =
+            waiting.into_iter().map(|Waiting { command, requester }| (command, requester)).unzip();
+        let outcomes = self.answer(&commands).await;
         self.replies.spawn(async move {
             for (requester, outcome) in requesters.into_iter().zip(outcomes) {
                 requester.answer(outcome).await;
             }
         });
+        true
     }
 
     /// Runs the commands, in one batch if that goes well. A batch that fails is split, so that one bad command cannot
-    /// take others with it. `failed` is how it has gone before.
-    async fn answer(&mut self, commands: &[Command], mut failed: Option<BatchError>) -> Vec<Outcome> {
+    /// take others with it.
+    async fn answer(&mut self, commands: &[Command]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(commands.len());
         let mut left = vec![commands];
         while let Some(part) = left.pop() {
-            match self.attempt(part, failed.take()).await {
+            match self.attempt(part).await {
                 Ok(written) => {
                     outcomes.extend(written.outcomes);
                     if let Some(committed) = written.committed {
@@ -168,21 +95,17 @@ impl Lane {
     }
 
     /// Runs the commands as one batch, again where a lost race or a broken connection is to blame.
-    async fn attempt(&mut self, commands: &[Command], failed: Option<BatchError>) -> Result<Written, BatchError> {
+    async fn attempt(&mut self, commands: &[Command]) -> Result<Written, BatchError> {
         let mut tries = 0;
-        let mut failed = failed;
         loop {
             tries += 1;
-            let error = match failed.take() {
-                Some(error) => error,
-                None => match self.load_and_write(commands).await {
-                    Ok(written) => return Ok(written),
-                    Err(error) => error,
-                },
+            let failed = match self.try_once(commands).await {
+                Ok(written) => return Ok(written),
+                Err(error) => error,
             };
             // It may be what was not written, or not what is stored.
             self.known.forget();
-            match error {
+            match failed {
                 BatchError::Race if tries < RACES => {
                     self.caution = CAUTION;
                     self.roll_back().await;
@@ -206,11 +129,22 @@ impl Lane {
         }
     }
 
-    async fn load_and_write(&mut self, commands: &[Command]) -> Result<Written, BatchError> {
-        self.caution = self.caution.saturating_sub(1);
-        let session = connected(&self.postgres, &mut self.session).await?;
+    async fn try_once(&mut self, commands: &[Command]) -> Result<Written, BatchError> {
+        let (now, max_event_bytes) = (now(), self.nats.client.max_payload().saturating_sub(HEADER_ROOM));
+        let Self { postgres, session, known, caution, .. } = self;
+        let session = connected(postgres, session).await?;
+        if *caution == 0
+            && let Some(believed) = batch::believe(known, commands)
+        {
+            let decided = batch::decide(commands, believed, known, now, max_event_bytes)?;
+            // What is refused for what is only believed must be looked at.
+            if !decided.changes_nothing() {
+                return batch::write(session, decided, true).await;
+            }
+        }
+        *caution = caution.saturating_sub(1);
         let loaded = batch::load(session, commands).await?;
-        let decided = batch::decide(commands, loaded, &mut self.known, now(), max_event_bytes(&self.nats))?;
+        let decided = batch::decide(commands, loaded, known, now, max_event_bytes)?;
         if decided.changes_nothing() {
             session.rollback().await.map_err(BatchError::Away)?;
             return Ok(decided.written(0));
@@ -227,7 +161,7 @@ impl Lane {
     }
 
     fn discard(&mut self) {
-        if let Some(session) = self.session.take().and_then(Arc::into_inner) {
+        if let Some(session) = self.session.take() {
             session.discard();
         }
     }
@@ -321,25 +255,13 @@ const END: &str = "
     from pg_stat_activity
     where pid = $1 and backend_start::text = $2";
 
-/// Waits for commands, and takes those that are there; returns how many.
-async fn take(queue: &Mutex<mpsc::Receiver<Waiting>>, into: &mut Vec<Waiting>, room: usize) -> usize {
-    queue.lock().await.recv_many(into, room).await
-}
-
-fn max_event_bytes(nats: &Nats) -> usize {
-    nats.client.max_payload().saturating_sub(HEADER_ROOM)
-}
-
 /// The lane's connection, a new one if there is none.
-async fn connected<'a>(
-    postgres: &Postgres,
-    session: &'a mut Option<Arc<Session>>,
-) -> Result<&'a Arc<Session>, BatchError> {
+async fn connected<'a>(postgres: &Postgres, session: &'a mut Option<Session>) -> Result<&'a Session, BatchError> {
     let open = match session.take().filter(|session| !session.is_lost()) {
         Some(session) => session,
         None => {
             let client = postgres.get().await.map_err(|error| BatchError::NoConnection(error.into()))?;
-            Arc::new(Session::open(client).await.map_err(|error| BatchError::NoConnection(error.into()))?)
+            Session::open(client).await.map_err(|error| BatchError::NoConnection(error.into()))?
         }
     };
     Ok(session.insert(open))

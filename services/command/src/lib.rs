@@ -70,7 +70,6 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         let lane = Lane {
             waiting: Arc::clone(&waiting),
             batch_commands: config.batch_commands,
-            is_only: config.lanes == 1,
             postgres: postgres.clone(),
             nats: nats.clone(),
             handover: handover.clone(),
