@@ -155,7 +155,7 @@ pub struct Decided {
     answers: Vec<Answer>,
     events: Vec<Event>,
     ledger: Vec<LedgerEntry>,
-    aggregates: journal::Aggregates,
+    changes: journal::Changes,
     released: Vec<Claim>,
     taken: Vec<(Claim, Id)>,
 }
@@ -195,22 +195,22 @@ pub fn decide(
     let mut deciding = Deciding { aggregates, answers: vec![], events: vec![], ledger: vec![] };
     deciding.execute_all(commands, &ledger, now, max_event_bytes)?;
     let Deciding { aggregates, answers, events, ledger } = deciding;
-    let mut written = journal::Aggregates::default();
+    let mut changes = journal::Changes::default();
     for Changed { id, stored_version, version, state } in aggregates.changed() {
         let kind = state.aggregate();
         let state = json(state.encode())?;
         bytes.insert(id, state.len());
-        let into = if stored_version == 0 { &mut written.made } else { &mut written.changed };
+        let into = if stored_version == 0 { &mut changes.made } else { &mut changes.changed };
         into.push(Aggregate { id: id.0, kind, stored_version, version, state });
     }
     if is_believed {
-        let ids: HashSet<Uuid> = written.made.iter().chain(&written.changed).map(|aggregate| aggregate.id).collect();
+        let ids: HashSet<Uuid> = changes.made.iter().chain(&changes.changed).map(|aggregate| aggregate.id).collect();
         let read = bytes.keys().filter(|id| !ids.contains(&id.0));
-        written.relied.extend(read.map(|id| (*id, aggregates.version(*id))));
-        written.relied.sort_unstable_by_key(|(id, _)| *id);
+        changes.relied.extend(read.map(|id| (*id, aggregates.version(*id))));
+        changes.relied.sort_unstable_by_key(|(id, _)| *id);
         let makers = commands.iter().filter(|command| command.command.creates());
         let targets = makers.map(|command| command.command.target());
-        written.absent.extend(targets.filter(|id| !aggregates.exists(*id)));
+        changes.absent.extend(targets.filter(|id| !aggregates.exists(*id)));
     }
     let released = aggregates.released_claims().cloned().collect();
     let taken = aggregates.taken_claims().map(|(claim, id)| (claim.clone(), id)).collect();
@@ -218,7 +218,7 @@ pub fn decide(
         let bytes = bytes.get(&id).copied().unwrap_or_default();
         known.keep(id, known::Aggregate { version, state, bytes });
     }
-    Ok(Decided { at: now, answers, events, ledger, aggregates: written, released, taken })
+    Ok(Decided { at: now, answers, events, ledger, changes, released, taken })
 }
 
 impl Deciding {
@@ -338,7 +338,7 @@ pub async fn write(session: &Session, decided: Decided, begins: bool) -> Result<
     let begin = async { if begins { session.begin().await } else { Ok(()) } };
     let (begun, stored, released, taken, recorded, committed) = join!(
         begin,
-        session.store(&decided.aggregates),
+        session.store(&decided.changes),
         session.release(&decided.released),
         session.claim(&decided.taken),
         session.record(&decided.events, &decided.ledger, at),

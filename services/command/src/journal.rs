@@ -65,7 +65,7 @@ pub struct Aggregate {
 
 /// What a batch makes of aggregates, and what it relies on, each in the order of the identifiers, as all writers have them.
 #[derive(Debug, Default)]
-pub struct Aggregates {
+pub struct Changes {
     pub made: Vec<Aggregate>,
     pub changed: Vec<Aggregate>,
     /// Those that are not written, but must be at these versions.
@@ -183,11 +183,11 @@ impl Session {
     /// Writes aggregates. Fails with a division by zero where one of them, or of those that are only relied on, is not at
     /// the version at which it is said to be stored, or one is there that should not be; and with a violation of
     /// uniqueness where another batch was first with an identifier.
-    pub async fn store(&self, aggregates: &Aggregates) -> Result<(), Error> {
-        if aggregates.is_empty() {
+    pub async fn store(&self, changes: &Changes) -> Result<(), Error> {
+        if changes.is_empty() {
             return Ok(());
         }
-        let Aggregates { made, changed, relied, absent } = aggregates;
+        let Changes { made, changed, relied, absent } = changes;
         let (made_ids, made_kinds, made_versions, made_states) = rows(made);
         let (changed_ids, _, changed_versions, changed_states) = rows(changed);
         let changed_from: Vec<i64> = changed.iter().map(|aggregate| signed(aggregate.stored_version)).collect();
@@ -288,7 +288,7 @@ pub struct Recorded {
     pub transaction: String,
 }
 
-impl Aggregates {
+impl Changes {
     fn is_empty(&self) -> bool {
         let Self { made, changed, relied, absent } = self;
         made.is_empty() && changed.is_empty() && relied.is_empty() && absent.is_empty()
