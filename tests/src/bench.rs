@@ -56,9 +56,11 @@ pub async fn run(only: &[String], mut done: impl FnMut(&Row)) -> Vec<Row> {
         }
     }
     if wanted.contains(&"growth") {
-        let measured = growth::growth(&stack).await;
-        measured.iter().for_each(&mut done);
-        rows.extend(measured);
+        let grown = |row| {
+            done(&row);
+            rows.push(row);
+        };
+        growth::growth(&stack, grown).await;
     }
     rows
 }

@@ -33,7 +33,7 @@ use lease::Leases;
 use projector::{Resources, Size, lead};
 use store::Store;
 use trouble::Trouble;
-use writer::Writer;
+use writer::Writers;
 
 /// How long NATS may be silent at the start before that is said.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -53,7 +53,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let database = store::connect(&config.mongodb_url, &config.database).await?;
     let nats = Nats::connect(&config.nats, "projection").await?;
     let starting = async { tokio::join!(connected(&nats), prepared(&database)) };
-    let Some(((), writer)) = shutdown.run_until_cancelled(starting).await else {
+    let Some(((), writers)) = shutdown.run_until_cancelled(starting).await else {
         return Ok(());
     };
     let service = serve(&nats, &replica).await?;
@@ -65,7 +65,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         database,
         leases: leases.clone(),
         feed: Arc::new(Feed::new(&nats, &config.nats.stream)),
-        writer,
+        writers,
         bounds: Size { events: config.batch_events, bytes: config.batch_bytes },
     });
     let election = Election::new(leases, candidates(&resources));
@@ -91,7 +91,7 @@ async fn connected(nats: &Nats) {
 }
 
 /// Makes sure that each view has its collection, indexes and checkpoint, and starts what writes them.
-async fn prepared(database: &Database) -> Writer {
+async fn prepared(database: &Database) -> Writers {
     struct Opening<'a>(&'a Database, Vec<BoxFuture<'a, Result<Store, mongodb::error::Error>>>);
 
     impl Visitor for Opening<'_> {
@@ -106,10 +106,10 @@ async fn prepared(database: &Database) -> Writer {
         views::visit(&mut opening);
         let prepared = async {
             futures_util::future::try_join_all(opening.1).await?;
-            Writer::start(database).await
+            Writers::start(database).await
         };
         match prepared.await {
-            Ok(writer) => return writer,
+            Ok(writers) => return writers,
             Err(error) => {
                 if let Some(reason) = trouble.news(&error.into()) {
                     tracing::error!(reason, "cannot prepare the views, trying again");

@@ -20,7 +20,7 @@ use crate::{
     reader::{Arrival, Unreadable},
     store::{Batch, Store, Superseded, end_session},
     trouble::Trouble,
-    writer::{Turn, Writer},
+    writer::{Turn, Writer, Writers},
 };
 
 /// How much later than announced a checkpoint may be saved where no document changed.
@@ -44,7 +44,7 @@ pub struct Resources {
     pub database: Database,
     pub leases: Leases,
     pub feed: Arc<Feed>,
-    pub writer: Writer,
+    pub writers: Writers,
     /// Of a batch.
     pub bounds: Size,
 }
@@ -106,6 +106,7 @@ fn tell(view: &str, error: &anyhow::Error, trouble: &mut Trouble) {
 /// A view on its way: what is stored, and what is in memory beyond it.
 pub struct Projector<'a, V: View> {
     resources: &'a Resources,
+    writer: &'a Writer,
     store: Arc<Store>,
     term: i64,
     place: Place,
@@ -124,8 +125,8 @@ pub struct Projector<'a, V: View> {
     is_far: bool,
     /// When what is folded is to be written at the latest.
     save_at: Option<Instant>,
-    /// When the last batch was sealed.
-    sealed_at: Option<Instant>,
+    /// Until then a view that gathers lets events wait: it has just changed documents.
+    rests_until: Option<Instant>,
     /// `None` when it is out of trouble.
     healthy_at: Option<Instant>,
     /// A batch that is being written; it ends with the new checkpoint.
@@ -148,7 +149,8 @@ impl<'a, V: View> Projector<'a, V> {
     /// # Errors
     /// [`Superseded`] if the lease has passed on; others if a server is away, or the stream is not there yet.
     async fn start(resources: &'a Resources, lease: &Lease, is_careful: bool) -> anyhow::Result<Self> {
-        let Resources { database, leases, feed, writer, .. } = resources;
+        let Resources { database, leases, feed, writers, .. } = resources;
+        let writer = writers.of::<V>();
         let own = writer.session().await.id().clone();
         // What the leader before may have left open would lock its documents for a minute or more.
         let former = leases.session(lease).await?.context("the lease was lost")?.session;
@@ -164,6 +166,7 @@ impl<'a, V: View> Projector<'a, V> {
         let place = feed.open(V::NAME, stored, is_careful).await?;
         let mut projector = Self {
             resources,
+            writer,
             store: Arc::new(store),
             term: lease.term,
             place,
@@ -175,7 +178,7 @@ impl<'a, V: View> Projector<'a, V> {
             open: Size::default(),
             is_far: false,
             save_at: None,
-            sealed_at: None,
+            rests_until: None,
             healthy_at: Some(Instant::now() + HEALTHY_AFTER),
             writing: None,
             turn: None,
@@ -220,9 +223,10 @@ impl<'a, V: View> Projector<'a, V> {
     /// If it cannot go on, see [`Halt`].
     pub async fn step(&mut self) -> Result<(), Halt> {
         if self.is_to_be_written() && self.turn.is_none() {
-            self.turn = Some(Box::pin(self.resources.writer.turn()));
+            self.turn = Some(Box::pin(self.writer.turn()));
         }
-        let room = self.resources.bounds.left_by(self.open);
+        self.rests_until = self.rests_until.filter(|at| !self.is_far && *at > Instant::now());
+        let room = self.resources.bounds.left_by(self.open).filter(|_| self.rests_until.is_none());
         tokio::select! {
             biased;
             written = finished(&mut self.writing), if self.writing.is_some() => {
@@ -236,6 +240,7 @@ impl<'a, V: View> Projector<'a, V> {
                 self.take(arrivals.map_err(|error| Halt::Input(error.into()))?).await?;
             }
             () = moment(self.save_at), if self.writing.is_none() && self.turn.is_none() => {}
+            () = moment(self.rests_until) => {}
             () = moment(self.healthy_at) => self.healthy_at = None,
         }
         Ok(())
@@ -279,7 +284,7 @@ impl<'a, V: View> Projector<'a, V> {
         self.open.bytes += (self.fold.documents() - before) * DOCUMENT_BYTES;
         self.is_far = arrivals.last().is_some_and(|last| last.pending > FAR);
         if self.folded > self.stored {
-            let due = self.due();
+            let due = Instant::now() + patience(self.is_far, self.fold.has_changed());
             self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
         }
         self.announce().await;
@@ -305,17 +310,6 @@ impl<'a, V: View> Projector<'a, V> {
         Ok(())
     }
 
-    /// When what was folded just now is to be written.
-    fn due(&self) -> Instant {
-        let now = Instant::now();
-        match self.sealed_at {
-            _ if self.is_far => now + SAVE_AFTER_FAR,
-            _ if !self.fold.has_changed() => now + SAVE_AFTER,
-            Some(sealed_at) => now.max(sealed_at + V::GATHERS),
-            None => now,
-        }
-    }
-
     fn is_to_be_written(&self) -> bool {
         let is_full = self.resources.bounds.left_by(self.open).is_none();
         let is_late = self.save_at.is_some_and(|at| at <= Instant::now());
@@ -327,7 +321,10 @@ impl<'a, V: View> Projector<'a, V> {
         let (store, to) = (Arc::clone(&self.store), self.folded);
         let batch = Batch { store, from: self.stored, to, term: self.term, writes: self.fold.seal()? };
         self.open = Size::default();
-        (self.save_at, self.sealed_at) = (None, Some(Instant::now()));
+        self.save_at = None;
+        if !batch.writes.is_empty() {
+            self.rests_until = Some(Instant::now() + V::GATHERS);
+        }
         let written = turn.write(batch);
         self.writing = Some(Box::pin(async move { written.await.map(|()| to) }));
         Ok(())
@@ -347,7 +344,7 @@ impl<'a, V: View> Projector<'a, V> {
         self.turn = None;
         while self.stored < self.folded {
             if self.writing.is_none() {
-                let turn = self.resources.writer.turn().await?;
+                let turn = self.writer.turn().await?;
                 self.write(turn)?;
             }
             let written = finished(&mut self.writing).await?;
@@ -366,6 +363,17 @@ impl<'a, V: View> Projector<'a, V> {
             let _ = client.publish(subjects.checkpoint(V::NAME), position.to_string().into()).await;
             self.announced = Some(position);
         }
+    }
+}
+
+/// How soon what was folded just now is to be written.
+fn patience(is_far: bool, has_changed: bool) -> Duration {
+    if is_far {
+        SAVE_AFTER_FAR
+    } else if has_changed {
+        Duration::ZERO
+    } else {
+        SAVE_AFTER
     }
 }
 

@@ -1,5 +1,6 @@
-//! Writes the batches of all views that this replica leads, one transaction after the other: what is ready when one ends
-//! shares the next, since a transaction costs the server much the same for one view as for four. The invariant: a batch
+//! Writes the batches of the views that this replica leads, one transaction after the other: what is ready when one ends
+//! shares the next, since a transaction costs the server much the same for one view as for three. Views that gather have
+//! large batches, so that those that do not have a writer of their own, and wait for none of them. The invariant: a batch
 //! that cannot be written takes no other with it.
 
 use std::sync::Arc;
@@ -8,13 +9,33 @@ use anyhow::{Context, anyhow};
 use mongodb::{ClientSession, Database, error::Error};
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
+use views::View;
 
 use crate::{
     store::{self, Batch, is_of_server},
     trouble::plain,
 };
 
-/// Where the views of a replica get their turns to write.
+/// All writers of a replica.
+pub struct Writers {
+    prompt: Writer,
+    gathering: Writer,
+}
+
+impl Writers {
+    /// # Errors
+    /// If MongoDB is away.
+    pub async fn start(database: &Database) -> Result<Self, Error> {
+        Ok(Self { prompt: Writer::start(database).await?, gathering: Writer::start(database).await? })
+    }
+
+    /// Who writes a view.
+    pub fn of<V: View>(&self) -> &Writer {
+        if V::GATHERS.is_zero() { &self.prompt } else { &self.gathering }
+    }
+}
+
+/// Where views get their turns to write.
 pub struct Writer {
     session: Arc<Mutex<ClientSession>>,
     waiting: mpsc::UnboundedSender<oneshot::Sender<Turn>>,
@@ -32,9 +53,7 @@ struct Given {
 }
 
 impl Writer {
-    /// # Errors
-    /// If MongoDB is away.
-    pub async fn start(database: &Database) -> Result<Self, Error> {
+    async fn start(database: &Database) -> Result<Self, Error> {
         let session = Arc::new(Mutex::new(database.client().start_session().await?));
         let (waiting, requests) = mpsc::unbounded_channel();
         let task = AbortOnDropHandle::new(tokio::spawn(run(Arc::clone(&session), requests)));

@@ -148,10 +148,11 @@ impl Installation {
         (asker, move || ask(subject.clone(), &json!({"id": orders[random(orders.len())]})))
     }
 
-    pub fn order_list(&mut self) -> (&mut Asker, impl FnMut() -> Ask) {
+    /// Lists of a random user's newest orders, so many.
+    pub fn order_list(&mut self, orders: usize) -> (&mut Asker, impl FnMut() -> Ask) {
         let Self { system, users, asker, .. } = self;
         let subject = system.subjects.query("order", "list");
-        (asker, move || ask(subject.clone(), &json!({"user": users[random(users.len())], "limit": 20})))
+        (asker, move || ask(subject.clone(), &json!({"user": users[random(users.len())], "limit": orders})))
     }
 
     pub fn product_search(&mut self) -> (&mut Asker, impl FnMut() -> Ask) {

@@ -24,6 +24,8 @@ const LONG_TURNS: usize = 2;
 /// How long a turn is measured, after a warm-up of a third of it.
 const TURN: Duration = Duration::from_secs(4);
 pub const PRODUCTS: usize = 20_000;
+/// Orders of a list.
+const PAGE: usize = 20;
 /// Orders that the queries are asked of.
 const QUERIED: usize = 100_000;
 /// Orders that the views are rebuilt from, at least.
@@ -238,9 +240,9 @@ impl Bench {
     async fn order_list_64(&mut self) -> Row {
         let mut turns = Vec::new();
         for _ in 0..TURNS {
-            let ours = list(&mut self.installation).await;
+            let ours = list(&mut self.installation, PAGE).await;
             let users: Arc<[Uuid]> = self.installation.users().into();
-            let body = move || json!({"user": users[super::load::random(users.len())], "limit": 20}).to_string();
+            let body = move || json!({"user": users[super::load::random(users.len())], "limit": PAGE}).to_string();
             let bare = self.pages("orders@1", "order.list", body).await;
             turns.push((Turn::rate(ours, 1), Turn::rate(bare, 1)));
         }
@@ -376,9 +378,9 @@ pub async fn get(installation: &mut Installation) -> Measured {
     asker.ask(&machine, Pace::InFlight(64), TURN, &mut traffic).await.0
 }
 
-pub async fn list(installation: &mut Installation) -> Measured {
+pub async fn list(installation: &mut Installation, orders: usize) -> Measured {
     let machine = installation.machine();
-    let (asker, mut traffic) = installation.order_list();
+    let (asker, mut traffic) = installation.order_list(orders);
     asker.ask(&machine, Pace::InFlight(64), TURN, &mut traffic).await.0
 }
 
