@@ -1,6 +1,8 @@
 # One image per service: docker build --target command|projection|query .
 
 FROM rust:1.95-slim-bookworm AS build
+# For the allocator.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /watershed
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/watershed/target \

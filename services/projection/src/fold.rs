@@ -13,7 +13,7 @@ use crate::write::Write;
 pub struct Fold<V: View> {
     /// The documents of the batch that is being folded.
     open: Documents<V>,
-    /// Those of the batch before it, as its writing, which may still be under way, leaves them.
+    /// Those of the batch that is being written, as that leaves them.
     sealed: Documents<V>,
     /// Those of earlier batches: they are as they are stored.
     kept: Kept<V>,
@@ -102,7 +102,7 @@ impl<V: View> Fold<V> {
         self.changed
     }
 
-    /// Ends the batch, and says what is to be written. Its documents stay in memory until the next one ends.
+    /// Ends the batch, and says what is to be written. Its documents stay in memory until it is.
     ///
     /// # Errors
     /// If a document has no BSON form.
@@ -117,10 +117,14 @@ impl<V: View> Fold<V> {
             held.stored = after;
             held.changed = false;
         }
-        let written = std::mem::replace(&mut self.sealed, std::mem::take(&mut self.open));
-        self.kept.keep(written);
+        self.sealed = std::mem::take(&mut self.open);
         self.changed = false;
         Ok(writes)
+    }
+
+    /// Takes it that the batch that was ended last is written.
+    pub fn written(&mut self) {
+        self.kept.keep(std::mem::take(&mut self.sealed));
     }
 
     fn held(&mut self, id: &str) -> &mut Held<V::Document> {
@@ -270,7 +274,9 @@ mod tests {
         fold.seal().unwrap();
         assert_eq!(fold.missing(&[ID.to_owned(), "total".to_owned()]).count(), 0);
         apply(&mut fold, &restocked(3)).unwrap();
+        fold.written();
         assert_eq!(sealed(&mut fold), [between(ID, Some(2), Some(5)), between("total", Some(2), Some(5))]);
+        fold.written();
         apply(&mut fold, &event(product::Event::Deleted(product::Deleted {}))).unwrap();
         assert_eq!(sealed(&mut fold), [between(ID, Some(5), None), between("total", Some(5), None)]);
     }
@@ -299,6 +305,7 @@ mod tests {
         apply(&mut fold, &restocked(2)).unwrap();
         for _ in 0..3 {
             fold.seal().unwrap();
+            fold.written();
         }
         assert_eq!(fold.missing(&[ID.to_owned(), "total".to_owned()]).count(), 0);
         apply(&mut fold, &restocked(3)).unwrap();
@@ -317,6 +324,7 @@ mod tests {
             // In use again, as the document of a day is.
             fold.begin(&["total".to_owned()]);
             fold.seal().unwrap();
+            fold.written();
         }
         let kept = (0..100).filter(|n| fold.missing(&[n.to_string()]).count() == 0).count();
         assert!((10..=22).contains(&kept), "{kept}");

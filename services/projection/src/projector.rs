@@ -25,8 +25,8 @@ use crate::{
 
 /// How much later than announced a checkpoint may be saved where no document changed.
 const SAVE_AFTER: Duration = Duration::from_millis(200);
-/// Where the stream has so many more events, nobody waits for this one. The view then writes what it can hold at once:
-/// each document less often.
+/// Where the stream has so many more events, nobody waits for this one. A view that gathers then writes what it can hold
+/// at once: each document less often.
 const FAR: u64 = 20_000;
 /// For how long it folds before it writes then.
 const SAVE_AFTER_FAR: Duration = Duration::from_secs(1);
@@ -121,7 +121,7 @@ pub struct Projector<'a, V: View> {
     announced: Option<u64>,
     /// What has been folded since the last batch was sealed.
     open: Size,
-    /// There is far more to come than what was folded last.
+    /// The view gathers, and there is far more to come than what was folded last.
     is_far: bool,
     /// When what is folded is to be written at the latest.
     save_at: Option<Instant>,
@@ -282,7 +282,7 @@ impl<'a, V: View> Projector<'a, V> {
             self.folded = *position;
         }
         self.open.bytes += (self.fold.documents() - before) * DOCUMENT_BYTES;
-        self.is_far = arrivals.last().is_some_and(|last| last.pending > FAR);
+        self.is_far = !V::GATHERS.is_zero() && arrivals.last().is_some_and(|last| last.pending > FAR);
         if self.folded > self.stored {
             let due = Instant::now() + patience(self.is_far, self.fold.has_changed());
             self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
@@ -332,6 +332,7 @@ impl<'a, V: View> Projector<'a, V> {
 
     async fn written(&mut self, stored: u64) {
         self.stored = stored;
+        self.fold.written();
         if self.folded == stored {
             self.save_at = None;
         }

@@ -16,3 +16,7 @@ pub use nats::{Nats, NatsConfig, nats_options};
 pub use ready::Ready;
 pub use shutdown::on_signal;
 pub use telemetry::trace;
+
+/// Gives memory back some seconds after it was last used, which the C library's keeps in pieces.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
