@@ -6,6 +6,7 @@ use bson::{Document, doc};
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::json;
 use tests::{System, eventually, journal};
+use tokio::time::Instant;
 use views::layout;
 
 use crate::load::mixed_load;
@@ -158,6 +159,38 @@ async fn a_batch_that_cannot_be_written_takes_no_other_view_with_it() {
     eventually("the others go on", async || (positions(&system).await == expected).then_some(())).await;
     tests::stays("nothing is written to it", expected, async || positions(&system).await).await;
     assert_eq!(products.count_documents(doc! {}).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sums_and_stocks_of_a_busy_shop_are_gathered() {
+    const GATHERED: Duration = Duration::from_millis(100);
+
+    let system = System::new().await;
+    let _command = system.command().await;
+    let (user, product) = (system.user().await.id, system.product(1_000).await.id);
+    let _projection = system.projection().await;
+    journal::caught_up(&system).await;
+    let mut announced = system.client.nats.subscribe(system.subjects.checkpoint("products")).await.unwrap();
+    system.client.nats.flush().await.unwrap();
+
+    let began = Instant::now();
+    let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});
+    for _ in 0..200 {
+        system.accept("order.create", order.clone()).await;
+    }
+    let head = system.head().await.to_string();
+    let mut announcements = 0;
+    loop {
+        let message = tokio::time::timeout(tests::PATIENCE, announced.next()).await.unwrap().unwrap();
+        announcements += 1;
+        if message.payload == head.as_bytes() {
+            break;
+        }
+    }
+    // Each time one for what changes nothing, up to the event that does, and one for what was gathered.
+    let windows = began.elapsed().as_millis() / GATHERED.as_millis() + 1;
+    assert!(announcements <= 2 * windows, "{announcements} announcements in {windows} times {GATHERED:?}");
+    assert_views_are_journal(&system).await;
 }
 
 /// Waits until the views have caught up, and compares every document.

@@ -6,7 +6,7 @@ use super::{
     follow::{Followed, Follower},
     installation::Installation,
     load::Pace,
-    sustained::highest_rate,
+    sustained::sustained,
 };
 use crate::Stack;
 
@@ -34,9 +34,9 @@ pub async fn soak(minutes: usize) -> bool {
     let mut installation = Installation::start(&stack, 20_000).await;
     installation.fill(1_000).await;
     installation.caught_up().await;
-    let follower = Follower::start(&installation.system).await;
-    let rate = SHARE * highest_rate(&mut installation, &follower).await;
+    let rate = SHARE * sustained(&mut installation).await.rate();
     installation.caught_up().await;
+    let follower = Follower::start(&installation.system).await;
     println!("{rate:.0} orders/s for {minutes} minutes");
     println!("minute   orders/s  p50 ms  p99 ms  lag p50 ms  lag p99 ms  lag max ms   MB: command projection query");
     let mut windows = Vec::new();

@@ -18,24 +18,25 @@ const LAG: f64 = 1.0;
 /// How many rates are tried before that, each for so long.
 const PROBES: u32 = 4;
 const PROBED: Duration = Duration::from_secs(9);
-/// What is tried after a rate that was too high in the end.
-const STEP_DOWN: f64 = 0.9;
+/// What is tried after a rate that was too high in the end: less by as much as the lag was too long, within these.
+const STEPS_DOWN: (f64, f64) = (0.75, 0.95);
 
 /// The highest rate that the views follow, kept up.
 pub async fn sustained(installation: &mut Installation) -> Measured {
     let follower = Follower::start(&installation.system).await;
-    let mut rate = highest_rate(installation, &follower).await;
+    let mut rate = followed_for_a_while(installation, &follower).await;
     loop {
+        installation.caught_up().await;
         let (measured, lag) = at_rate(installation, &follower, rate, SUSTAINED).await;
         if lag <= LAG {
             return measured;
         }
-        rate *= STEP_DOWN;
+        rate *= (LAG / lag).clamp(STEPS_DOWN.0, STEPS_DOWN.1);
     }
 }
 
 /// The rate of orders that the views follow for a while.
-pub async fn highest_rate(installation: &mut Installation, follower: &Follower) -> f64 {
+async fn followed_for_a_while(installation: &mut Installation, follower: &Follower) -> f64 {
     // Where the views hold the load back, it comes in larger batches, which cost less: the rate is an upper bound.
     let highest = held_back(installation, follower).await;
     let (mut followed, mut step) = (0.0, highest / 2.0);
