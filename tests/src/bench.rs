@@ -32,10 +32,10 @@ pub const ROWS: [&str; 13] = [
     "order_list_64",
     "search_64",
     "idle",
+    "rebuild",
     "order_create_256",
     "order_create_vs_tx",
     "replicas",
-    "rebuild",
     "growth",
 ];
 

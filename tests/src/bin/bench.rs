@@ -39,7 +39,8 @@ async fn main() -> anyhow::Result<()> {
         anyhow::ensure!(bench::soak(minutes).await, "something grew");
         return Ok(());
     }
-    let rows = bench::run(&only, |row| eprintln!("{} {:.3}", row.name, row.ratio)).await;
+    let rows =
+        bench::run(&only, |row| eprintln!("{} {:.3} : {:.3} = {:.3}", row.name, row.ours, row.bare, row.ratio)).await;
     print!("{}", bench::table(&rows));
     std::fs::write(json, serde_json::to_vec_pretty(&rows)?)?;
     std::fs::write(chart, bench::chart(&rows))?;
