@@ -3,15 +3,19 @@
 //!
 //! The consumer is what NATS calls an ordered one (ephemeral, in memory, no acks, one replica), but made here: the
 //! library's own, made anew before its first message, starts at the beginning of the stream, and its check for gaps is
-//! weaker than the one by position.
+//! weaker than the one by position. It is asked for messages here too: the library's stream of messages asks from a task
+//! of its own and counts what is to come when that task says so; if all of it has come by then, it waits for it for ever.
 
 use std::{sync::OnceLock, time::Duration};
 
 use async_nats::{
-    Message,
+    Message, StatusCode, Subject, Subscriber,
     jetstream::{
-        self, ErrorCode,
-        consumer::{AckPolicy, DeliverPolicy, pull},
+        self, Context, ErrorCode,
+        consumer::{
+            AckPolicy, DeliverPolicy, PullConsumer,
+            pull::{self, BatchConfig},
+        },
         message::Info,
         stream::ConsumerErrorKind,
     },
@@ -19,14 +23,14 @@ use async_nats::{
 use domain::Recorded;
 use futures_util::{FutureExt, StreamExt};
 use runtime::Nats;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::{event::Unapplied, projector::Size};
 
 /// A consumer that has been silent for twice this is gone.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long one request for messages holds.
+/// How long one request for messages holds. If nothing was listened to for so long, nothing is to come.
 const REQUEST: Duration = Duration::from_secs(30);
 /// Events in one request at most: they wait in memory, and their headers make them much larger there.
 const IN_ADVANCE: usize = 500;
@@ -34,6 +38,8 @@ const BYTES_IN_ADVANCE: usize = 2 << 20;
 /// The server forgets a consumer that nobody has asked for messages for this long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 const CLOSING: Duration = Duration::from_secs(1);
+/// The header that says how many messages of a request do not come.
+const LEFT: &str = "Nats-Pending-Messages";
 /// What a message counts beyond its payload and headers in a request's bytes: subject and reply subject.
 const ENVELOPE_BYTES: usize = 4 << 10;
 
@@ -72,23 +78,25 @@ pub struct Reader {
     stream: String,
     /// Of what it reads for.
     name: String,
-    consumer: String,
-    messages: pull::Stream,
+    requests: Requests,
     /// Of the last event that was handed out.
     position: u64,
-    /// When somebody last listened.
-    waited_until: Instant,
     /// What ended the reading, after events that were handed out first.
     failed: Option<Unreadable>,
 }
 
-/// Notes, also where the waiting is cancelled, when it ended.
-struct Listening<'a>(&'a mut Reader);
-
-impl Drop for Listening<'_> {
-    fn drop(&mut self) {
-        self.0.waited_until = Instant::now();
-    }
+/// Asks a consumer for messages, for more before they end.
+struct Requests {
+    jetstream: Context,
+    consumer: PullConsumer,
+    inbox: Subject,
+    replies: Subscriber,
+    /// In one request at most. No message may be larger, for it would never come.
+    bytes: usize,
+    /// How many messages are still to come.
+    due: usize,
+    /// When something last came.
+    heard: Instant,
 }
 
 impl Reader {
@@ -118,25 +126,16 @@ impl Reader {
                 }
                 _ => Unreadable::NoConsumer(stream.to_owned(), error.to_string()),
             })?;
-        // No message may be larger than a request: it would never come.
+        let inbox = Subject::from(nats.client.new_inbox());
+        let replies = nats.client.subscribe(inbox.clone()).await.map_err(lost)?;
         let bytes = BYTES_IN_ADVANCE.max(nats.client.max_payload() + ENVELOPE_BYTES);
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(IN_ADVANCE)
-            .max_bytes_per_batch(bytes)
-            .expires(REQUEST)
-            .heartbeat(HEARTBEAT)
-            .messages()
-            .await
-            .map_err(lost)?;
+        let requests = Requests { jetstream, consumer, inbox, replies, bytes, due: 0, heard: Instant::now() };
         Ok(Self {
             nats: nats.clone(),
             stream: stream.to_owned(),
             name: view.to_owned(),
-            consumer: consumer_name,
-            messages,
+            requests,
             position: after,
-            waited_until: Instant::now(),
             failed: None,
         })
     }
@@ -150,11 +149,10 @@ impl Reader {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        if self.waited_until.elapsed() > HEARTBEAT {
-            // Nobody has listened meanwhile, and so it cannot be told whether the consumer has been silent.
+        if self.requests.heard.elapsed() > REQUEST {
             *self = Self::open(&self.nats, &self.stream, &self.name, self.position).await?;
         }
-        Listening(self).0.wait(room).await
+        self.wait(room).await
     }
 
     async fn wait(&mut self, room: Size) -> Result<Vec<Arrival>, Unreadable> {
@@ -192,17 +190,17 @@ impl Reader {
 
     /// Lets the server forget the consumer, or else it would for a while go on to look for its messages.
     pub async fn close(self) {
-        let Self { nats, stream, consumer, .. } = self;
+        let Self { nats, stream, requests: Requests { jetstream, consumer, .. }, .. } = self;
         if nats.is_up() {
             // If it fails, the server forgets it later.
-            let jetstream = jetstream::new(nats.client);
-            let _ = timeout(CLOSING, jetstream.delete_consumer_from_stream(consumer, stream)).await;
+            let name = &consumer.cached_info().name;
+            let _ = timeout(CLOSING, jetstream.delete_consumer_from_stream(name, stream)).await;
         }
     }
 
     async fn one(&mut self) -> Result<Arrival, Unreadable> {
         loop {
-            let message = self.messages.next().await.ok_or_else(|| lost("it ended"))?.map_err(lost)?;
+            let message = self.requests.next().await?;
             let Info { stream_sequence: position, pending, .. } = message.info().map_err(lost)?;
             match Verdict::of(self.position, position) {
                 Verdict::Seen => {}
@@ -212,6 +210,64 @@ impl Reader {
                 }
                 Verdict::Gap => return Err(Unreadable::Gap { last: self.position, position }),
             }
+        }
+    }
+}
+
+impl Requests {
+    /// Nothing is lost if the call is cancelled.
+    async fn next(&mut self) -> Result<jetstream::Message, Unreadable> {
+        loop {
+            if self.due <= IN_ADVANCE / 2 {
+                let request = BatchConfig {
+                    batch: IN_ADVANCE,
+                    max_bytes: self.bytes,
+                    expires: Some(REQUEST),
+                    idle_heartbeat: HEARTBEAT,
+                    ..BatchConfig::default()
+                };
+                self.consumer.request_batch(request, self.inbox.clone()).await.map_err(lost)?;
+                self.due += IN_ADVANCE;
+            }
+            let reply = timeout_at(self.heard + 2 * HEARTBEAT, self.replies.next());
+            let message = reply.await.map_err(|_| lost("it is silent"))?.ok_or_else(|| lost("it ended"))?;
+            self.heard = Instant::now();
+            match Reply::of(&message) {
+                Reply::Event => {
+                    self.due = self.due.saturating_sub(1);
+                    return Ok(jetstream::Message { message, context: self.jetstream.clone() });
+                }
+                Reply::Heartbeat => {}
+                Reply::Ended { left } => self.due = self.due.saturating_sub(left),
+                Reply::Lost(error) => return Err(lost(error)),
+            }
+        }
+    }
+}
+
+/// What a consumer says.
+#[derive(Debug, PartialEq, Eq)]
+enum Reply {
+    Event,
+    /// It is there, and has nothing.
+    Heartbeat,
+    /// A request is at its end, and so many of its messages do not come.
+    Ended {
+        left: usize,
+    },
+    Lost(String),
+}
+
+impl Reply {
+    fn of(message: &Message) -> Self {
+        let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else { return Self::Event };
+        if status == StatusCode::IDLE_HEARTBEAT {
+            return Self::Heartbeat;
+        }
+        let left = message.headers.as_ref().and_then(|headers| headers.get(LEFT)).map(|left| left.as_str().parse());
+        match left {
+            Some(Ok(left)) => Self::Ended { left },
+            _ => Self::Lost(format!("{status} {}", message.description.as_deref().unwrap_or_default())),
         }
     }
 }
@@ -244,7 +300,39 @@ impl Verdict {
 
 #[cfg(test)]
 mod tests {
+    use async_nats::HeaderMap;
+    use bytes::Bytes;
+
     use super::*;
+
+    /// The replies that the server gave here when it was asked as `Requests` does.
+    #[test]
+    fn a_request_that_ends_says_how_many_messages_do_not_come() {
+        let ended = |status, description, left| Reply::of(&reply(status, description, left));
+        assert_eq!(ended(None, "", None), Reply::Event);
+        assert_eq!(ended(Some(100), "Idle Heartbeat", None), Reply::Heartbeat);
+        assert_eq!(ended(Some(408), "Request Timeout", Some("202")), Reply::Ended { left: 202 });
+        assert_eq!(ended(Some(409), "Batch Completed", Some("0")), Reply::Ended { left: 0 });
+        assert_eq!(ended(Some(409), "Message Size Exceeds MaxBytes", Some("7")), Reply::Ended { left: 7 });
+        assert_eq!(ended(Some(409), "Consumer Deleted", None), Reply::Lost("409 Consumer Deleted".to_owned()));
+        assert_eq!(ended(Some(503), "", None), Reply::Lost("503 ".to_owned()));
+    }
+
+    fn reply(status: Option<u16>, description: &str, left: Option<&str>) -> Message {
+        let mut headers = HeaderMap::new();
+        if let Some(left) = left {
+            headers.insert(LEFT, left);
+        }
+        Message {
+            subject: "_INBOX.x".into(),
+            reply: None,
+            payload: Bytes::new(),
+            headers: Some(headers),
+            status: status.map(|status| StatusCode::from_u16(status).unwrap()),
+            description: Some(description.to_owned()),
+            length: 0,
+        }
+    }
 
     #[test]
     fn only_the_next_position_is_taken() {
