@@ -35,6 +35,12 @@ async fn main() -> anyhow::Result<()> {
     if let (Some(subject), Some(bytes), Some(url)) = (echo, echo_bytes, nats_url) {
         return bench::echo(&url, subject, bytes).await;
     }
+    // Stopped, it drops what it measures, and so ends what it started.
+    let measured = runtime::on_signal()?.run_until_cancelled(measure(only, json, chart, soak)).await;
+    measured.unwrap_or_else(|| anyhow::bail!("stopped"))
+}
+
+async fn measure(only: Vec<String>, json: PathBuf, chart: PathBuf, soak: Option<usize>) -> anyhow::Result<()> {
     if let Some(minutes) = soak {
         anyhow::ensure!(bench::soak(minutes).await, "something grew");
         return Ok(());
