@@ -216,6 +216,9 @@ class MongoDB:
         for parameter in (
             "diagnosticDataCollectionEnabled=false",
             "scramSHA256IterationCount=5000",  # random passwords need no more, and each connection costs less
+            # Nobody reads the past of a view; 300 seconds of it, the default, make each checkpoint write every version of
+            # the documents that change all the time.
+            "minSnapshotHistoryWindowInSeconds=5",
             "shutdownTimeoutMillisForSignaledShutdown=1000",  # there is no other member to wait for
         ):
             argv += ["--setParameter", parameter]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream;
 use bson::{Document, doc};
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::json;
@@ -159,6 +160,35 @@ async fn a_batch_that_cannot_be_written_takes_no_other_view_with_it() {
     eventually("the others go on", async || (positions(&system).await == expected).then_some(())).await;
     tests::stays("nothing is written to it", expected, async || positions(&system).await).await;
     assert_eq!(products.count_documents(doc! {}).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_document_holds_its_own_view_up_which_reads_by_itself_until_it_goes_on() {
+    let (system, _services) = System::complete().await;
+    let (user, product) = (system.user().await.id, system.product(1_000).await.id);
+    journal::caught_up(&system).await;
+    let streams = jetstream::new(system.operator().await);
+    let readers = async || streams.get_stream(system.stream()).await.unwrap().cached_info().state.consumer_count;
+    // In somebody else's transaction.
+    let views = system.views().await;
+    let mut other = views.client().start_session().await.unwrap();
+    other.start_transaction().await.unwrap();
+    let products = views.collection::<Document>(&layout::collection("products", 1));
+    let lock = products.update_one(doc! {"_id": product.to_string()}, doc! {"$set": {"name": "Mine"}});
+    assert_eq!(lock.session(&mut other).await.unwrap().modified_count, 1);
+
+    let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});
+    let placed = system.accept("order.create", order.clone()).await;
+    let shown = system.read("order.get", json!({"id": placed.id}), placed.position).await.data();
+    assert_eq!(shown["status"], "placed");
+    eventually("the view reads by itself", async || (readers().await == 2).then_some(())).await;
+    assert!(journal::checkpoints(&system).await["products"] < placed.position);
+
+    other.abort_transaction().await.unwrap();
+    assert_views_are_journal(&system).await;
+    system.accept("order.create", order).await;
+    eventually("it reads with the others", async || (readers().await == 1).then_some(())).await;
+    assert_views_are_journal(&system).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
