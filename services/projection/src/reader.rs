@@ -106,10 +106,9 @@ impl Reader {
     /// If there is no such stream (yet), or no answer.
     pub async fn open(nats: &Nats, stream: &str, view: &str, after: u64) -> Result<Self, Unreadable> {
         nats.up().await;
-        // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
-        let consumer_name = format!("{view}-{}", Uuid::now_v7());
         let config = pull::Config {
-            name: Some(consumer_name.clone()),
+            // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
+            name: Some(format!("{view}-{}", Uuid::now_v7())),
             // Beyond the last message, the server takes the one after the last: see `Verdict::Seen`.
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
             ack_policy: AckPolicy::None,
@@ -230,7 +229,7 @@ impl Requests {
                 self.due += IN_ADVANCE;
             }
             let reply = timeout_at(self.heard + 2 * HEARTBEAT, self.replies.next());
-            let message = reply.await.map_err(|_| lost("it is silent"))?.ok_or_else(|| lost("it ended"))?;
+            let message = reply.await.map_err(|_| lost("its consumer is silent"))?.ok_or_else(|| lost("it ended"))?;
             self.heard = Instant::now();
             match Reply::of(&message) {
                 Reply::Event => {
