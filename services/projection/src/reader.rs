@@ -30,7 +30,7 @@ use crate::{event::Unapplied, projector::Size};
 
 /// A consumer that has been silent for twice this is gone.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long one request for messages holds. If nothing was listened to for so long, nothing is to come.
+/// How long one request for messages holds. After so long without listening, a reader begins anew.
 const REQUEST: Duration = Duration::from_secs(30);
 /// Events in one request at most: they wait in memory, and their headers make them much larger there.
 const IN_ADVANCE: usize = 500;
@@ -95,7 +95,7 @@ struct Requests {
     bytes: usize,
     /// How many messages are still to come.
     due: usize,
-    /// When something last came.
+    /// When something last came, or was asked for.
     heard: Instant,
 }
 
@@ -227,6 +227,7 @@ impl Requests {
                 };
                 self.consumer.request_batch(request, self.inbox.clone()).await.map_err(lost)?;
                 self.due += IN_ADVANCE;
+                self.heard = Instant::now();
             }
             let reply = timeout_at(self.heard + 2 * HEARTBEAT, self.replies.next());
             let message = reply.await.map_err(|_| lost("its consumer is silent"))?.ok_or_else(|| lost("it ended"))?;
@@ -304,7 +305,6 @@ mod tests {
 
     use super::*;
 
-    /// The replies that the server gave here when it was asked as `Requests` does.
     #[test]
     fn a_request_that_ends_says_how_many_messages_do_not_come() {
         let ended = |status, description, left| Reply::of(&reply(status, description, left));
