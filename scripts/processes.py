@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -71,6 +72,50 @@ def start(record, argv, log, environment, user=None):
             start_new_session=True,
             preexec_fn=in_child,
         )
+
+
+def run(argv, stdin, environment, user, patience):
+    """Runs `argv` to its end, and returns its exit code and all that it said. If we are interrupted, or it takes longer
+    than `patience` seconds, it is killed with everything that it started."""
+
+    def in_child():
+        if user:
+            become(user)
+
+    with subprocess.Popen(
+        [str(argument) for argument in argv],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd="/",
+        start_new_session=True,
+        preexec_fn=in_child,
+    ) as process:
+        try:
+            said, _ = process.communicate(stdin, timeout=patience)
+        except BaseException:
+            _kill_session(process.pid)
+            raise
+        return process.returncode, said
+
+
+def _kill_session(leader):
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while _in_session(leader) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _in_session(leader):
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(process.name))
+        if fields and int(fields[3]) == leader:
+            found.append(int(process.name))
+    return found
 
 
 def become(user):
@@ -153,6 +198,17 @@ def lock(path, patience, waiting):
         os.close(handle)
 
 
+def remove_tree(directory, patience=30):
+    """A script that was killed may have left a process that still writes there for a moment."""
+    deadline = time.monotonic() + patience
+    while directory.exists():
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or time.monotonic() > deadline:
+                raise
+
+
 def write_private(path, text):
     """Whole or not at all, and readable by the owner only."""
     new = path.with_name("%s.%d.new" % (path.name, os.getpid()))
@@ -176,12 +232,18 @@ def last_lines(log, count=15):
 
 def start_time(pid):
     """In clock ticks since boot; none for a process that is gone or a zombie."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def _stat(pid):
+    """What /proc tells of a process, from its state on; none if it is gone or a zombie."""
     try:
         with open("/proc/%d/stat" % pid) as stat:
             fields = stat.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return None if fields[0] in "ZX" else fields
 
 
 def _boot():

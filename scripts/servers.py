@@ -121,7 +121,7 @@ class Postgres:
         if not self.home.exists():
             self._make_home()
         for leftover in self.home.glob("unfinished-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            processes.remove_tree(leftover)
         if (self.home / "data").exists():
             self._forget_a_crash()
         else:
@@ -166,10 +166,10 @@ class Postgres:
 
     def _remove(self, home):
         if home.is_symlink():
-            shutil.rmtree(home.resolve(), ignore_errors=True)
+            processes.remove_tree(home.resolve())
             home.unlink()
-        elif home.exists():
-            shutil.rmtree(home)
+        else:
+            processes.remove_tree(home)
 
     def _program(self, name):
         own = self.home.resolve() / "programs" / POSTGRES / name
@@ -177,19 +177,10 @@ class Postgres:
 
     def _run(self, argv, stdin=""):
         """As the user of PostgreSQL."""
-        done = subprocess.run(
-            [str(argument) for argument in argv],
-            input=stdin,
-            env=ENVIRONMENT,
-            cwd="/",
-            preexec_fn=(lambda: processes.become(self.user)) if self.user else None,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        code, said = processes.run(argv, stdin, ENVIRONMENT, self.user, 120)
         # In single-user mode a statement that fails is told, but does not end the program.
-        if done.returncode or "ERROR:" in done.stderr:
-            raise Failure("%s failed:\n%s" % (argv[0], self.stack.masked(done.stdout + done.stderr)))
+        if code or "ERROR:" in said:
+            raise Failure("%s failed:\n%s" % (argv[0], self.stack.masked(said)))
 
     def _give(self, directory):
         if self.user:

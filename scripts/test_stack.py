@@ -58,14 +58,15 @@ class OneStack(unittest.TestCase):
         return sorted({one for place in places for one in self.processes_of(place)})
 
     def processes_of(self, directory):
-        """The arguments of every process that has this directory among them."""
+        """The arguments of every process that has this directory among them, or works in it."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 arguments = (process / "cmdline").read_bytes().decode()
+                works_in = os.readlink(process / "cwd") + "/"
             except (OSError, UnicodeDecodeError):
                 continue
-            if directory in arguments:
+            if directory in arguments or works_in.startswith(directory):
                 found.append(arguments.replace("\0", " "))
         return found
 
@@ -118,8 +119,7 @@ class LifeOfAStack(OneStack):
         for mode in (0o711, 0o700):  # as root, PostgreSQL has to be elsewhere if others cannot reach the directory
             os.chmod(self.room.name, mode)
             for _ in range(5):
-                command = [sys.executable, SCRIPT, "up", "--dir", self.home, "--free-ports"]
-                started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+                started = self.interruptible_up()
                 time.sleep(random.uniform(0.1, 2.0))
                 started.kill()
                 started.wait()
@@ -135,12 +135,28 @@ class LifeOfAStack(OneStack):
             self.assertEqual([place for place in self.elsewhere if os.path.exists(place)], [])
 
     def test_an_interrupt_leaves_nothing_running(self):
+        # NATS is started first; initdb, then, has a PostgreSQL of its own at work; MongoDB comes last.
+        for at_work in ("nats-server", " --boot ", "mongod "):
+            with self.subTest(at_work=at_work):
+                started = self.interruptible_up()
+                wait_until(lambda: any(at_work in arguments for arguments in self.processes()))
+                started.send_signal(signal.SIGINT)
+                self.assertNotEqual(started.wait(120), 0)
+                self.assertEqual(self.processes(), [])
+                self.stack("down", "--wipe")
+                self.assertFalse(self.home.exists())
+
+    def test_what_a_killed_script_has_left_at_work_does_not_hinder_wiping(self):
+        started = self.interruptible_up()
+        wait_until(lambda: any(" --boot " in arguments for arguments in self.processes()))
+        started.kill()
+        started.wait()
+        said = self.stack("down", "--wipe").stdout
+        self.assertFalse(self.home.exists(), said)
+
+    def interruptible_up(self):
         command = [sys.executable, SCRIPT, "up", "--dir", self.home, "--free-ports"]
-        started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(lambda: any("nats-server" in arguments for arguments in self.processes()))
-        started.send_signal(signal.SIGINT)
-        self.assertNotEqual(started.wait(120), 0)
-        self.assertEqual(self.processes(), [])
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def test_two_at_once_start_it_once(self):
         command = [sys.executable, SCRIPT, "up", "--dir", self.home, "--free-ports"]
