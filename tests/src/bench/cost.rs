@@ -1,6 +1,6 @@
 //! What a measurement costs: the processor time of each process that takes part, and the memory of our own.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, ffi::OsStr, fs, path::Path};
 
 use serde::Deserialize;
 
@@ -40,9 +40,12 @@ impl Machine {
 
     /// The processor time that each has used so far.
     pub fn cpu(&self) -> Cpu {
+        // Not `self`, which would be this process once more.
+        let is_process = |name: &OsStr| name.to_str().is_some_and(|name| name.parse::<u32>().is_ok());
         let all: Vec<Stat> = fs::read_dir("/proc")
             .expect("/proc is there")
-            .filter_map(|entry| Stat::read(&entry.ok()?.path().join("stat")))
+            .filter_map(|entry| entry.ok().filter(|entry| is_process(&entry.file_name())))
+            .filter_map(|entry| Stat::read(&entry.path().join("stat")))
             .collect();
         let mut cpu = Cpu::new();
         for (name, pid) in &self.processes {
@@ -85,5 +88,26 @@ impl Stat {
             used: seconds(11, 12)?,
             ended: seconds(13, 14)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_process_counts_once() {
+        let mut machine = Machine::default();
+        machine.add("load", std::process::id());
+        let own = || Stat::read(Path::new("/proc/self/stat")).expect("we run").used;
+        let (before, own_before) = (machine.cpu(), own());
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(1) {
+            std::hint::black_box(begin);
+        }
+        let (used, own) = (between(&before, &machine.cpu())["load"], own() - own_before);
+        assert!((used - own).abs() < 0.2 * own, "{used} s, not {own} s");
     }
 }
