@@ -34,6 +34,8 @@ pub async fn read(store: &Store, view: &str, reached: Reached, list: List, max_b
     let mut page = Page::new(limit, max_bytes);
     let mut last: Option<RawDocumentBuf> = None;
     while let Some(reply) = store.read(view, replies.try_next()).await? {
+        // A document is about as long in JSON as in BSON.
+        page.body.reserve(reply.as_raw_document().as_bytes().len().min(max_bytes));
         let mut previous = last.as_deref();
         for document in store.documents(view, &reply)? {
             let document = document?;
