@@ -1,6 +1,6 @@
-"""Processes that outlive the script that started them.
+"""What the scripts start: servers, which outlive them, and what they wait for.
 
-Invariant: a process writes down who it is before it becomes the server, so no interrupted try leaves one that nobody
+Invariant: a process writes down who it is before it becomes a server, so no interrupted try leaves one that nobody
 knows; and nobody is signalled unless pid, start time and boot still are those written down, so no stranger ever is.
 """
 

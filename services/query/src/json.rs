@@ -150,7 +150,11 @@ impl<'a> Elements<'a> {
             0x02 => Value::String(self.string()?),
             0x03 => Value::Document(self.document()?),
             0x04 => Value::Array(self.document()?),
-            0x08 => Value::Boolean(self.take::<1>()? != [0]),
+            0x08 => match self.take()? {
+                [0] => Value::Boolean(false),
+                [1] => Value::Boolean(true),
+                [_] => return Err(Unencodable::Broken),
+            },
             0x0a => Value::Null,
             0x10 => Value::Int32(i32::from_le_bytes(self.take()?)),
             0x12 => Value::Int64(i64::from_le_bytes(self.take()?)),
@@ -271,6 +275,14 @@ mod tests {
         bytes[4] = 0x70;
         let document = RawDocument::from_bytes(&bytes).unwrap();
         assert!(matches!(write_document(&mut Vec::new(), document), Err(Unencodable::Type(0x70))));
+    }
+
+    #[test]
+    fn a_boolean_that_is_neither_is_an_error() {
+        let mut bytes = RawDocumentBuf::try_from(&doc! { "a": true }).unwrap().as_bytes().to_vec();
+        bytes[7] = 2;
+        let document = RawDocument::from_bytes(&bytes).unwrap();
+        assert!(matches!(write_document(&mut Vec::new(), document), Err(Unencodable::Broken)));
     }
 
     #[test]
