@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
+use runtime::nats_options;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
@@ -169,7 +170,13 @@ impl System {
         client.database(&self.prefix)
     }
 
-    /// A connection to NATS that may do everything.
+    /// A connection to NATS as the command service has it, the only one that may publish events.
+    pub async fn relay_user(&self) -> async_nats::Client {
+        let (options, servers) = nats_options(self.stack.url("NATS_COMMAND_URL")).unwrap();
+        options.custom_inbox_prefix("_INBOX_command").connect(servers).await.unwrap()
+    }
+
+    /// A connection to NATS that may do everything but publish events.
     pub async fn operator(&self) -> async_nats::Client {
         Client::connect(self.stack.url("NATS_OPERATOR_URL"), self.subjects.clone()).await.unwrap().nats
     }

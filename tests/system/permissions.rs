@@ -14,6 +14,10 @@ async fn a_client_can_neither_publish_events_nor_answer_for_a_service() {
     let product = system.product(1).await;
     super::relay::assert_stream_is_journal(&system).await;
     let event = system.subjects.event("product", "restocked");
+    // The operator may listen to everything, and yet not publish events.
+    let operator = system.operator().await;
+    operator.publish(event.clone(), "{}".into()).await.unwrap();
+    operator.flush().await.unwrap();
     let roles = ["NATS_URL", "NATS_PROJECTION_URL", "NATS_QUERY_URL"];
     for role in roles {
         let intruder = Client::connect(system.stack.url(role), system.subjects.clone()).await.unwrap();

@@ -78,9 +78,10 @@ async fn a_stream_that_lost_its_tail_gets_it_again() {
         ..Default::default()
     };
     operator.create_stream(config).await.unwrap();
+    let relay = jetstream::new(system.relay_user().await);
     for message in events {
         let (async_nats::Message { subject, headers, payload, .. }, _) = message.split();
-        operator.publish_with_headers(subject, headers.unwrap(), payload).await.unwrap().await.unwrap();
+        relay.publish_with_headers(subject, headers.unwrap(), payload).await.unwrap().await.unwrap();
     }
 
     let _command = system.command().await;
@@ -95,7 +96,8 @@ async fn a_foreign_message_is_refused_and_nothing_is_published_behind_it() {
     system.product(5).await;
     assert_stream_is_journal(&system).await;
     let foreign = system.subjects.event("product", "restocked");
-    operator.publish(foreign.clone(), "{}".into()).await.unwrap().await.unwrap();
+    let relay = jetstream::new(system.relay_user().await);
+    relay.publish(foreign.clone(), "{}".into()).await.unwrap().await.unwrap();
 
     // The journal goes on; the stream does not.
     for _ in 0..5 {

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    convert::Infallible,
     time::{Duration, SystemTime},
 };
 
@@ -15,12 +16,13 @@ use wire::{Accepted, Code, Failure};
 
 use crate::{
     handover::Committed,
-    intake::Command,
+    intake::{Command, Key},
     journal::{
-        self, Aggregate, Backend, Event, LedgerAnswer, LedgerEntry, Recorded, Session, StoredAggregate, unsigned,
+        self, Aggregate, Backend, Event, LedgerAnswer, LedgerEntry, Patience, Recorded, Session, StoredAggregate,
+        unsigned,
     },
     known::{self, Known},
-    postgres::is_lost,
+    postgres::{answered, is_lost},
 };
 
 /// Bytes by which the first event of an aggregate stays below the limit: a later one may repeat what it says and add to
@@ -44,15 +46,19 @@ pub enum BatchError {
     /// Another batch was first with an aggregate, a claim or a key: what was loaded is no longer so. Try again.
     #[error("another batch was first")]
     Race,
+    /// Somebody else holds a lock that the batch needs, and has held it for long; nothing was written.
+    #[error("somebody else holds a lock that the batch needs")]
+    Locked,
     /// There is no connection; nothing was written.
     #[error("no connection to PostgreSQL: {0:#}")]
     NoConnection(anyhow::Error),
     /// The connection broke before anything was written.
     #[error("the connection to PostgreSQL broke: {0}")]
     Away(#[source] Error),
-    /// The connection broke while the batch was being written; the transaction itself will tell.
-    #[error("the connection broke during the commit: {0}")]
-    Unknown(#[source] Error, Box<Unsettled>),
+    /// The connection broke, or the server did not answer, while the batch was being written; the transaction itself will
+    /// tell.
+    #[error("the commit was not answered: {0:#}")]
+    Unknown(anyhow::Error, Box<Unsettled>),
     /// A statement was refused, or something stored cannot be read: one of the commands is to blame.
     #[error("the batch cannot be written: {0:#}")]
     Fault(anyhow::Error),
@@ -80,7 +86,7 @@ pub struct Loaded {
 
 /// What the batch needs, as far as it is known; what commands make, claim, or have as a key is taken to be new. `None` if
 /// something is missing.
-pub fn believe(known: &mut Known, commands: &[Command]) -> Option<Loaded> {
+pub fn believe(known: &mut Known, commands: &[&Command]) -> Option<Loaded> {
     let mut ids: HashSet<Id> = HashSet::new();
     let mut made: HashSet<Id> = HashSet::new();
     for Command { command, .. } in commands {
@@ -109,8 +115,13 @@ pub fn believe(known: &mut Known, commands: &[Command]) -> Option<Loaded> {
 ///
 /// # Errors
 /// See [`BatchError`].
-pub async fn load(session: &Session, commands: &[Command]) -> Result<Loaded, BatchError> {
-    let keys: Vec<&str> = commands.iter().filter_map(|command| command.key.as_deref()).collect();
+pub async fn load(session: &Session, commands: &[&Command], patience: Patience) -> Result<Loaded, BatchError> {
+    let loaded = answered(async { Ok::<_, Infallible>(load_all(session, commands, patience).await) }).await;
+    loaded.map_err(BatchError::NoConnection)?
+}
+
+async fn load_all(session: &Session, commands: &[&Command], patience: Patience) -> Result<Loaded, BatchError> {
+    let keys: Vec<&str> = commands.iter().filter_map(|command| Some(&*command.key.as_ref()?.id)).collect();
     let claims: Vec<Claim> = commands.iter().flat_map(|command| command.command.claims()).collect();
     let mut ids: BTreeSet<Id> = commands.iter().flat_map(|command| command.command.touches()).collect();
     let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
@@ -123,7 +134,7 @@ pub async fn load(session: &Session, commands: &[Command]) -> Result<Loaded, Bat
     let ids: Vec<Id> = ids.into_iter().collect();
     // Joined, they go out together: one round trip.
     let (begun, ledger, stored, holders) =
-        join!(session.begin(), session.ledger(&keys), session.lock(&ids), session.holders(&claims));
+        join!(session.begin(patience), session.ledger(&keys), session.lock(&ids), session.holders(&claims));
     begun.map_err(before_writing)?;
     let (mut aggregates, mut bytes) = (Aggregates::default(), HashMap::new());
     for stored in stored.map_err(before_writing)? {
@@ -140,6 +151,36 @@ pub async fn load(session: &Session, commands: &[Command]) -> Result<Loaded, Bat
     }
     let ledger = ledger.map_err(before_writing)?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
     Ok(Loaded { aggregates, bytes, ledger, is_believed: false })
+}
+
+/// Which commands need an aggregate that somebody else has locked; all of them if it is the journal's head.
+///
+/// # Errors
+/// See [`BatchError`].
+pub async fn locked_out(session: &Session, commands: &[&Command]) -> Result<Vec<bool>, BatchError> {
+    let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
+    let asked = async {
+        let referring = session.peek(&referring).await?;
+        let ids: BTreeSet<Id> = commands.iter().flat_map(|command| command.command.touches()).collect();
+        let references = referring.iter().filter_map(|stored| Some((stored.id, state(stored).ok()?.references())));
+        let references: HashMap<Id, Vec<Id>> = references.collect();
+        let ids: BTreeSet<Id> = ids.into_iter().chain(references.values().flatten().copied()).collect();
+        let locked = session.locked(&ids.into_iter().collect::<Vec<_>>()).await?;
+        Ok::<_, Error>((references, locked))
+    };
+    let (references, locked) = match answered(asked).await {
+        Ok(found) => found,
+        // Somebody has locked a whole table.
+        Err(error) if error.downcast_ref::<Error>().is_some_and(|error| error.code().is_some()) => {
+            return Ok(vec![true; commands.len()]);
+        }
+        Err(error) => return Err(BatchError::NoConnection(error)),
+    };
+    let needs_locked = |command: &&Command| {
+        let references = references.get(&command.command.target()).cloned().unwrap_or_default();
+        locked.head || command.command.touches().iter().chain(&references).any(|id| locked.ids.contains(id))
+    };
+    Ok(commands.iter().map(needs_locked).collect())
 }
 
 fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
@@ -185,7 +226,7 @@ enum Answer {
 /// # Errors
 /// If a state or an event has no JSON form.
 pub fn decide(
-    commands: &[Command],
+    commands: &[&Command],
     loaded: Loaded,
     known: &mut Known,
     now: Timestamp,
@@ -224,32 +265,30 @@ pub fn decide(
 impl Deciding {
     fn execute_all(
         &mut self,
-        commands: &[Command],
+        commands: &[&Command],
         ledger: &HashMap<String, LedgerEntry>,
         now: Timestamp,
         max_event_bytes: usize,
     ) -> Result<(), BatchError> {
-        let mut first_with: HashMap<&str, usize> = HashMap::new();
+        let mut first_with: HashMap<&str, (usize, [u8; 32])> = HashMap::new();
         for (index, command) in commands.iter().enumerate() {
             let Some(key) = &command.key else {
                 let answer = self.execute(command, now, max_event_bytes)?;
                 self.answers.push(answer);
                 continue;
             };
-            let answer = match (ledger.get(key), first_with.get(key.as_str())) {
-                (Some(entry), _) if entry.fingerprint != command.fingerprint => Answer::Refused(reused(key)),
+            let answer = match (ledger.get(&key.id), first_with.get(&*key.id)) {
+                (Some(entry), _) if !key.stands_for(&entry.fingerprint) => Answer::Refused(reused(&key.id)),
                 (Some(entry), _) => Answer::Replayed(match &entry.answer {
                     LedgerAnswer::Accepted(accepted) => Ok(*accepted),
                     LedgerAnswer::Refused(failure) => Err(failure.clone()),
                 }),
-                (None, Some(first)) if commands[*first].fingerprint != command.fingerprint => {
-                    Answer::Refused(reused(key))
-                }
-                (None, Some(first)) => Answer::SameAs(*first),
+                (None, Some((_, fingerprint))) if !key.stands_for(fingerprint) => Answer::Refused(reused(&key.id)),
+                (None, Some((first, _))) => Answer::SameAs(*first),
                 (None, None) => {
-                    first_with.insert(key, index);
+                    first_with.insert(&key.id, (index, key.fingerprint));
                     let answer = self.execute(command, now, max_event_bytes)?;
-                    self.ledger.extend(answer.entry(key, command.fingerprint));
+                    self.ledger.extend(answer.entry(key));
                     answer
                 }
             };
@@ -280,7 +319,7 @@ impl Deciding {
             schema: recorded.event.schema(),
             payload,
             actor: command.actor.clone(),
-            command_id: command.key.clone(),
+            command_id: command.key.as_ref().map(|key| key.id.clone()),
             traceparent: command.traceparent.clone(),
         }));
         let version = self.aggregates.version(id);
@@ -318,13 +357,13 @@ impl Decided {
 
 impl Answer {
     /// What the ledger keeps of it.
-    fn entry(&self, key: &str, fingerprint: [u8; 32]) -> Option<LedgerEntry> {
+    fn entry(&self, key: &Key) -> Option<LedgerEntry> {
         let answer = match self {
             Self::Accepted(accepted) => LedgerAnswer::Accepted(*accepted),
             Self::Refused(failure) => LedgerAnswer::Refused(failure.clone()),
             Self::Replayed(_) | Self::SameAs(_) => return None,
         };
-        Some(LedgerEntry { key: key.to_owned(), fingerprint, answer })
+        Some(LedgerEntry { key: key.id.clone(), fingerprint: key.fingerprint, answer })
     }
 }
 
@@ -333,17 +372,31 @@ impl Answer {
 ///
 /// # Errors
 /// See [`BatchError`].
-pub async fn write(session: &Session, decided: Decided, begins: bool) -> Result<Written, BatchError> {
+pub async fn write(session: &Session, decided: Decided, begins: Option<Patience>) -> Result<Written, BatchError> {
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(unsigned(decided.at.unix_millis()));
-    let begin = async { if begins { session.begin().await } else { Ok(()) } };
-    let (begun, stored, released, taken, recorded, committed) = join!(
-        begin,
-        session.store(&decided.changes),
-        session.release(&decided.released),
-        session.claim(&decided.taken),
-        session.record(&decided.events, &decided.ledger, at),
-        session.commit(),
-    );
+    let begin = async {
+        match begins {
+            Some(patience) => session.begin(patience).await,
+            None => Ok(()),
+        }
+    };
+    let writing = async {
+        Ok::<_, Infallible>(join!(
+            begin,
+            session.store(&decided.changes),
+            session.release(&decided.released),
+            session.claim(&decided.taken),
+            session.record(&decided.events, &decided.ledger, at),
+            session.commit(),
+        ))
+    };
+    let (begun, stored, released, taken, recorded, committed) = match answered(writing).await {
+        Ok(written) => written,
+        Err(silent) => {
+            let (backend, transaction) = (session.backend.clone(), None);
+            return Err(BatchError::Unknown(silent, Box::new(Unsettled { backend, transaction, decided })));
+        }
+    };
     // The first failure is the cause; the others only say that the transaction has failed.
     let written = begun.and(stored).and(released).and(taken);
     let (failed, transaction) = match (written, recorded, committed) {
@@ -353,9 +406,10 @@ pub async fn write(session: &Session, decided: Decided, begins: bool) -> Result<
     };
     Err(match failed.code() {
         Some(code) if is_race(code) => BatchError::Race,
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => BatchError::Locked,
         _ if is_lost(&failed) => {
             let backend = session.backend.clone();
-            BatchError::Unknown(failed, Box::new(Unsettled { backend, transaction, decided }))
+            BatchError::Unknown(failed.into(), Box::new(Unsettled { backend, transaction, decided }))
         }
         _ => BatchError::Fault(failed.into()),
     })
@@ -373,6 +427,7 @@ fn reused(key: &str) -> Failure {
 fn before_writing(error: Error) -> BatchError {
     match error.code() {
         Some(code) if is_race(code) => BatchError::Race,
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => BatchError::Locked,
         _ if is_lost(&error) => BatchError::Away(error),
         _ => BatchError::Fault(error.into()),
     }

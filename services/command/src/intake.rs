@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use domain::{CommandType, Id};
-use runtime::micro::Request;
+use runtime::micro::{Reply, Request};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
@@ -31,7 +32,8 @@ pub struct Requester {
 
 impl Requester {
     pub async fn answer(self, outcome: Result<Accepted, Failure>) {
-        self.request.respond(outcome.map(|accepted| (accepted.headers(), accepted.body().into()))).await;
+        let reply = |accepted: Accepted| Reply { position: accepted.position, body: accepted.body().into() };
+        self.request.respond(outcome.map(reply)).await;
     }
 }
 
@@ -40,12 +42,26 @@ impl Requester {
 pub struct Command {
     pub command: domain::Command,
     pub expected_version: Option<u64>,
-    /// The idempotency key.
-    pub key: Option<String>,
-    /// SHA-256 of what the key stands for: subject, expected version, body.
-    pub fingerprint: [u8; 32],
+    pub key: Option<Key>,
     pub actor: Option<String>,
     pub traceparent: Option<String>,
+}
+
+/// An idempotency key, with what it stands for.
+#[derive(Clone)]
+pub struct Key {
+    pub id: String,
+    /// SHA-256 of subject, expected version, and what the command means.
+    pub fingerprint: [u8; 32],
+    /// The same of the body as it was written: how the ledger once had it, whose entries are still there.
+    pub former_fingerprint: [u8; 32],
+}
+
+impl Key {
+    /// Whether it is the key of what the ledger remembers.
+    pub fn stands_for(&self, fingerprint: &[u8; 32]) -> bool {
+        [self.fingerprint, self.former_fingerprint].contains(fingerprint)
+    }
 }
 
 /// Where the endpoints put commands.
@@ -67,7 +83,7 @@ impl Intake {
 
     /// Queues the request's command, or answers why not.
     pub fn take(&self, command_type: CommandType, request: Request) {
-        let admitted = self.admit(request.message.payload.len());
+        let admitted = self.admit(request.payload.len());
         let (bytes, command) = match admitted.and_then(|bytes| Ok((bytes, read(command_type, &request)?))) {
             Ok(admitted) => admitted,
             Err(failure) => return self.refuse(request, failure),
@@ -101,20 +117,81 @@ impl Intake {
 }
 
 fn read(command_type: CommandType, request: &Request) -> Result<Command, Failure> {
-    let message = &request.message;
-    let headers = RequestHeaders::parse(message.headers.as_ref())?;
-    let command = (command_type.parse)(&message.payload, Id(Uuid::now_v7()))?;
-    let RequestHeaders { command_id: key, expected_version, min_position: _, actor, traceparent } = headers;
-    let mut hash = Sha256::new();
-    if key.is_some() {
-        for part in [message.subject.as_bytes(), format!("{expected_version:?}").as_bytes(), &message.payload] {
-            hash.update(part.len().to_be_bytes());
-            hash.update(part);
-        }
+    let headers = RequestHeaders::parse(&request.headers)?;
+    let made = Id(Uuid::now_v7());
+    let command = (command_type.parse)(&request.payload, made)?;
+    let RequestHeaders { command_id, expected_version, min_position: _, actor, traceparent } = headers;
+    let key = command_id.map(|id| Key {
+        fingerprint: fingerprint(request.subject(), expected_version, &meaning(&command, made)),
+        former_fingerprint: fingerprint(request.subject(), expected_version, &request.payload),
+        id,
+    });
+    Ok(Command { command, expected_version, key, actor, traceparent })
+}
+
+/// What the client has said with the command: an identifier that was made here is not of it, nor is a field that is absent.
+fn meaning(command: &domain::Command, made: Id) -> Vec<u8> {
+    // Its types have a JSON form.
+    let mut json = command.to_json().unwrap_or_default();
+    if command.target() == made
+        && let Some(fields) = json.as_object_mut()
+    {
+        fields.remove("id");
     }
-    Ok(Command { command, expected_version, key, fingerprint: hash.finalize().into(), actor, traceparent })
+    without_nulls(&mut json);
+    json.sort_all_objects();
+    json.to_string().into_bytes()
+}
+
+fn without_nulls(json: &mut Value) {
+    match json {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(without_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn fingerprint(subject: &str, expected_version: Option<u64>, body: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in [subject.as_bytes(), format!("{expected_version:?}").as_bytes(), body] {
+        hash.update(part.len().to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
 }
 
 fn overloaded() -> Failure {
     Failure::new(Code::Overloaded, "more commands are waiting than the service takes: try again later")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meant(verb: &str, body: &str) -> Vec<u8> {
+        let made = Id(Uuid::now_v7());
+        let found = domain::commands().find(|it| it.aggregate == "product" && it.verb == verb).unwrap();
+        meaning(&(found.parse)(body.as_bytes(), made).unwrap(), made)
+    }
+
+    #[test]
+    fn a_command_means_the_same_however_it_is_written() {
+        let price = r#"{"amount":250,"currency":"GBP"}"#;
+        let plain = meant("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price}}}"#));
+        for same in [
+            r#"{"price":{"currency":"GBP","amount":250},"name":"Lamp","sku":"A"}"#,
+            r#" { "sku" : "\u0041", "name":" Lamp ","price":{"amount":250,"currency":"G\u0042P"},"stock":0 } "#,
+        ] {
+            assert_eq!(meant("create", same), plain, "{same}");
+        }
+        let other = meant("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price},"stock":1}}"#));
+        assert_ne!(other, plain);
+        let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
+        assert_ne!(meant("create", &format!(r#"{{"id":"{id}","sku":"A","name":"Lamp","price":{price}}}"#)), plain);
+        let bare = meant("update", &format!(r#"{{"id":"{id}"}}"#));
+        assert_eq!(meant("update", &format!(r#"{{"name":null,"sku":null,"id":"{}"}}"#, id.to_uppercase())), bare);
+    }
 }

@@ -1,7 +1,7 @@
 //! The statements of the write side. Each method sends one statement the first time it is polled, so that methods whose
 //! futures are joined go out together, in the order in which they are joined: a commit never overtakes what it commits.
 
-use std::time::SystemTime;
+use std::{collections::HashSet, time::SystemTime};
 
 use deadpool_postgres::Object;
 use domain::{Claim, Id};
@@ -20,6 +20,7 @@ pub struct Session {
     ledger: Statement,
     peek: Statement,
     lock: Statement,
+    locked: Statement,
     holders: Statement,
     store: Statement,
     release: Statement,
@@ -98,6 +99,22 @@ pub enum LedgerAnswer {
     Refused(Failure),
 }
 
+/// How long a transaction waits for a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Longer than any other lane holds one.
+    Usual,
+    /// Somebody has held one for long that the batch may need.
+    Short,
+}
+
+/// What others have locked.
+pub struct Locked {
+    pub ids: HashSet<Id>,
+    /// The journal's head, without which nothing can be written.
+    pub head: bool,
+}
+
 impl Session {
     /// # Errors
     /// If a statement cannot be prepared.
@@ -108,6 +125,7 @@ impl Session {
             ledger: client.prepare_cached(LEDGER).await?,
             peek: client.prepare_cached(PEEK).await?,
             lock: client.prepare_cached(LOCK).await?,
+            locked: client.prepare_cached(LOCKED).await?,
             holders: client.prepare_cached(HOLDERS).await?,
             store: client.prepare_cached(STORE).await?,
             release: client.prepare_cached(RELEASE).await?,
@@ -127,8 +145,12 @@ impl Session {
         self.client.is_closed()
     }
 
-    pub async fn begin(&self) -> Result<(), Error> {
-        self.client.batch_execute("begin").await
+    pub async fn begin(&self, patience: Patience) -> Result<(), Error> {
+        let begin = match patience {
+            Patience::Usual => "begin",
+            Patience::Short => "begin; set local lock_timeout = '50ms'",
+        };
+        self.client.batch_execute(begin).await
     }
 
     pub async fn commit(&self) -> Result<(), Error> {
@@ -156,6 +178,15 @@ impl Session {
     /// wait for each other.
     pub async fn lock(&self, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
         self.aggregates(&self.lock, ids).await
+    }
+
+    /// Those of the aggregates that somebody else has locked.
+    pub async fn locked(&self, ids: &[Id]) -> Result<Locked, Error> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let rows = self.client.query(&self.locked, &[&ids]).await?;
+        let ids = rows.iter().map(|row| Ok(Id(row.try_get(0)?))).collect::<Result<_, Error>>()?;
+        let head = self.client.query(HEAD, &[]).await?.is_empty();
+        Ok(Locked { ids, head })
     }
 
     async fn aggregates(&self, statement: &Statement, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
@@ -327,6 +358,23 @@ const LOCK: &str = "
     where id = any($1)
     order by id
     for update";
+
+/// Each row is locked for the moment of the look. Nobody waits for that long, nor does the look wait for anybody.
+const LOCKED: &str = "
+    with free as (
+        select id
+        from aggregates
+        where id = any($1)
+        for update skip locked
+    )
+    select id
+    from aggregates
+    where id = any($1) and id not in (select id from free)";
+
+const HEAD: &str = "
+    select
+    from journal_head
+    for update skip locked";
 
 const HOLDERS: &str = "
     select wanted.ordinal, claims.id

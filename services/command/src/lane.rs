@@ -1,12 +1,14 @@
 //! A lane: one batch at a time. It takes what is waiting, runs it, answers, and takes what has gathered meanwhile; nobody
 //! waits for a batch to fill. What the journal took is acknowledged, and what it did not take is said not to be.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use anyhow::anyhow;
+use domain::Id;
 use runtime::{Nats, now};
 use tokio::{
     sync::{Mutex, mpsc},
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
 use wire::{Code, Failure};
@@ -15,9 +17,9 @@ use crate::{
     batch::{self, BatchError, Outcome, Unsettled, Written},
     handover::Handover,
     intake::{Command, Requester, Waiting},
-    journal::Session,
+    journal::{Patience, Session},
     known::Known,
-    postgres::Postgres,
+    postgres::{Postgres, Silent, answered},
 };
 
 /// How often a batch is tried again that was too slow for another.
@@ -26,6 +28,10 @@ const RACES: usize = 5;
 const CAUTION: u32 = 100;
 /// How long the server may take to come back and tell what became of a transaction.
 const SETTLE: Duration = Duration::from_secs(10);
+/// The same of a server that is silent: its clients have waited for long already.
+const SETTLE_SILENT: Duration = Duration::from_secs(2);
+/// For how long commands are run apart that need what somebody else held up.
+const SUSPECT: Duration = Duration::from_secs(5);
 /// What an event's headers may need of the largest message that the NATS server takes, in bytes.
 const HEADER_ROOM: usize = 4096;
 
@@ -42,6 +48,8 @@ pub struct Lane {
     pub known: Known,
     /// For how many more batches what is known is not relied on.
     pub caution: u32,
+    /// What commands needed that were held up by somebody else's lock, and when that was.
+    pub held_up: HashMap<Id, Instant>,
 }
 
 impl Lane {
@@ -68,38 +76,107 @@ impl Lane {
     }
 
     /// Runs the commands, in one batch if that goes well. A batch that fails is split, so that one bad command cannot
-    /// take others with it.
+    /// take others with it; and so is one that somebody else holds up, so that only those wait whom that concerns.
     async fn answer(&mut self, commands: &[Command]) -> Vec<Outcome> {
-        let mut outcomes = Vec::with_capacity(commands.len());
-        let mut left = vec![commands];
+        let mut outcomes: Vec<Option<Outcome>> = commands.iter().map(|_| None).collect();
+        let mut left = self.parts(commands);
         while let Some(part) = left.pop() {
-            match self.attempt(part).await {
+            let answers = match self.attempt(&part).await {
                 Ok(written) => {
-                    outcomes.extend(written.outcomes);
                     if let Some(committed) = written.committed {
                         self.handover.committed(&self.nats, committed).await;
                     }
+                    written.outcomes
                 }
-                Err(error) if part.len() > 1 && error.is_for_one() => {
-                    tracing::warn!(%error, commands = part.len(), "a batch failed: split");
-                    let (first, second) = part.split_at(part.len() / 2);
-                    left.extend([second, first]);
+                Err(BatchError::Locked) => match self.locked_out(&part).await {
+                    Ok(locked_out) => {
+                        let refused = self.make_way(part, &locked_out, &mut left);
+                        refused.into_iter().for_each(|index| outcomes[index] = Some(Err(held_up())));
+                        continue;
+                    }
+                    Err(error) => self.failures(&error, &part),
+                },
+                Err(error) if part.commands.len() > 1 && error.is_for_one() => {
+                    tracing::warn!(%error, commands = part.commands.len(), "a batch failed: split");
+                    left.extend(part.halves());
+                    continue;
                 }
-                Err(error) => {
-                    let failure = self.failure(&error, part);
-                    outcomes.extend(part.iter().map(|_| Err(failure.clone())));
-                }
+                Err(error) => self.failures(&error, &part),
+            };
+            for (index, answer) in part.indexes.into_iter().zip(answers) {
+                outcomes[index] = Some(answer);
             }
         }
-        outcomes
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(held_up()))).collect()
+    }
+
+    /// What is run first stands last: commands that need what somebody else has lately held up come after all others.
+    fn parts<'a>(&mut self, commands: &'a [Command]) -> Vec<Part<'a>> {
+        self.held_up.retain(|_, since| since.elapsed() < SUSPECT);
+        let needs_suspect = |command: &Command| {
+            !self.held_up.is_empty() && command.command.touches().iter().any(|id| self.held_up.contains_key(id))
+        };
+        let (suspect, other): (Vec<_>, Vec<_>) =
+            commands.iter().enumerate().partition(|(_, command)| needs_suspect(command));
+        let parts = [Part::new(suspect, Patience::Short), Part::new(other, Patience::Usual)];
+        parts.into_iter().filter(|part| !part.commands.is_empty()).collect()
+    }
+
+    /// Asks which of the commands are held up by somebody else's lock.
+    async fn locked_out(&mut self, part: &Part<'_>) -> Result<Vec<bool>, BatchError> {
+        let session = connected(&self.postgres, &mut self.session).await?;
+        let locked_out = batch::locked_out(session, &part.commands).await;
+        if locked_out.is_err() {
+            self.discard();
+        }
+        locked_out
+    }
+
+    /// Leaves those that are held up for later, or, where they have waited already, says which are refused. The others go
+    /// on at once.
+    fn make_way<'a>(&mut self, part: Part<'a>, locked_out: &[bool], left: &mut Vec<Part<'a>>) -> Vec<usize> {
+        let Part { indexes, commands, patience } = part;
+        tracing::warn!(commands = commands.len(), "somebody else has locked what commands need: the others go on");
+        let all = indexes.into_iter().zip(commands).zip(locked_out);
+        let (held_up, free): (Vec<_>, Vec<_>) = all.partition(|(_, locked_out)| **locked_out);
+        let [held_up, free] =
+            [held_up, free].map(|commands| commands.into_iter().map(|(command, _)| command).collect());
+        let (held_up, free) = (Part::new(held_up, Patience::Short), Part::new(free, patience));
+        let touched = held_up.commands.iter().flat_map(|command| command.command.touches());
+        self.held_up.extend(touched.map(|id| (id, Instant::now())));
+        if held_up.commands.is_empty() {
+            // It is gone by now, or it is nothing that can be asked for: half of them may not need it.
+            match (free.commands.len(), patience) {
+                (1, Patience::Short) => return free.indexes,
+                (1, Patience::Usual) => left.push(Part { patience: Patience::Short, ..free }),
+                _ => left.extend(Part { patience: Patience::Short, ..free }.halves()),
+            }
+            return vec![];
+        }
+        let refused = match patience {
+            Patience::Short => held_up.indexes,
+            Patience::Usual => {
+                left.push(held_up);
+                vec![]
+            }
+        };
+        if !free.commands.is_empty() {
+            left.push(free);
+        }
+        refused
+    }
+
+    fn failures(&self, error: &BatchError, part: &Part<'_>) -> Vec<Outcome> {
+        let failure = self.failure(error, &part.commands);
+        part.commands.iter().map(|_| Err(failure.clone())).collect()
     }
 
     /// Runs the commands as one batch, again where a lost race or a broken connection is to blame.
-    async fn attempt(&mut self, commands: &[Command]) -> Result<Written, BatchError> {
+    async fn attempt(&mut self, part: &Part<'_>) -> Result<Written, BatchError> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let failed = match self.try_once(commands).await {
+            let failed = match self.try_once(part).await {
                 Ok(written) => return Ok(written),
                 Err(error) => error,
             };
@@ -110,14 +187,22 @@ impl Lane {
                     self.caution = CAUTION;
                     self.roll_back().await;
                 }
+                BatchError::Locked => {
+                    self.roll_back().await;
+                    return Err(failed);
+                }
                 // A connection may have broken while it lay idle: the next try has a new one.
                 BatchError::Away(_) if tries == 1 => self.discard(),
                 BatchError::Unknown(error, unsettled) => {
                     self.discard();
-                    match self.settle(&unsettled).await {
+                    let is_silent = error.is::<Silent>();
+                    if is_silent {
+                        self.postgres.went_away();
+                    }
+                    match self.settle(&unsettled, if is_silent { SETTLE_SILENT } else { SETTLE }).await {
                         Some(Fate::Committed(base)) => return Ok(unsettled.decided.written(base)),
-                        Some(Fate::RolledBack) if tries < RACES => {}
-                        Some(Fate::RolledBack) => return Err(BatchError::Away(error)),
+                        Some(Fate::RolledBack) if tries < RACES && !is_silent => {}
+                        Some(Fate::RolledBack) => return Err(BatchError::NoConnection(error)),
                         Some(Fate::Untold) | None => return Err(BatchError::Unknown(error, unsettled)),
                     }
                 }
@@ -129,7 +214,8 @@ impl Lane {
         }
     }
 
-    async fn try_once(&mut self, commands: &[Command]) -> Result<Written, BatchError> {
+    async fn try_once(&mut self, part: &Part<'_>) -> Result<Written, BatchError> {
+        let (commands, patience) = (&part.commands, part.patience);
         let (now, max_event_bytes) = (now(), self.nats.client.max_payload().saturating_sub(HEADER_ROOM));
         let Self { postgres, session, known, caution, .. } = self;
         let session = connected(postgres, session).await?;
@@ -139,22 +225,22 @@ impl Lane {
             let decided = batch::decide(commands, believed, known, now, max_event_bytes)?;
             // What is refused for what is only believed must be looked at.
             if !decided.changes_nothing() {
-                return batch::write(session, decided, true).await;
+                return batch::write(session, decided, Some(patience)).await;
             }
         }
         *caution = caution.saturating_sub(1);
-        let loaded = batch::load(session, commands).await?;
+        let loaded = batch::load(session, commands, patience).await?;
         let decided = batch::decide(commands, loaded, known, now, max_event_bytes)?;
         if decided.changes_nothing() {
-            session.rollback().await.map_err(BatchError::Away)?;
+            answered(session.rollback()).await.map_err(BatchError::NoConnection)?;
             return Ok(decided.written(0));
         }
-        batch::write(session, decided, false).await
+        batch::write(session, decided, None).await
     }
 
     async fn roll_back(&mut self) {
         if let Some(session) = &self.session
-            && session.rollback().await.is_err()
+            && answered(session.rollback()).await.is_err()
         {
             self.discard();
         }
@@ -167,22 +253,38 @@ impl Lane {
     }
 
     /// Asks what became of a transaction whose commit was not answered. `None` if that cannot be told in time.
-    async fn settle(&self, unsettled: &Unsettled) -> Option<Fate> {
-        let deadline = Instant::now() + SETTLE;
-        let mut backoff = runtime::Backoff::default();
-        while Instant::now() < deadline {
-            match self.fate(unsettled).await {
-                Ok(Some(fate)) => return Some(fate),
-                // It is still open: the server has not noticed yet that its client is gone.
-                Ok(None) => {}
-                Err(error) => {
-                    self.postgres.went_away();
-                    tracing::debug!(error = format!("{error:#}"), "cannot ask for a transaction's fate yet");
+    async fn settle(&self, unsettled: &Unsettled, bound: Duration) -> Option<Fate> {
+        let asking = async {
+            let mut backoff = runtime::Backoff::default();
+            loop {
+                match self.fate(unsettled).await {
+                    Ok(Some(fate)) => {
+                        self.postgres.is_back();
+                        return fate;
+                    }
+                    // It is still open: the server has not noticed yet that its client is gone.
+                    Ok(None) => {}
+                    Err(error) => {
+                        self.postgres.went_away();
+                        tracing::debug!(error = format!("{error:#}"), "cannot ask for a transaction's fate yet");
+                    }
                 }
+                self.refuse_waiting();
+                backoff.wait().await;
             }
-            backoff.wait().await;
+        };
+        timeout(bound, asking).await.ok()
+    }
+
+    /// Those that came before the server went away must not wait for what becomes of others.
+    fn refuse_waiting(&self) {
+        if self.postgres.is_up() {
+            return;
         }
-        None
+        let Ok(mut waiting) = self.waiting.try_lock() else { return };
+        while let Ok(Waiting { requester, .. }) = waiting.try_recv() {
+            self.replies.spawn(requester.answer(Err(away())));
+        }
     }
 
     async fn fate(&self, unsettled: &Unsettled) -> anyhow::Result<Option<Fate>> {
@@ -192,15 +294,15 @@ impl Lane {
         let first = first.transpose()?;
         let Some(transaction) = transaction else {
             // Once the process that had it is gone, what it has not written it will not write.
-            let ended = client.query(END, &[&backend.pid, &backend.started]).await?;
+            let ended = answered(client.query(END, &[&backend.pid, &backend.started])).await?;
             let Some((id, version)) = first else { return Ok(Some(Fate::Untold)) };
             if !ended.is_empty() {
                 return Ok(None);
             }
-            let found = client.query(BEFORE, &[&id, &version]).await?;
+            let found = answered(client.query(BEFORE, &[&id, &version])).await?;
             return Ok(Some(if found.is_empty() { Fate::RolledBack } else { Fate::Untold }));
         };
-        let row = client.query_one("select pg_xact_status($1::text::xid8)", &[&transaction]).await?;
+        let row = answered(client.query_one("select pg_xact_status($1::text::xid8)", &[&transaction])).await?;
         let status: Option<String> = row.try_get(0)?;
         match status.as_deref() {
             Some("committed") => {}
@@ -208,18 +310,18 @@ impl Lane {
             _ => return Ok(None),
         }
         let base = match first {
-            Some((id, version)) => client.query_one(BEFORE, &[&id, &version]).await?,
-            None => client.query_one("select position from journal_head", &[]).await?,
+            Some((id, version)) => answered(client.query_one(BEFORE, &[&id, &version])).await?,
+            None => answered(client.query_one("select position from journal_head", &[])).await?,
         };
         Ok(Some(Fate::Committed(base.try_get(0)?)))
     }
 
     /// What is said of commands that could not be run, after it has been logged.
-    fn failure(&self, error: &BatchError, commands: &[Command]) -> Failure {
+    fn failure(&self, error: &BatchError, commands: &[&Command]) -> Failure {
         match error {
             BatchError::NoConnection(_) | BatchError::Away(_) => {
                 self.postgres.went_away();
-                Failure::new(Code::Unavailable, "the journal's database is away; nothing was changed")
+                away()
             }
             BatchError::Unknown(..) => {
                 tracing::error!(%error, commands = commands.len(), "it is not known whether a batch was committed");
@@ -228,6 +330,7 @@ impl Lane {
                     same Nats-Msg-Id to find out";
                 Failure::new(Code::Unavailable, message).with("outcome", "unknown")
             }
+            BatchError::Locked => held_up(),
             BatchError::Race => Failure::new(Code::Overloaded, "other commands were faster, several times: try again"),
             BatchError::Fault(_) => {
                 let target = commands.first().map(|command| command.command.target().to_string());
@@ -236,6 +339,35 @@ impl Lane {
             }
         }
     }
+}
+
+/// Commands that are run together, by their places among all that were taken.
+struct Part<'a> {
+    indexes: Vec<usize>,
+    commands: Vec<&'a Command>,
+    patience: Patience,
+}
+
+impl<'a> Part<'a> {
+    fn new(commands: Vec<(usize, &'a Command)>, patience: Patience) -> Self {
+        let (indexes, commands) = commands.into_iter().unzip();
+        Self { indexes, commands, patience }
+    }
+
+    /// The first half stands last, to be run first.
+    fn halves(mut self) -> [Self; 2] {
+        let half = self.commands.len() / 2;
+        let (indexes, commands) = (self.indexes.split_off(half), self.commands.split_off(half));
+        [Self { indexes, commands, patience: self.patience }, self]
+    }
+}
+
+fn away() -> Failure {
+    Failure::new(Code::Unavailable, "the journal's database is away; nothing was changed")
+}
+
+fn held_up() -> Failure {
+    Failure::new(Code::Overloaded, "somebody else has locked what the command needs; nothing was changed: try again")
 }
 
 enum Fate {
@@ -257,11 +389,14 @@ const END: &str = "
 
 /// The lane's connection, a new one if there is none.
 async fn connected<'a>(postgres: &Postgres, session: &'a mut Option<Session>) -> Result<&'a Session, BatchError> {
+    if !postgres.is_up() {
+        return Err(BatchError::NoConnection(anyhow!("the server is away")));
+    }
     let open = match session.take().filter(|session| !session.is_lost()) {
         Some(session) => session,
         None => {
             let client = postgres.get().await.map_err(|error| BatchError::NoConnection(error.into()))?;
-            Session::open(client).await.map_err(|error| BatchError::NoConnection(error.into()))?
+            answered(Session::open(client)).await.map_err(BatchError::NoConnection)?
         }
     };
     Ok(session.insert(open))
@@ -272,6 +407,8 @@ impl BatchError {
     fn is_for_one(&self) -> bool {
         match self {
             Self::Race | Self::Fault(_) => true,
+            // Asking tells which.
+            Self::Locked => false,
             Self::NoConnection(_) | Self::Away(_) | Self::Unknown(..) => false,
         }
     }

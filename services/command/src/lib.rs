@@ -14,13 +14,14 @@ mod outbox;
 mod postgres;
 mod relay;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use domain::CommandType;
 use futures_util::future::BoxFuture;
 use runtime::{
     Nats, Ready,
-    micro::{Description, EndpointDescription, Service},
+    micro::{Description, Endpoint, EndpointDescription, Service},
+    serve_again,
 };
 use tokio::sync::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -39,7 +40,9 @@ use relay::Relay;
 /// If the configuration is wrong. A server that is away is waited for.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
     // Boxed, the service is compiled here, once, and not again in every program that runs it.
-    Box::pin(serve_until(config, shutdown))
+    Box::pin(async move {
+        serve_again(&config.nats, "command", || Box::pin(serve_until(config.clone(), shutdown.clone()))).await
+    })
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -59,7 +62,9 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let background = TaskTracker::new();
     let stop_background = CancellationToken::new();
     let handover = Handover::default();
-    background.spawn(Relay::new(config.clone(), nats.clone(), handover.clone()).run(stop_background.clone()));
+    background.spawn(
+        Relay::new(config.clone(), nats.clone(), handover.clone(), postgres.clone()).run(stop_background.clone()),
+    );
     let retention = Duration::from_secs(config.ledger_seconds.into());
     background.spawn(ledger::run(postgres.clone(), retention, stop_background.clone()));
 
@@ -77,15 +82,19 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
             session: None,
             known: Known::default(),
             caution: 0,
+            held_up: HashMap::new(),
         };
         lanes.spawn(lane.run());
     }
     let service = serve(&nats, &config, &intake).await?;
     drop(intake);
-    nats.client.flush().await?;
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
-    shutdown.cancelled().await;
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        gone = nats.gone() => Err(gone.into()),
+    };
+    drop(ready);
     let stopping = async {
         service.stop().await;
         // The endpoints held the queue's senders: the lanes end when they have taken the last command.
@@ -93,6 +102,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
             tasks.close();
             tasks.wait().await;
         }
+        service.close().await;
         stop_background.cancel();
         background.close();
         background.wait().await;
@@ -101,8 +111,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     if tokio::time::timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
         tracing::warn!("stopped before everything was finished: the deadline has passed");
     }
-    drop(ready);
-    Ok(())
+    ended
 }
 
 /// Brings the database's schema up to date.
@@ -131,17 +140,18 @@ async fn serve(nats: &Nats, config: &Config, intake: &Intake) -> anyhow::Result<
         version: env!("CARGO_PKG_VERSION"),
         id: config.replica.name(),
     };
-    let service = Service::start(nats, description).await?;
+    let mut endpoints = Vec::new();
     for command_type in domain::commands() {
         let CommandType { aggregate, verb, description, schema, parse: _ } = *command_type;
-        let endpoint = EndpointDescription {
+        let description = EndpointDescription {
             name: format!("{aggregate}-{verb}"),
             subject: nats.subjects.command(aggregate, verb),
             description: description.to_owned(),
             schema: serde_json::to_string(&schema())?,
         };
         let intake = intake.clone();
-        service.serve(endpoint, move |request| intake.take(*command_type, request)).await?;
+        let handle = Box::new(move |request| intake.take(*command_type, request));
+        endpoints.push(Endpoint { description, handle });
     }
-    Ok(service)
+    Ok(Service::start(nats, description, endpoints).await)
 }

@@ -3,7 +3,8 @@
 use tokio_postgres::Client;
 
 /// In order; what has been released is never changed, only added to.
-const MIGRATIONS: &[(i32, &str)] = &[(1, include_str!("../migrations/0001_journal.sql"))];
+const MIGRATIONS: &[(i32, &str)] =
+    &[(1, include_str!("../migrations/0001_journal.sql")), (2, include_str!("../migrations/0002_identity.sql"))];
 
 /// Any number, the same for all replicas.
 const LOCK: i64 = 0x7761_7465_7273;
@@ -12,6 +13,8 @@ const LOCK: i64 = 0x7761_7465_7273;
 /// If a statement fails; then nothing of this run has been applied.
 pub async fn migrate(client: &mut Client) -> Result<(), tokio_postgres::Error> {
     let transaction = client.transaction().await?;
+    // A table may be large, and another replica may be at it.
+    transaction.batch_execute("set local statement_timeout = 0; set local lock_timeout = 0").await?;
     transaction.execute("select pg_advisory_xact_lock($1)", &[&LOCK]).await?;
     transaction
         .batch_execute(

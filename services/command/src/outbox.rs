@@ -6,6 +6,7 @@ use async_nats::{HeaderMap, jetstream::message::StreamMessage};
 use bytes::Bytes;
 use domain::{Id, Timestamp};
 use tokio_postgres::{Client, Error, Row};
+use uuid::Uuid;
 use wire::{Envelope, Subjects, event_headers};
 
 use crate::{handover::Committed, journal::unsigned};
@@ -18,6 +19,7 @@ const MOST_BYTES: i64 = 4 << 20;
 /// An event on its way into the stream.
 #[derive(Debug)]
 pub struct Outgoing {
+    pub position: u64,
     pub subject: String,
     pub headers: HeaderMap,
     pub payload: Bytes,
@@ -33,23 +35,40 @@ impl Outgoing {
     }
 }
 
+/// What all of a journal's messages have in common.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The journal's identity.
+    pub journal: Uuid,
+    pub subjects: Subjects,
+}
+
+impl Origin {
+    pub async fn read(client: &Client, subjects: &Subjects) -> Result<Self, Error> {
+        let journal = client.query_one("select journal from journal_head", &[]).await?.try_get(0)?;
+        Ok(Self { journal, subjects: subjects.clone() })
+    }
+}
+
 /// The last position of the journal.
 pub async fn head(client: &Client) -> Result<u64, Error> {
     client.query_one("select position from journal_head", &[]).await?.try_get(0).map(unsigned)
 }
 
 /// The next events after the position.
-pub async fn read(client: &Client, subjects: &Subjects, after: u64) -> Result<Vec<Outgoing>, Error> {
+pub async fn read(client: &Client, origin: &Origin, after: u64) -> Result<Vec<Outgoing>, Error> {
     let after = i64::try_from(after).unwrap_or(i64::MAX);
     let rows = client.query(NEXT, &[&after, &MOST_EVENTS, &MOST_BYTES]).await?;
-    rows.iter().map(|row| outgoing(row, subjects)).collect()
+    rows.iter().map(|row| outgoing(row, origin)).collect()
 }
 
 /// Events as they were committed in this replica: the same messages as if they were read.
-pub fn of(committed: Committed, subjects: &Subjects) -> impl Iterator<Item = Outgoing> {
-    let Committed { at, events, after: _ } = committed;
-    events.into_iter().map(move |event| {
+pub fn of(committed: Committed, origin: &Origin) -> impl Iterator<Item = Outgoing> {
+    let Committed { at, events, after } = committed;
+    (after + 1..).zip(events).map(move |(position, event)| {
         let envelope = Envelope {
+            journal: origin.journal,
+            position,
             id: Id(event.id),
             version: event.version,
             schema: event.schema,
@@ -59,7 +78,8 @@ pub fn of(committed: Committed, subjects: &Subjects) -> impl Iterator<Item = Out
             traceparent: event.traceparent.as_deref(),
         };
         Outgoing {
-            subject: subjects.event(event.aggregate, event.name),
+            position,
+            subject: origin.subjects.event(event.aggregate, event.name),
             headers: event_headers(&envelope),
             payload: event.payload.into(),
         }
@@ -67,7 +87,7 @@ pub fn of(committed: Committed, subjects: &Subjects) -> impl Iterator<Item = Out
 }
 
 const NEXT: &str = "
-    select aggregate, id, version, type, schema, payload, at, actor, command_id, traceparent
+    select aggregate, id, version, type, schema, payload, at, actor, command_id, traceparent, position
     from (
         select aggregate, id, version, type, schema, payload::text, at, actor, command_id, traceparent, position,
             sum(octet_length(payload::text)) over (order by position) - octet_length(payload::text) as bytes_before
@@ -79,10 +99,13 @@ const NEXT: &str = "
     where bytes_before < $3
     order by position";
 
-fn outgoing(row: &Row, subjects: &Subjects) -> Result<Outgoing, Error> {
+fn outgoing(row: &Row, origin: &Origin) -> Result<Outgoing, Error> {
     let at: SystemTime = row.try_get(6)?;
     let millis = at.duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_millis()).unwrap_or_default();
+    let position = unsigned(row.try_get(10)?);
     let envelope = Envelope {
+        journal: origin.journal,
+        position,
         id: Id(row.try_get(1)?),
         version: unsigned(row.try_get(2)?),
         schema: row.try_get(4)?,
@@ -92,7 +115,8 @@ fn outgoing(row: &Row, subjects: &Subjects) -> Result<Outgoing, Error> {
         traceparent: row.try_get(9)?,
     };
     Ok(Outgoing {
-        subject: subjects.event(row.try_get(0)?, row.try_get(3)?),
+        position,
+        subject: origin.subjects.event(row.try_get(0)?, row.try_get(3)?),
         headers: event_headers(&envelope),
         payload: Bytes::copy_from_slice(row.try_get::<_, &str>(5)?.as_bytes()),
     })

@@ -5,17 +5,39 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use runtime::Backoff;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{NoTls, error::SqlState};
 
 /// How long to wait for a connection before the server counts as away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an answer is waited for: a server that is hung, or behind a route that swallows everything, does not close the
+/// connection, nor does it heed its own time-outs. The statements take milliseconds.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
-/// A statement that takes longer is a fault: the batches' own take milliseconds. All find their rows by keys; but a plan
-/// that is made while a table is small, and kept while it grows, would read all of it each time, and so such plans are
-/// ruled out.
-const SESSION: &str = "-c statement_timeout=10s -c idle_in_transaction_session_timeout=30s \
+/// A statement that takes longer is a fault: the batches' own take milliseconds. So is a lock that is waited for so long:
+/// other lanes hold theirs for milliseconds. All statements find their rows by keys; but a plan that is made while a table
+/// is small, and kept while it grows, would read all of it each time, and so such plans are ruled out.
+const SESSION: &str = "-c statement_timeout=10s -c idle_in_transaction_session_timeout=30s -c lock_timeout=1s \
     -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off";
+
+/// The server has not answered in time; it may still do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("PostgreSQL did not answer within {} seconds", ANSWER_WITHIN.as_secs())]
+pub struct Silent;
+
+/// Waits for an answer of the server, but not for ever.
+///
+/// # Errors
+/// [`Silent`], or what the server says. After it, the connection is of no more use: its answer may come later.
+pub async fn answered<T, E>(asked: impl Future<Output = Result<T, E>>) -> anyhow::Result<T>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    match timeout(ANSWER_WITHIN, asked).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(Silent.into()),
+    }
+}
 
 /// A pool of connections that knows whether the server is there.
 #[derive(Clone)]
@@ -29,12 +51,14 @@ impl Postgres {
     /// If the URL cannot be read.
     pub fn new(url: &str, connections: usize) -> anyhow::Result<Self> {
         let manager =
-            Manager::from_config(settings(url)?, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+            Manager::from_config(settings(url)?, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
         let pool = Pool::builder(manager)
             .max_size(connections)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(CONNECT_TIMEOUT))
             .create_timeout(Some(CONNECT_TIMEOUT))
+            // A connection that was given back while it was silent is not used again before it answers.
+            .recycle_timeout(Some(CONNECT_TIMEOUT))
             .build()?;
         Ok(Self { pool, up: Arc::new(watch::channel(true).0) })
     }
@@ -56,9 +80,14 @@ impl Postgres {
         let postgres = self.clone();
         tokio::spawn(async move {
             postgres.answers().await;
-            postgres.up.send_replace(true);
+            postgres.is_back();
             tracing::info!("PostgreSQL is back");
         });
+    }
+
+    /// Says that the server has answered.
+    pub fn is_back(&self) {
+        self.up.send_replace(true);
     }
 
     /// Returns when the server answers.
@@ -66,7 +95,7 @@ impl Postgres {
         let mut backoff = Backoff::default();
         loop {
             let asked = async {
-                self.pool.get().await?.simple_query("select 1").await?;
+                answered(self.pool.get().await?.simple_query("select 1")).await?;
                 anyhow::Ok(())
             };
             match asked.await {

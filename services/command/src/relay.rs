@@ -2,30 +2,35 @@
 //! nothing: the journal is the outbox, and the stream's last sequence is the cursor. Every message demands of the server
 //! that the stream's last sequence is the one before its position: so the server refuses a second relay, and all that
 //! follows a message which did not arrive, and nothing is lost, doubled or out of order.
+//!
+//! That demand alone would be met by a foreign message in the place of ours too: ours is refused then, and the next one
+//! taken. So every message is acknowledged, not only the last of many, and what was on its way when something went wrong
+//! is compared with the journal before anything more is published.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use async_nats::{
-    HeaderValue,
+    HeaderValue, Message, StatusCode, Subject, Subscriber,
     header::NATS_EXPECTED_LAST_SEQUENCE,
     jetstream::{
         self, Context,
-        context::{PublishAckFuture, PublishError},
         publish::PublishAck,
+        response::Response,
         stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType},
     },
 };
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt, future::try_join_all};
 use runtime::{Backoff, Nats};
+use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
     handover::{Handover, Next},
-    outbox::{self, Outgoing},
-    postgres,
+    outbox::{self, Origin, Outgoing},
+    postgres::{self, Postgres, answered},
 };
 
 /// Any number, the same for all replicas: who holds this lock of the database runs the relay.
@@ -33,38 +38,44 @@ const LOCK: i64 = 0x0072_656c_6179;
 /// How often a replica that does not run the relay asks whether it should.
 const STANDBY: Duration = Duration::from_secs(1);
 
-/// Bursts on their way at most: the server acknowledges one while it stores the next.
-const BURSTS: usize = 4;
-/// Messages of a burst at most. Those that a server has not stored yet it holds in memory.
-const BURST: usize = 500;
+/// Messages on their way at most. Those that a server has not stored yet it holds in memory.
+const IN_FLIGHT: u64 = 2_000;
+/// How long the stream may take to acknowledge a message.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
+/// Messages that are fetched at the same time to be compared.
+const COMPARED_AT_ONCE: usize = 64;
 
 pub struct Relay {
     config: Config,
     nats: Nats,
     jetstream: Context,
     handover: Handover,
+    postgres: Postgres,
+    /// The last position that the stream has acknowledged to this replica.
+    acknowledged: u64,
 }
 
-/// The stream as the relay believes it to be when it will have taken all bursts.
+/// The stream as the relay believes it to be when it will have taken all that is on its way.
 struct Stream {
+    origin: Origin,
     last: u64,
+    acknowledged: u64,
     /// There may be more in the journal that is not handed over.
     is_behind: bool,
-    bursts: VecDeque<Burst>,
+    inbox: Subject,
+    acknowledgements: Subscriber,
 }
 
-/// Messages on their way, of which the last will be acknowledged.
-struct Burst {
-    last: u64,
-    acknowledged: Acknowledged,
-}
-
-type Acknowledged = <PublishAckFuture as IntoFuture>::IntoFuture;
-
-impl Burst {
-    fn check(&self, acknowledged: Result<PublishAck, PublishError>) -> anyhow::Result<()> {
-        let sequence = acknowledged.context("the stream did not take what was published")?.sequence;
-        anyhow::ensure!(sequence == self.last, "the stream is at {sequence} instead of {}", self.last);
+impl Stream {
+    /// Notes that the next message was taken.
+    fn note(&mut self, reply: &Message) -> anyhow::Result<()> {
+        let position = self.acknowledged + 1;
+        ensure!(reply.status != Some(StatusCode::NO_RESPONDERS), "there is no stream any more");
+        match serde_json::from_slice(&reply.payload).context("the stream's acknowledgement cannot be read")? {
+            Response::Ok(PublishAck { sequence, .. }) if sequence == position => self.acknowledged = position,
+            Response::Ok(PublishAck { sequence, .. }) => bail!("the stream took event {position} at {sequence}"),
+            Response::Err { error } => bail!("the stream did not take event {position}: {error}"),
+        }
         Ok(())
     }
 }
@@ -79,19 +90,19 @@ pub enum Misaligned {
     Ahead { stream: u64, journal: u64 },
     #[error(
         "the stream's message {0} is not the journal's event {0}: somebody else has published into the stream, or it is \
-         another journal's. Delete the stream, and it will be made anew from the journal"
+         another journal's, or an older version's. Delete the stream, and it will be made anew from the journal"
     )]
     Foreign(u64),
 }
 
 impl Relay {
-    pub fn new(config: Config, nats: Nats, handover: Handover) -> Self {
+    pub fn new(config: Config, nats: Nats, handover: Handover, postgres: Postgres) -> Self {
         let jetstream = jetstream::new(nats.client.clone());
-        Self { config, nats, jetstream, handover }
+        Self { config, nats, jetstream, handover, postgres, acknowledged: 0 }
     }
 
     /// Runs until `stop`, and then until the stream has all that the journal has, if that can be reached.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         let mut complaint = String::new();
         while !stop.is_cancelled() {
@@ -100,6 +111,9 @@ impl Relay {
                 Err(error) => error,
             };
             self.handover.relay_is_here(false);
+            if failed.is::<postgres::Silent>() {
+                self.postgres.went_away();
+            }
             // A trouble that lasts is told once.
             let reason = format!("{failed:#}");
             if reason != complaint {
@@ -114,7 +128,11 @@ impl Relay {
     }
 
     /// Runs the relay as soon as no other replica does.
-    async fn lead(&self, stop: &CancellationToken, backoff: &mut Backoff) -> anyhow::Result<()> {
+    async fn lead(&mut self, stop: &CancellationToken, backoff: &mut Backoff) -> anyhow::Result<()> {
+        // Whoever does not hear NATS must not keep the relay from a replica that does.
+        if stop.run_until_cancelled(self.nats.up()).await.is_none() {
+            return Ok(());
+        }
         let client = self.connect().await?;
         while !try_lock(&client).await? {
             if stop.run_until_cancelled(tokio::time::sleep(STANDBY)).await.is_none() {
@@ -122,94 +140,118 @@ impl Relay {
             }
         }
         let mut committed = self.nats.client.subscribe(self.nats.subjects.committed()).await?;
+        let inbox = Subject::from(self.nats.client.new_inbox());
+        let acknowledgements = self.nats.client.subscribe(inbox.clone()).await?;
         // Before the journal is read: what is committed afterwards is handed over.
         self.handover.relay_is_here(true);
-        let mut stream = Stream { last: self.align(&client).await?, is_behind: true, bursts: VecDeque::new() };
-        tracing::info!(position = stream.last, "this replica runs the relay");
+        let origin = answered(Origin::read(&client, &self.nats.subjects)).await?;
+        let last = self.while_up(self.align(&client, &origin)).await?;
+        let mut stream = Stream { origin, last, acknowledged: last, is_behind: true, inbox, acknowledgements };
+        tracing::info!(position = last, "this replica runs the relay");
         let mut is_stopping = false;
         loop {
             self.publish_all(&client, &mut stream).await?;
-            if let Some(burst) = stream.bursts.front_mut() {
+            if stream.acknowledged < stream.last {
+                let handover = self.handover.clone();
                 tokio::select! {
-                    acknowledged = &mut burst.acknowledged => {
-                        burst.check(acknowledged)?;
-                        stream.bursts.pop_front();
-                        backoff.reset();
-                    }
-                    () = self.handover.notified() => {}
+                    acknowledged = self.acknowledged(&mut stream) => acknowledged?,
+                    () = handover.notified() => {}
                 }
+                backoff.reset();
                 continue;
             }
             if is_stopping {
                 return Ok(());
             }
-            anyhow::ensure!(!client.is_closed(), "the connection to PostgreSQL was lost, and the lock with it");
+            ensure!(!client.is_closed(), "the connection to PostgreSQL was lost, and the lock with it");
             tokio::select! {
                 () = stop.cancelled() => (is_stopping, stream.is_behind) = (true, true),
                 () = self.handover.notified() => {}
                 _ = committed.next() => stream.is_behind = true,
-                () = tokio::time::sleep(self.config.relay_poll()) => self.look_after(&client, &mut stream).await?,
+                () = tokio::time::sleep(self.config.relay_poll()) => {
+                    self.while_up(self.look_after(&client, &mut stream)).await?;
+                }
             }
         }
     }
 
-    /// Publishes what there is, as far as bursts may be on their way.
-    async fn publish_all(&self, client: &Client, stream: &mut Stream) -> anyhow::Result<()> {
-        let subjects = &self.nats.subjects;
-        while stream.bursts.len() < BURSTS {
+    /// Publishes what there is.
+    async fn publish_all(&mut self, client: &Client, stream: &mut Stream) -> anyhow::Result<()> {
+        loop {
             match self.handover.next(stream.last) {
                 Next::Committed(committed) => {
-                    let mut outgoing = outbox::of(committed, subjects).peekable();
-                    while outgoing.peek().is_some() {
-                        self.publish(outgoing.by_ref().take(BURST), stream).await?;
-                    }
+                    let outgoing: Vec<Outgoing> = outbox::of(committed, &stream.origin).collect();
+                    self.publish(outgoing, stream).await?;
                 }
                 Next::Nothing if !stream.is_behind => return Ok(()),
                 next @ (Next::Elsewhere | Next::Nothing) => {
-                    let read = outbox::read(client, subjects, stream.last).await?;
+                    let read = answered(outbox::read(client, &stream.origin, stream.last)).await?;
                     let is_lacking = matches!(next, Next::Elsewhere) && read.is_empty();
-                    anyhow::ensure!(
-                        !is_lacking,
-                        "the journal has nothing after position {}, and later events",
-                        stream.last
-                    );
+                    ensure!(!is_lacking, "the journal has nothing after position {}, and later events", stream.last);
                     stream.is_behind = !read.is_empty();
-                    self.publish(read.into_iter(), stream).await?;
+                    self.publish(read, stream).await?;
                 }
             }
         }
+    }
+
+    /// Publishes messages, each behind the one before, as far as so many may be on their way.
+    async fn publish(&mut self, outgoing: Vec<Outgoing>, stream: &mut Stream) -> anyhow::Result<()> {
+        for Outgoing { position, subject, mut headers, payload } in outgoing {
+            while stream.last - stream.acknowledged >= IN_FLIGHT {
+                self.acknowledged(stream).await?;
+            }
+            ensure!(position == stream.last + 1, "event {position} came after {}", stream.last);
+            headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(stream.last));
+            let inbox = stream.inbox.clone();
+            self.nats.client.publish_with_reply_and_headers(subject, inbox, headers, payload).await?;
+            stream.last = position;
+        }
         Ok(())
     }
 
-    /// Publishes a burst. Only its last message is acknowledged: it is taken if, and only if, all before it were.
-    async fn publish(&self, outgoing: impl Iterator<Item = Outgoing>, stream: &mut Stream) -> anyhow::Result<()> {
-        let mut outgoing = outgoing.peekable();
-        while let Some(Outgoing { subject, mut headers, payload }) = outgoing.next() {
-            headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(stream.last));
-            stream.last += 1;
-            if outgoing.peek().is_some() {
-                self.nats.client.publish_with_headers(subject, headers, payload).await?;
-            } else {
-                let acknowledged = self.jetstream.publish_with_headers(subject, headers, payload).await?;
-                stream.bursts.push_back(Burst { last: stream.last, acknowledged: acknowledged.into_future() });
+    /// Waits until the stream has taken something more of what is on its way. Nothing is lost if the call is cancelled.
+    async fn acknowledged(&mut self, stream: &mut Stream) -> anyhow::Result<()> {
+        let first = tokio::select! {
+            biased;
+            first = timeout(ACKNOWLEDGED_WITHIN, stream.acknowledgements.next()) => {
+                first.context("the stream does not answer")?.context("the connection to NATS was closed")?
             }
+            () = self.nats.down() => bail!("the connection to NATS was lost"),
+        };
+        stream.note(&first)?;
+        while let Some(Some(next)) = stream.acknowledgements.next().now_or_never() {
+            stream.note(&next)?;
         }
+        self.acknowledged = stream.acknowledged;
         Ok(())
+    }
+
+    /// Asks something of NATS; where the connection is lost meanwhile, there will be no answer to wait for.
+    async fn while_up<T>(&self, asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        tokio::select! {
+            answer = asked => answer,
+            () = self.nats.down() => bail!("the connection to NATS was lost"),
+        }
     }
 
     /// The stream's last sequence, after making sure that the stream is there and that it is this journal's.
-    async fn align(&self, client: &Client) -> anyhow::Result<u64> {
+    async fn align(&self, client: &Client, origin: &Origin) -> anyhow::Result<u64> {
         let stream = self.jetstream.get_or_create_stream(self.stream_config()).await.context("no stream")?;
         let last = stream.get_info().await?.state.last_sequence;
-        let journal = outbox::head(client).await?;
+        let journal = answered(outbox::head(client)).await?;
         if last > journal {
             return Err(Misaligned::Ahead { stream: last, journal }.into());
         }
-        if last > 0 {
-            let published = stream.get_raw_message(last).await.context("the stream's last message cannot be read")?;
-            let recorded = outbox::read(client, &self.nats.subjects, last - 1).await?;
-            if !recorded.first().is_some_and(|recorded| recorded.is(&published)) {
-                return Err(Misaligned::Foreign(last).into());
+        // Behind a foreign message there can be no more of ours than were on their way together. What was acknowledged
+        // here need not be looked at again, but for the last: the stream may be another by now.
+        let mut compared = self.acknowledged.min(last.saturating_sub(1)).max(last.saturating_sub(IN_FLIGHT));
+        while compared < last {
+            let mut recorded = answered(outbox::read(client, origin, compared)).await?;
+            recorded.retain(|recorded| recorded.position <= last);
+            compared = recorded.last().context("the journal lacks what the stream has")?.position;
+            for some in recorded.chunks(COMPARED_AT_ONCE) {
+                try_join_all(some.iter().map(|recorded| compare(&stream, recorded))).await?;
             }
         }
         Ok(last)
@@ -223,7 +265,8 @@ impl Relay {
         let unchanged = found.get_info().await.is_ok_and(|info| info.state.last_sequence == stream.last);
         if !unchanged {
             tracing::warn!(position = stream.last, "the stream is not where the relay left it");
-            stream.last = self.align(client).await?;
+            stream.last = self.align(client, &stream.origin).await?;
+            stream.acknowledged = stream.last;
         }
         Ok(())
     }
@@ -245,13 +288,23 @@ impl Relay {
     }
 
     async fn connect(&self) -> anyhow::Result<Client> {
-        let (client, connection) = postgres::settings(&self.config.postgres_url)?.connect(NoTls).await?;
+        let settings = postgres::settings(&self.config.postgres_url)?;
+        let (client, connection) = answered(settings.connect(NoTls)).await?;
         // It ends with the client, or makes the client's next statement fail.
         tokio::spawn(connection);
         Ok(client)
     }
 }
 
-async fn try_lock(client: &Client) -> Result<bool, tokio_postgres::Error> {
-    client.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await?.try_get(0)
+/// # Errors
+/// [`Misaligned::Foreign`] if the stream has another message in the place of the event.
+async fn compare(stream: &jetstream::stream::Stream, recorded: &Outgoing) -> anyhow::Result<()> {
+    let published = stream.get_raw_message(recorded.position).await;
+    let published = published.with_context(|| format!("message {} of the stream cannot be read", recorded.position))?;
+    if recorded.is(&published) { Ok(()) } else { Err(Misaligned::Foreign(recorded.position).into()) }
+}
+
+async fn try_lock(client: &Client) -> anyhow::Result<bool> {
+    let row = answered(client.query_one("select pg_try_advisory_lock($1)", &[&LOCK])).await?;
+    Ok(row.try_get(0)?)
 }

@@ -3,8 +3,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 use futures_util::future::{BoxFuture, join_all};
+use runtime::Nats;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -26,6 +27,8 @@ pub struct Candidate {
 pub type Lead = Box<dyn Fn(Arc<Lease>, CancellationToken) -> BoxFuture<'static, i64> + Send + Sync>;
 
 pub struct Election {
+    nats: Nats,
+    stream: String,
     leases: Leases,
     candidates: Vec<Candidate>,
     led: HashMap<&'static str, Leader>,
@@ -43,10 +46,19 @@ struct Leader {
 }
 
 impl Election {
-    pub fn new(leases: Leases, candidates: Vec<Candidate>) -> Self {
+    pub fn new(nats: &Nats, stream: &str, leases: Leases, candidates: Vec<Candidate>) -> Self {
         let now = Instant::now();
         let (valid_until, _) = watch::channel(now);
-        Self { leases, candidates, led: HashMap::new(), renew_at: now, free_since: HashMap::new(), valid_until }
+        Self {
+            nats: nats.clone(),
+            stream: stream.to_owned(),
+            leases,
+            candidates,
+            led: HashMap::new(),
+            renew_at: now,
+            free_since: HashMap::new(),
+            valid_until,
+        }
     }
 
     /// Leads this replica's share of the views until the token is cancelled, then hands them over.
@@ -58,16 +70,16 @@ impl Election {
             let pause = match stepped.unwrap_or_else(|_| Err(anyhow!("MongoDB does not answer"))) {
                 Ok(()) => {
                     if trouble.is_told() {
-                        tracing::info!("the leases can be reached again");
+                        tracing::info!("the leases are renewed again");
                         trouble.over();
                     }
                     shutdown.run_until_cancelled(sleep(self.leases.duration() / 10)).await
                 }
                 Err(error) => {
                     if let Some(reason) = trouble.news(&error) {
-                        tracing::error!(reason, "cannot reach the leases, trying again");
+                        tracing::error!(reason, "the leases are not renewed, trying again");
                     }
-                    shutdown.run_until_cancelled(trouble.wait()).await
+                    shutdown.run_until_cancelled(sleep(self.leases.duration() / 10)).await
                 }
             };
             if pause.is_none() {
@@ -80,10 +92,13 @@ impl Election {
     /// Renews what is held, if it is time; takes or gives up what the others have left or lack.
     ///
     /// # Errors
-    /// If MongoDB is away. What is held goes on until it expires.
+    /// If MongoDB or NATS is away. What is held goes on until it expires.
     pub async fn step(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         if self.renew_at <= now {
+            // A replica that does not hear NATS must not keep the views from one that does.
+            let heard = timeout(self.leases.duration() / 3, self.nats.hears(&self.stream)).await;
+            ensure!(heard == Ok(true), "NATS does not answer");
             self.leases.renew().await?;
             self.renew_at = now + self.leases.duration() / 3;
             self.valid_until.send_replace(now + self.leases.duration());

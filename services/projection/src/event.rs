@@ -27,7 +27,7 @@ pub fn decode<'a>(
     arrival: &'a Arrival,
     aggregates: &[&str],
 ) -> Result<Option<&'a Recorded>, Unapplied> {
-    let Arrival { position, message, decoded, pending: _ } = arrival;
+    let Arrival { position, journal: _, message, decoded, pending: _ } = arrival;
     let headers = message.headers.as_ref();
     if subjects.parse_event(&message.subject).is_some_and(|(aggregate, _)| !aggregates.contains(&aggregate)) {
         return Ok(None);

@@ -354,7 +354,7 @@ mod tests {
             description: None,
             length: 100,
         };
-        Arrival::new(position, 0, message)
+        Arrival::new(position, uuid::Uuid::nil(), 0, message)
     }
 
     fn window(start: u64, positions: std::ops::RangeInclusive<u64>) -> Window {

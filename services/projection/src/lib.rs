@@ -21,8 +21,9 @@ use mongodb::Database;
 use runtime::{
     Nats, Ready,
     micro::{Description, Service},
+    serve_again,
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use views::{View, Visitor};
 
@@ -45,7 +46,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// If the configuration is wrong. A server that is away is waited for.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
     // Boxed, the service is compiled here, once, and not again in every program that runs it.
-    Box::pin(serve_until(config, shutdown))
+    Box::pin(async move {
+        serve_again(&config.nats, "projection", || Box::pin(serve_until(config.clone(), shutdown.clone()))).await
+    })
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -56,7 +59,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let Some(((), writers)) = shutdown.run_until_cancelled(starting).await else {
         return Ok(());
     };
-    let service = serve(&nats, &replica).await?;
+    let service = serve(&nats, &replica).await;
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
     let leases = Leases::new(&database, &replica, config.lease());
@@ -68,19 +71,38 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         writers,
         bounds: Size { events: config.batch_events, bytes: config.batch_bytes },
     });
-    let election = Election::new(leases, candidates(&resources));
+    let election = Election::new(&nats, &config.nats.stream, leases, candidates(&resources));
+    let stop = CancellationToken::new();
     let stopping = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(config.replica.shutdown_deadline()).await;
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            gone = nats.gone() => Err(gone.into()),
+        };
+        drop(ready);
+        stop.cancel();
+        ended
     };
-    tokio::select! {
-        () = election.run(&shutdown) => {}
-        () = stopping => tracing::warn!("stopped before everything was finished: the deadline has passed"),
+    let (ended, in_time) =
+        tokio::join!(stopping, within(config.replica.shutdown_deadline(), &stop, election.run(&stop)));
+    if !in_time {
+        tracing::warn!("stopped before everything was finished: the deadline has passed");
     }
     service.stop().await;
+    service.close().await;
     nats.close().await;
-    drop(ready);
-    Ok(())
+    ended
+}
+
+/// Whether the work ended in time after it was told to stop.
+async fn within(deadline: Duration, stop: &CancellationToken, work: impl Future<Output = ()>) -> bool {
+    let too_late = async {
+        stop.cancelled().await;
+        sleep(deadline).await;
+    };
+    tokio::select! {
+        () = work => true,
+        () = too_late => false,
+    }
 }
 
 async fn connected(nats: &Nats) {
@@ -120,14 +142,14 @@ async fn prepared(database: &Database) -> Writers {
     }
 }
 
-async fn serve(nats: &Nats, replica: &str) -> anyhow::Result<Service> {
+async fn serve(nats: &Nats, replica: &str) -> Service {
     let description = Description {
         name: "projection",
         description: "Builds the views from the stream",
         version: env!("CARGO_PKG_VERSION"),
         id: replica.to_owned(),
     };
-    Service::start(nats, description).await
+    Service::start(nats, description, vec![]).await
 }
 
 fn candidates(resources: &Arc<Resources>) -> Vec<Candidate> {

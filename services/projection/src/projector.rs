@@ -10,7 +10,9 @@ use mongodb::Database;
 use runtime::Nats;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 use views::View;
+use wire::Foreign;
 
 use crate::{
     event::{self, Unapplied},
@@ -99,7 +101,9 @@ fn tell(view: &str, error: &anyhow::Error, trouble: &mut Trouble) {
         Some(Unreadable::NoStream(_) | Unreadable::NoConsumer(..) | Unreadable::Lost(_)) => {
             tracing::warn!(view, reason = text, "the view waits");
         }
-        Some(Unreadable::Gap { .. }) | None => tracing::error!(view, reason = text, "the view stopped, trying again"),
+        Some(Unreadable::Gap { .. } | Unreadable::Foreign(_)) | None => {
+            tracing::error!(view, reason = text, "the view stopped, trying again")
+        }
     }
 }
 
@@ -114,6 +118,8 @@ pub struct Projector<'a, V: View> {
     /// Something went wrong before: the view reads by itself, and documents are looked for also where there can be none,
     /// so that one that is there all the same is told of by its event, and not as a write that failed.
     is_careful: bool,
+    /// The journal whose events the view has; `None` before the first.
+    journal: Option<Uuid>,
     /// The stored checkpoint.
     stored: u64,
     /// The last event that was folded.
@@ -162,7 +168,7 @@ impl<'a, V: View> Projector<'a, V> {
         ensure!(leases.note_session(lease, &own).await?, "the lease was lost");
         let store = Store::open::<V>(database).await?;
         // What was being written of this view is now written, or will not be.
-        let stored = store.take_over(&mut *writer.session().await, lease.term).await?;
+        let (stored, journal) = store.take_over(&mut *writer.session().await, lease.term).await?;
         let place = feed.open(V::NAME, stored, is_careful).await?;
         let mut projector = Self {
             resources,
@@ -172,6 +178,7 @@ impl<'a, V: View> Projector<'a, V> {
             place,
             fold: Fold::default(),
             is_careful,
+            journal,
             stored,
             folded: stored,
             announced: None,
@@ -250,12 +257,18 @@ impl<'a, V: View> Projector<'a, V> {
     async fn take(&mut self, arrivals: Vec<Arc<Arrival>>) -> Result<(), Halt> {
         let subjects = &self.resources.nats.subjects;
         let mut events = Vec::with_capacity(arrivals.len());
-        let mut unapplied = None;
+        let mut refused: Option<anyhow::Error> = None;
         for arrival in &arrivals {
+            let journal = *self.journal.get_or_insert(arrival.journal);
+            if journal != arrival.journal {
+                let reason = format!("it is of the journal {}, the view is of {journal}", arrival.journal);
+                refused = Some(Unreadable::from(Foreign { position: arrival.position, reason }).into());
+                break;
+            }
             let event = match event::decode(subjects, arrival, V::AGGREGATES) {
                 Ok(event) => event,
                 Err(error) => {
-                    unapplied = Some(error);
+                    refused = Some(error.into());
                     break;
                 }
             };
@@ -276,7 +289,7 @@ impl<'a, V: View> Projector<'a, V> {
             if let Some(event) = event
                 && let Err(error) = self.fold.apply(event, ids)
             {
-                unapplied = Some(event::unapplied(subjects, event, &error));
+                refused = Some(event::unapplied(subjects, event, &error).into());
                 break;
             }
             self.folded = *position;
@@ -288,7 +301,7 @@ impl<'a, V: View> Projector<'a, V> {
             self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
         }
         self.announce().await;
-        unapplied.map_or(Ok(()), |error| Err(Halt::Input(error.into())))
+        refused.map_or(Ok(()), |error| Err(Halt::Input(error)))
     }
 
     /// Loads the documents that the events concern, but for those that are in memory, and those that an event begins.
@@ -319,7 +332,8 @@ impl<'a, V: View> Projector<'a, V> {
     /// Begins to write what is folded.
     fn write(&mut self, turn: Turn) -> anyhow::Result<()> {
         let (store, to) = (Arc::clone(&self.store), self.folded);
-        let batch = Batch { store, from: self.stored, to, term: self.term, writes: self.fold.seal()? };
+        let (term, journal) = (self.term, self.journal);
+        let batch = Batch { store, from: self.stored, to, term, journal, writes: self.fold.seal()? };
         self.open = Size::default();
         self.save_at = None;
         if !batch.writes.is_empty() {

@@ -25,6 +25,7 @@ use futures_util::{FutureExt, StreamExt};
 use runtime::Nats;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
+use wire::{Foreign, journal_of};
 
 use crate::{event::Unapplied, projector::Size};
 
@@ -55,11 +56,18 @@ pub enum Unreadable {
     Lost(String),
     #[error("position {position} came after {last}")]
     Gap { last: u64, position: u64 },
+    /// Somebody else has published into the stream.
+    #[error(
+        "{0}. Nothing is read beyond it until the stream is mended: delete it, and it is made anew from the journal"
+    )]
+    Foreign(#[from] Foreign),
 }
 
 /// An event as it came.
 pub struct Arrival {
     pub position: u64,
+    /// The journal that it is from.
+    pub journal: Uuid,
     /// How many more the stream had when it sent this one.
     pub pending: u64,
     pub message: Message,
@@ -68,8 +76,8 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    pub fn new(position: u64, pending: u64, message: Message) -> Self {
-        Self { position, pending, message, decoded: OnceLock::new() }
+    pub fn new(position: u64, journal: Uuid, pending: u64, message: Message) -> Self {
+        Self { position, journal, pending, message, decoded: OnceLock::new() }
     }
 }
 
@@ -106,9 +114,18 @@ impl Reader {
     /// If there is no such stream (yet), or no answer.
     pub async fn open(nats: &Nats, stream: &str, view: &str, after: u64) -> Result<Self, Unreadable> {
         nats.up().await;
+        tokio::select! {
+            opened = Self::open_now(nats, stream, view, after) => opened,
+            // What was asked of the lost connection is not answered by the next one.
+            () = nats.down() => Err(lost("NATS does not answer")),
+        }
+    }
+
+    async fn open_now(nats: &Nats, stream: &str, view: &str, after: u64) -> Result<Self, Unreadable> {
         let config = pull::Config {
             // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
             name: Some(format!("{view}-{}", Uuid::now_v7())),
+            description: Some(format!("Reads for the projection service ({view}), without acknowledgements")),
             // Beyond the last message, the server takes the one after the last: see `Verdict::Seen`.
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
             ack_policy: AckPolicy::None,
@@ -204,8 +221,10 @@ impl Reader {
             match Verdict::of(self.position, position) {
                 Verdict::Seen => {}
                 Verdict::Next => {
+                    let message = message.message;
+                    let journal = journal_of(position, message.headers.as_ref())?;
                     self.position = position;
-                    return Ok(Arrival::new(position, pending, message.message));
+                    return Ok(Arrival::new(position, journal, pending, message));
                 }
                 Verdict::Gap => return Err(Unreadable::Gap { last: self.position, position }),
             }

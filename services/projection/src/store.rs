@@ -5,13 +5,14 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use bson::{Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
+use bson::{Document, RawArrayBuf, RawDocumentBuf, doc, raw::cstr, rawdoc};
 use futures_util::StreamExt;
 use mongodb::{
     Client, ClientSession, Collection, Database, IndexModel,
     error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR},
     options::{ClientOptions, ReadConcern, ReadPreference, ReturnDocument, WriteConcern},
 };
+use uuid::Uuid;
 use views::{
     View,
     layout::{self, Checkpoint, Serving},
@@ -46,6 +47,8 @@ pub struct Batch {
     pub to: u64,
     /// The writer's.
     pub term: i64,
+    /// The journal whose events these are.
+    pub journal: Option<Uuid>,
     pub writes: Vec<Write>,
 }
 
@@ -118,13 +121,13 @@ impl Store {
         Ok(store)
     }
 
-    /// Takes the view over for a writer of this term, and says from which position it goes on. Writers of earlier terms
-    /// cannot write from then on.
+    /// Takes the view over for a writer of this term, and says from which position it goes on, and of which journal it is, if
+    /// that is known. Writers of earlier terms cannot write from then on.
     ///
     /// # Errors
     /// [`Superseded`] if a later writer has done so; others if the documents were made by another version of the view, or
     /// MongoDB is away.
-    pub async fn take_over(&self, session: &mut ClientSession, term: i64) -> anyhow::Result<u64> {
+    pub async fn take_over(&self, session: &mut ClientSession, term: i64) -> anyhow::Result<(u64, Option<Uuid>)> {
         // Of an attempt that was broken off. If the server does not hear of it, it ends with the next use of the session.
         let _ = session.abort_transaction().await;
         let name = self.documents.name();
@@ -138,7 +141,8 @@ impl Store {
             .session(session)
             .await?;
         if let Some(checkpoint) = taken {
-            return Ok(u64::try_from(checkpoint.position)?);
+            let journal = checkpoint.journal.map(|journal| journal.parse()).transpose()?;
+            return Ok((u64::try_from(checkpoint.position)?, journal));
         }
         let found = self.checkpoints.find_one(doc! { "_id": name }).await?.context("the checkpoint is gone")?;
         ensure!(
@@ -194,11 +198,15 @@ pub async fn commit(session: &mut ClientSession, batches: &[Batch]) -> anyhow::R
 
 async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result<()> {
     let mut moves = RawArrayBuf::new();
-    for Batch { store, from, to, term, .. } in batches {
+    for Batch { store, from, to, term, journal, .. } in batches {
         let (from, to) = (i64::try_from(*from)?, i64::try_from(*to)?);
+        let mut checkpoint = rawdoc! { "position": to };
+        if let Some(journal) = journal {
+            checkpoint.append(cstr!("journal"), journal.to_string());
+        }
         moves.push(rawdoc! {
             "q": { "_id": store.documents.name(), "position": from, "term": *term },
-            "u": { "$set": { "position": to } },
+            "u": { "$set": checkpoint },
         });
     }
     let command = rawdoc! { "update": layout::CHECKPOINTS, "updates": moves };

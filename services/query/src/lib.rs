@@ -12,11 +12,12 @@ mod store;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use futures_util::future::BoxFuture;
 use runtime::{
     Nats, Ready,
-    micro::{Description, EndpointDescription, Service},
+    micro::{Description, Endpoint, EndpointDescription, Service},
+    serve_again,
 };
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -35,7 +36,9 @@ use crate::{
 /// If the configuration cannot be used, or a part of the service ended by itself.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
     // Boxed, the service is compiled here, once, and not again in every program that runs it.
-    Box::pin(serve_until(config, shutdown))
+    Box::pin(async move {
+        serve_again(&config.nats, "query", || Box::pin(serve_until(config.clone(), shutdown.clone()))).await
+    })
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -53,23 +56,22 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let ready = Ready::announce(config.replica.ready_file.as_deref()).context("cannot write the ready file")?;
 
     let ended = tokio::select! {
-        () = shutdown.cancelled() => false,
-        _ = background.join_next() => true,
+        () = shutdown.cancelled() => Ok(()),
+        gone = nats.gone() => Err(gone.into()),
+        _ = background.join_next() => Err(anyhow!("a part of the service ended by itself")),
     };
     drop(ready);
     let stopping = async {
         service.stop().await;
         tasks.close();
         tasks.wait().await;
+        service.close().await;
         nats.close().await;
     };
     if timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
         tracing::warn!("stopped at the deadline, with requests unanswered");
     }
-    if ended {
-        bail!("a part of the service ended by itself");
-    }
-    Ok(())
+    ended
 }
 
 fn responders(config: &Config, shared: &Arc<Shared>, positions: &mut Positions) -> Vec<Arc<Responder>> {
@@ -100,13 +102,11 @@ async fn start(
     positions.first_look(store).await;
     background.spawn(positions.keep_looking(store.clone()));
 
-    let service = Service::start(nats, description(config)).await?;
-    for responder in responders {
-        let endpoint = endpoint(nats, &responder);
-        service.serve(endpoint, move |request| responder.take(request)).await?;
-    }
-    nats.client.flush().await?;
-    Ok((service, background))
+    let endpoints = responders.into_iter().map(|responder| Endpoint {
+        description: endpoint(nats, &responder),
+        handle: Box::new(move |request| responder.take(request)),
+    });
+    Ok((Service::start(nats, description(config), endpoints.collect()).await, background))
 }
 
 fn description(config: &Config) -> Description {

@@ -12,7 +12,7 @@ use std::{
 use bson::{Document, RawDocument, doc};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use runtime::micro::Request;
+use runtime::micro::{Reply, Request};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 use wire::Failure;
@@ -125,7 +125,7 @@ impl Lookup {
         let response = match found {
             Err(failure) => Err(failure.clone()),
             Ok(found) => match found.get(&id) {
-                Some(Ok(body)) => Ok((reply::headers(reached), body.clone())),
+                Some(Ok(body)) => Ok(Reply { position: reached.position, body: body.clone() }),
                 Some(Err(failure)) => Err(failure.clone()),
                 None => Err(reply::not_found(noun, &id, reached)),
             },

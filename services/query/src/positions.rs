@@ -198,6 +198,7 @@ mod tests {
             position,
             version: 1,
             term: 1,
+            journal: None,
         };
         let checkpoints = [checkpoint("orders@1", 9), checkpoint("orders@2", 7), checkpoint("users@2", 8)];
         let serving = |generation| Serving { view: "orders".to_owned(), generation };

@@ -1,18 +1,10 @@
-//! What is answered besides documents: the position of the view that was read, and the failures of this service's own.
+//! The failures of this service's own.
 
 use std::fmt::Display;
 
-use async_nats::{HeaderMap, HeaderValue};
-use wire::{Code, Failure, POSITION};
+use wire::{Code, Failure};
 
 use crate::positions::Reached;
-
-/// The headers of a reply from a view that was this far when the read began.
-pub fn headers(reached: Reached) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert(POSITION, HeaderValue::from(reached.position));
-    headers
-}
 
 pub fn not_found(noun: &str, id: &str, reached: Reached) -> Failure {
     let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the id {id}"));

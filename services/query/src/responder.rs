@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use runtime::micro::Request;
+use runtime::micro::{Reply, Request};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use views::{Plan, Query};
@@ -82,8 +82,8 @@ impl Responder {
         let permit = Arc::clone(&self.shared.in_flight).try_acquire_owned();
         let permit = permit.map_err(|_| reply::overloaded(self.shared.max_in_flight))?;
         self.shared.store.check()?;
-        let headers = RequestHeaders::parse(request.message.headers.as_ref())?;
-        let plan = (self.query.plan)(&request.message.payload)?;
+        let headers = RequestHeaders::parse(&request.headers)?;
+        let plan = (self.query.plan)(&request.payload)?;
         Ok(Asked { plan, min_position: headers.min_position.unwrap_or(0), permit })
     }
 
@@ -103,7 +103,7 @@ impl Responder {
             Plan::List(list) => page::read(&shared.store, view, reached, list, shared.max_reply_bytes).await,
             Plan::Report(report) => report::read(&shared.store, view, reached, report, shared.max_reply_bytes).await,
         };
-        request.respond(body.map(|body| (reply::headers(reached), body))).await;
+        request.respond(body.map(|body| Reply { position: reached.position, body })).await;
         drop(permit);
     }
 }

@@ -3,7 +3,7 @@
 
 /// Declares an aggregate's `Command` enum and its `COMMANDS`, the endpoints of the command service.
 ///
-/// Each variant holds a struct of the same name, which derives `Deserialize` (with `deny_unknown_fields`) and
+/// Each variant holds a struct of the same name, which derives `Serialize`, `Deserialize` (with `deny_unknown_fields`) and
 /// `JsonSchema` and has an `id: Id`, which defaults where the command makes a new aggregate.
 macro_rules! commands {
     ($kind:ident { $($variant:ident($verb:literal, $description:literal))* }) => {
@@ -16,6 +16,10 @@ macro_rules! commands {
             /// The aggregate that the command is for.
             pub fn target(&self) -> $crate::Id {
                 match self { $(Self::$variant(command) => command.id),* }
+            }
+
+            pub(crate) fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+                match self { $(Self::$variant(command) => serde_json::to_value(command)),* }
             }
         }
 
@@ -115,6 +119,14 @@ macro_rules! aggregates {
             /// tells.
             pub fn target(&self) -> Id {
                 match self { $(Self::$variant(command) => command.target()),* }
+            }
+
+            /// The command as JSON, the same for all requests that mean it, however they are written.
+            ///
+            /// # Errors
+            /// Never for the commands of this crate, whose types all have a JSON form.
+            pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+                match self { $(Self::$variant(command) => command.to_json()),* }
             }
 
             /// Every aggregate that the command reads or changes, the target among them, repetitions allowed.

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 #[derive(Clone, clap::Args)]
 pub struct ReplicaConfig {
-    /// Name of this replica, unique among them [default: made at the start]
-    #[arg(long = "replica", env = "REPLICA")]
+    /// Name of this replica, unique among them: letters, digits, `-` and `_` [default: made at the start]
+    #[arg(long = "replica", env = "REPLICA", value_parser = replica_name)]
     name: Option<String>,
     /// A file that is there while the service is ready
     #[arg(long, env = "READY_FILE")]
@@ -27,6 +27,15 @@ impl ReplicaConfig {
     pub fn shutdown_deadline(&self) -> Duration {
         Duration::from_millis(self.shutdown_ms)
     }
+}
+
+/// It is a token of subjects.
+fn replica_name(text: &str) -> Result<String, String> {
+    let is_token = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if (1..=64).contains(&text.len()) && text.chars().all(is_token) {
+        return Ok(text.to_owned());
+    }
+    Err("expected 1 to 64 letters, digits, '-' or '_'".to_owned())
 }
 
 /// For settings that make no sense at 0.

@@ -3,17 +3,22 @@
 mod backoff;
 mod clock;
 mod config;
+mod listener;
 pub mod micro;
 mod nats;
+mod protocol;
 mod ready;
+mod repeats;
 mod shutdown;
 mod telemetry;
+mod tls;
 
 pub use backoff::Backoff;
 pub use clock::now;
 pub use config::{ReplicaConfig, at_least_one};
-pub use nats::{Nats, NatsConfig, nats_options};
+pub use nats::{Gone, Nats, NatsConfig, nats_options, serve_again};
 pub use ready::Ready;
+pub use repeats::Repeats;
 pub use shutdown::on_signal;
 pub use telemetry::trace;
 

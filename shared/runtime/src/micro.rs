@@ -1,11 +1,11 @@
 //! NATS micro services (ADR-32): endpoints, and `$SRV.PING`, `INFO` and `STATS` for `nats micro`.
 //!
-//! The client library has them too, but counts an error only where it sends it with an empty body, and takes a lock and
-//! copies the endpoint's name for each request. Here every error is counted, and has its body.
+//! The client library has them too, but counts an error only where it sends it with an empty body, takes a lock and copies
+//! the endpoint's name for each request, and listens on the connection that [`crate::listener`] tells of. Here every error
+//! is counted, and has its body.
 
 use std::{
     collections::BTreeMap,
-    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -13,26 +13,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use domain::Timestamp;
-use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use tokio::time::timeout;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wire::{Code, Failure, failure_reply};
+use wire::{Code, Failure, failure_headers, position_headers};
 
-use crate::{Nats, now};
-
-/// How many requests more a stopping endpoint takes. Draining alone would lose some: the library forgets a subscription
-/// before the server has heard that it ended, and drops what comes in between. So server and library are told to end it
-/// after the same request, soon to come. Where it does not come in [`LAST_WAIT`], a nearer one is named, and at last,
-/// where requests are rare, the subscription is drained.
-const LAST_REQUESTS: [u64; 3] = [64, 8, 1];
-const LAST_WAIT: Duration = Duration::from_millis(100);
+use crate::{
+    Nats,
+    listener::{Listener, Publisher, Subscription},
+    now,
+    protocol::Delivery,
+};
 
 /// Bytes of a reply that are left to its headers, which the server counts too.
 const HEADER_ROOM: usize = 1024;
+/// Bytes of a reply subject at most: a client's own have some fifty.
+const MAX_INBOX: usize = 512;
 
 /// What `nats micro info` says of the service.
 #[derive(Clone, Debug)]
@@ -57,19 +53,20 @@ pub struct EndpointDescription {
     pub schema: String,
 }
 
-/// A running micro service.
-pub struct Service {
-    client: Client,
-    description: Description,
-    endpoints: Arc<Mutex<Vec<Arc<Endpoint>>>>,
-    tasks: TaskTracker,
-    /// Stops the endpoints.
-    stop: CancellationToken,
-    /// Stops the answers to `$SRV`.
-    gone: CancellationToken,
+/// An endpoint, and what is done with its requests, in the order of their arrival. `handle` must not block: it hands the
+/// request on, to a queue or a task.
+pub struct Endpoint {
+    pub description: EndpointDescription,
+    pub handle: Box<dyn FnMut(Request) + Send>,
 }
 
-struct Endpoint {
+/// A running micro service.
+pub struct Service {
+    listener: Listener,
+}
+
+/// An endpoint's figures.
+struct Figures {
     description: EndpointDescription,
     queue_group: &'static str,
     requests: AtomicU64,
@@ -80,154 +77,134 @@ struct Endpoint {
 
 /// A request, to be answered once.
 pub struct Request {
-    pub message: Message,
+    /// As they came, from `NATS/1.0` on; empty if there are none.
+    pub headers: Bytes,
+    pub payload: Bytes,
+    reply: Option<String>,
     received: Instant,
-    client: Client,
-    endpoint: Arc<Endpoint>,
+    publisher: Publisher,
+    figures: Arc<Figures>,
 }
 
-/// What is answered: headers and body, or a failure.
-pub type Response = Result<(HeaderMap, Bytes), Failure>;
+/// The body of a reply.
+pub struct Reply {
+    /// For the header `Position`.
+    pub position: u64,
+    pub body: Bytes,
+}
+
+/// What is answered.
+pub type Response = Result<Reply, Failure>;
 
 impl Service {
-    /// Answers to `$SRV` from now on; endpoints are added afterwards.
-    ///
-    /// # Errors
-    /// If a subscription cannot be made.
-    pub async fn start(nats: &Nats, description: Description) -> anyhow::Result<Self> {
-        let service = Self {
-            client: nats.client.clone(),
-            description,
-            endpoints: Arc::default(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            gone: CancellationToken::new(),
-        };
-        for verb in ["PING", "INFO", "STATS"] {
-            service.answer(verb).await?;
+    /// Serves the endpoints, and answers to `$SRV`, from when this returns.
+    pub async fn start(nats: &Nats, description: Description, endpoints: Vec<Endpoint>) -> Self {
+        let queue_group = description.name;
+        let (figures, handles): (Vec<Arc<Figures>>, Vec<_>) =
+            endpoints.into_iter().map(|it| (Arc::new(Figures::new(it.description, queue_group)), it.handle)).unzip();
+        let mut subscriptions = Vec::new();
+        let publisher = Publisher::default();
+        for (figures, mut handle) in figures.iter().cloned().zip(handles) {
+            let publisher = publisher.clone();
+            subscriptions.push(Subscription {
+                subject: figures.description.subject.clone(),
+                queue_group: Some(queue_group),
+                handle: Box::new(move |delivery| {
+                    if let Some(request) = Request::new(delivery, &publisher, &figures) {
+                        handle(request);
+                    }
+                }),
+            });
         }
-        Ok(service)
+        let about = Arc::new(About { description, started: now(), endpoints: figures });
+        for verb in [Verb::Ping, Verb::Info, Verb::Stats] {
+            for subject in about.subjects(verb) {
+                let (publisher, about) = (publisher.clone(), Arc::clone(&about));
+                let handle = Box::new(move |Delivery { reply, .. }: Delivery| {
+                    if let Some(reply) = reply.as_ref().and_then(inbox) {
+                        // Where it finds no room, whoever asked will ask again.
+                        publisher.try_publish(reply, &[], about.answer(verb).to_string().as_bytes());
+                    }
+                });
+                subscriptions.push(Subscription { subject, queue_group: None, handle });
+            }
+        }
+        let name = format!("watershed {queue_group}, requests");
+        let listener = Listener::start(nats.servers.clone(), name, subscriptions, publisher);
+        listener.up().await;
+        Self { listener }
     }
 
-    /// Serves an endpoint: each request is handed to `handle` in the order of arrival. `handle` must not block: it hands
-    /// the request on, to a queue or a task.
-    ///
-    /// # Errors
-    /// If the subscription cannot be made.
-    pub async fn serve(
-        &self,
-        description: EndpointDescription,
-        mut handle: impl FnMut(Request) + Send + 'static,
-    ) -> anyhow::Result<()> {
-        let subject = description.subject.clone();
-        let mut requests = self.client.queue_subscribe(subject, self.description.name.to_owned()).await?;
-        let endpoint = Arc::new(Endpoint {
+    /// Takes no more requests; returns when all that were sent here have been handed to their handlers.
+    pub async fn stop(&self) {
+        self.listener.stop_taking().await;
+    }
+
+    /// Returns when the server has taken all replies.
+    pub async fn close(self) {
+        self.listener.close().await;
+    }
+}
+
+/// What is asked of the service itself.
+#[derive(Clone, Copy)]
+enum Verb {
+    Ping,
+    Info,
+    Stats,
+}
+
+/// What the service says of itself.
+struct About {
+    description: Description,
+    started: Timestamp,
+    endpoints: Vec<Arc<Figures>>,
+}
+
+impl About {
+    fn subjects(&self, verb: Verb) -> [String; 3] {
+        let verb = match verb {
+            Verb::Ping => "PING",
+            Verb::Info => "INFO",
+            Verb::Stats => "STATS",
+        };
+        let Description { name, id, .. } = &self.description;
+        [format!("$SRV.{verb}"), format!("$SRV.{verb}.{name}"), format!("$SRV.{verb}.{name}.{id}")]
+    }
+
+    fn answer(&self, verb: Verb) -> Value {
+        let Description { name, description, version, id } = &self.description;
+        let metadata = json!({ "replica": id, "revision": option_env!("WATERSHED_REVISION").unwrap_or("unknown") });
+        let mut answer = json!({ "name": name, "id": id, "version": version, "metadata": metadata });
+        match verb {
+            Verb::Ping => answer["type"] = "io.nats.micro.v1.ping_response".into(),
+            Verb::Info => {
+                answer["type"] = "io.nats.micro.v1.info_response".into();
+                answer["description"] = (*description).into();
+                answer["endpoints"] = self.endpoints.iter().map(|endpoint| endpoint.info()).collect();
+            }
+            Verb::Stats => {
+                answer["type"] = "io.nats.micro.v1.stats_response".into();
+                answer["started"] = self.started.to_string().into();
+                answer["endpoints"] = self.endpoints.iter().map(|endpoint| endpoint.statistics()).collect();
+            }
+        }
+        answer
+    }
+}
+
+impl Figures {
+    fn new(description: EndpointDescription, queue_group: &'static str) -> Self {
+        Self {
             description,
-            queue_group: self.description.name,
+            queue_group,
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             processing_nanos: AtomicU64::new(0),
             last_error: Mutex::default(),
-        });
-        locked(&self.endpoints).push(Arc::clone(&endpoint));
-        let (client, stop) = (self.client.clone(), self.stop.clone());
-        let mut hand_on = move |message| {
-            let (client, endpoint) = (client.clone(), Arc::clone(&endpoint));
-            handle(Request { message, received: Instant::now(), client, endpoint });
-        };
-        self.tasks.spawn(async move {
-            let mut taken = 0;
-            let mut stopped = pin!(stop.cancelled());
-            loop {
-                tokio::select! {
-                    biased;
-                    () = &mut stopped => break,
-                    message = requests.next() => {
-                        let Some(message) = message else { return };
-                        taken += 1;
-                        hand_on(message);
-                    }
-                }
-            }
-            take_last(requests, taken, hand_on).await;
-        });
-        Ok(())
-    }
-
-    /// Takes no more requests; returns when all that were taken have been handed to their handlers.
-    pub async fn stop(&self) {
-        self.stop.cancel();
-        self.gone.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-
-    async fn answer(&self, verb: &'static str) -> anyhow::Result<()> {
-        let Description { name, id, .. } = &self.description;
-        let mut subscriptions: Vec<Subscriber> = Vec::new();
-        for subject in [format!("$SRV.{verb}"), format!("$SRV.{verb}.{name}"), format!("$SRV.{verb}.{name}.{id}")] {
-            subscriptions.push(self.client.subscribe(subject).await?);
-        }
-        let mut requests = stream::select_all(subscriptions);
-        let (client, description, endpoints) =
-            (self.client.clone(), self.description.clone(), Arc::clone(&self.endpoints));
-        let (started, gone) = (now(), self.gone.clone());
-        self.tasks.spawn(async move {
-            while let Some(Some(Message { reply, .. })) = gone.run_until_cancelled(requests.next()).await {
-                let Some(reply) = reply.filter(is_inbox) else { continue };
-                let answer = { describe(verb, &description, &locked(&endpoints), started) };
-                // The library tells of a lost connection itself; whoever asked will ask again.
-                let _ = client.publish(reply, answer.to_string().into()).await;
-            }
-        });
-        Ok(())
-    }
-}
-
-/// Takes the last requests of an endpoint that has taken so many, and ends the subscription.
-async fn take_last(mut requests: Subscriber, mut taken: u64, mut hand_on: impl FnMut(Message)) {
-    for last in LAST_REQUESTS {
-        // Fails only where the connection was closed for good, and then the stream ends by itself.
-        let _ = requests.unsubscribe_after(taken + last).await;
-        let rest = async {
-            while let Some(message) = requests.next().await {
-                taken += 1;
-                hand_on(message);
-            }
-        };
-        if timeout(LAST_WAIT, rest).await.is_ok() {
-            return;
         }
     }
-    let _ = requests.drain().await;
-    while let Some(message) = requests.next().await {
-        hand_on(message);
-    }
-}
 
-fn describe(verb: &str, description: &Description, endpoints: &[Arc<Endpoint>], started: Timestamp) -> Value {
-    let mut answer = json!({
-        "type": format!("io.nats.micro.v1.{}_response", verb.to_lowercase()),
-        "name": description.name,
-        "id": description.id,
-        "version": description.version,
-        "metadata": {},
-    });
-    match verb {
-        "INFO" => {
-            answer["description"] = description.description.into();
-            answer["endpoints"] = endpoints.iter().map(|endpoint| endpoint.info()).collect();
-        }
-        "STATS" => {
-            answer["started"] = started.to_string().into();
-            answer["endpoints"] = endpoints.iter().map(|endpoint| endpoint.statistics()).collect();
-        }
-        _ => {}
-    }
-    answer
-}
-
-impl Endpoint {
     fn info(&self) -> Value {
         let EndpointDescription { name, subject, description, schema } = &self.description;
         let metadata = BTreeMap::from([("description", description), ("schema", schema)]);
@@ -259,28 +236,44 @@ impl Endpoint {
 }
 
 impl Request {
+    /// `None` where the reply subject cannot be read: nobody can be told what became of the request, and it is not done.
+    fn new(delivery: Delivery, publisher: &Publisher, figures: &Arc<Figures>) -> Option<Self> {
+        let Delivery { subscription: _, reply, headers, payload } = delivery;
+        let reply = reply.map(|reply| String::from_utf8(reply.to_vec())).transpose();
+        let Ok(reply) = reply else {
+            figures.count(Duration::ZERO, Some(&Failure::new(Code::Malformed, "the reply subject is not UTF-8")));
+            return None;
+        };
+        let (publisher, figures) = (publisher.clone(), Arc::clone(figures));
+        Some(Self { headers, payload, reply, received: Instant::now(), publisher, figures })
+    }
+
+    /// The endpoint's subject.
+    pub fn subject(&self) -> &str {
+        &self.figures.description.subject
+    }
+
     /// Answers, and counts. A request without a reply subject is counted alone.
     pub async fn respond(self, response: Response) {
-        let Self { message, received, client, endpoint } = self;
-        let response = response.and_then(|(headers, body)| match body.len() + HEADER_ROOM <= client.max_payload() {
-            true => Ok((headers, body)),
+        let Self { reply, received, publisher, figures, .. } = self;
+        let response = response.and_then(|reply| match reply.body.len() + HEADER_ROOM <= publisher.max_payload() {
+            true => Ok(reply),
             false => Err(Failure::new(Code::TooLarge, "the reply is larger than the server allows: ask for less")),
         });
-        endpoint.count(received.elapsed(), response.as_ref().err());
-        let Some(reply) = message.reply.filter(is_inbox) else { return };
-        let (headers, body) = response.unwrap_or_else(|failure| {
-            let (headers, body) = failure_reply(&failure);
-            (headers, body.into())
-        });
-        // The library tells of a lost connection itself; nobody waits behind one for this reply.
-        let _ = client.publish_with_headers(reply, headers, body).await;
+        figures.count(received.elapsed(), response.as_ref().err());
+        let Some(inbox) = reply.as_ref().and_then(inbox) else { return };
+        match response {
+            Ok(Reply { position, body }) => publisher.publish(inbox, &position_headers(position), &body).await,
+            Err(failure) => publisher.publish(inbox, &failure_headers(&failure), &failure.body()).await,
+        }
     }
 }
 
-/// The requester names the subject of the reply, and a service may publish what the requester may not: without this, a
-/// client could have a reply published as an event.
-fn is_inbox(reply: &Subject) -> bool {
-    reply.starts_with("_INBOX.")
+/// The requester names the subject of the reply, and a service may publish what the requester may not: only an inbox is
+/// answered to. Without this, a client could have a reply published as an event.
+fn inbox(reply: &impl AsRef<[u8]>) -> Option<&str> {
+    let subject = std::str::from_utf8(reply.as_ref()).ok()?;
+    (subject.starts_with("_INBOX.") && subject.len() <= MAX_INBOX).then_some(subject)
 }
 
 /// Nothing that holds these locks can leave what they guard half written.

@@ -1,21 +1,30 @@
-//! The connection to NATS. A lost connection is waited out, logged once, and never fatal; start-up waits too.
+//! The connection to NATS that publishes and reads events, and talks to JetStream. Requests come by one of their own
+//! ([`crate::micro`]): no client may publish to what is subscribed to here. A lost connection is waited out, logged once,
+//! and never fatal; start-up waits too. One that has ended for good is an error ([`Nats::gone`]).
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use bytes::Bytes;
+use futures_util::{StreamExt, future::BoxFuture};
 use percent_encoding::percent_decode_str;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
 use wire::{Prefix, Subjects};
+
+use crate::Repeats;
 
 /// How long a dead peer may go unnoticed is twice this.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two tries to connect: the library's own wait grows to 4 s, which a client sees as an outage.
 const FIRST_RECONNECT: Duration = Duration::from_millis(50);
 const LONGEST_RECONNECT: Duration = Duration::from_millis(500);
+/// How long a new connection may take in the place of one that has ended for good.
+const NEW_CONNECTION: Duration = Duration::from_secs(30);
 /// How long an answer of the server, or of JetStream, is waited for.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -38,7 +47,37 @@ pub struct NatsConfig {
 pub struct Nats {
     pub client: Client,
     pub subjects: Subjects,
+    pub(crate) servers: Servers,
     connected: watch::Receiver<bool>,
+    gone: CancellationToken,
+}
+
+/// The connection has ended for good: nothing comes by it any more, and nothing goes.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection to NATS has ended")]
+pub struct Gone;
+
+/// Runs a service; again, when its connection has ended for good and another can be had. `role` is as in [`Nats::connect`].
+///
+/// # Errors
+/// What the service ends with.
+pub async fn serve_again(
+    config: &NatsConfig,
+    role: &str,
+    mut serve: impl FnMut() -> BoxFuture<'static, anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    loop {
+        let ended = serve().await;
+        if !ended.as_ref().is_err_and(|error| error.is::<Gone>()) {
+            return ended;
+        }
+        tracing::error!("the connection to NATS has ended for good: the service begins anew");
+        let nats = Nats::connect(config, role).await?;
+        if timeout(NEW_CONNECTION, nats.up()).await.is_err() {
+            return ended.context("there is no new one to be had");
+        }
+        nats.close().await;
+    }
 }
 
 impl Nats {
@@ -47,10 +86,11 @@ impl Nats {
     /// # Errors
     /// If the URL cannot be read.
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
-        let (options, servers) = nats_options(&config.url)?;
+        let servers = Servers::parse(&config.url)?;
         let (up, connected) = watch::channel(false);
-        let log = Arc::new(EventLog { up, last_error: Mutex::default() });
-        let options = options
+        let log = Arc::new(EventLog { up, servers: servers.to_string(), repeats: Mutex::default() });
+        let options = servers
+            .options()
             .name(format!("watershed {role}"))
             .custom_inbox_prefix(format!("_INBOX_{role}"))
             .retry_on_initial_connect()
@@ -62,8 +102,17 @@ impl Nats {
                 async move { log.note(&event) }
             });
         // The library's own error may quote the URL, and with it the password.
-        let client = options.connect(servers).await.map_err(|error| anyhow::anyhow!("NATS: {}", error.kind()))?;
-        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), connected })
+        let connecting = options.connect(servers.configured.clone()).await;
+        let client = connecting.map_err(|error| anyhow!("NATS_URL: {}", error.kind()))?;
+        // Nothing ever comes by this subscription. It ends with the task that has the connection, also if that panics.
+        let mut witness = client.subscribe(client.new_inbox()).await?;
+        let gone = CancellationToken::new();
+        let ended = gone.clone();
+        tokio::spawn(async move {
+            while witness.next().await.is_some() {}
+            ended.cancel();
+        });
+        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), servers, connected, gone })
     }
 
     /// Waits until the connection is up.
@@ -74,11 +123,27 @@ impl Nats {
 
     /// Waits until the connection is lost.
     pub async fn down(&self) {
-        let _ = self.connected.clone().wait_for(|connected| !connected).await;
+        let mut connected = self.connected.clone();
+        tokio::select! {
+            _ = connected.wait_for(|connected| !connected) => {}
+            () = self.gone.cancelled() => {}
+        }
+    }
+
+    /// Waits until the connection has ended for good, which no server's absence makes it do.
+    pub async fn gone(&self) -> Gone {
+        self.gone.cancelled().await;
+        Gone
     }
 
     pub fn is_up(&self) -> bool {
-        *self.connected.borrow()
+        *self.connected.borrow() && !self.gone.is_cancelled()
+    }
+
+    /// Whether NATS answers. Asked for is what is known of a stream, which may be whatever it is.
+    pub async fn hears(&self, stream: &str) -> bool {
+        let answered = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), Bytes::new());
+        self.is_up() && answered.await.is_ok_and(|_| !self.gone.is_cancelled())
     }
 
     /// Sends what is still to be sent and closes the connection.
@@ -88,14 +153,15 @@ impl Nats {
             let _ = self.client.drain().await;
         };
         // While the server is away there is nothing to wait for.
-        let _ = tokio::time::timeout(Duration::from_secs(2), closing).await;
+        let _ = timeout(Duration::from_secs(2), closing).await;
     }
 }
 
-/// What the connection tells of itself. A trouble that lasts is logged once.
+/// What the connection tells of itself. A trouble that lasts is logged once, and then at long intervals.
 struct EventLog {
     up: watch::Sender<bool>,
-    last_error: Mutex<String>,
+    servers: String,
+    repeats: Mutex<Repeats>,
 }
 
 impl EventLog {
@@ -103,7 +169,7 @@ impl EventLog {
         match event {
             Event::Connected => {
                 self.up.send_replace(true);
-                self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.repeats().reset();
                 tracing::info!("connected to NATS");
             }
             Event::Disconnected => {
@@ -111,7 +177,8 @@ impl EventLog {
                 tracing::warn!("lost the connection to NATS, trying again");
             }
             // A permission that is missing, for one: the caller of what was forbidden sees a time-out only.
-            Event::ServerError(_) | Event::ClientError(_) => self.complain(event.to_string()),
+            Event::ServerError(error) => self.complain(&error.to_string()),
+            Event::ClientError(error) => self.complain(&error.to_string()),
             Event::SlowConsumer(subscription) => {
                 tracing::error!(subscription, "messages were dropped: a subscription was not read fast enough");
             }
@@ -119,28 +186,103 @@ impl EventLog {
         }
     }
 
-    fn complain(&self, error: String) {
-        let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last != error {
-            tracing::error!(%error, "NATS");
-            *last = error;
+    fn complain(&self, error: &str) {
+        // The library says the same of a server that refuses and of a connection that was refused.
+        let reason = error.trim_start_matches("nats: ");
+        if self.repeats().is_due(reason) {
+            tracing::error!(servers = self.servers, reason, "trouble with NATS (NATS_URL), trying again");
         }
+    }
+
+    /// Nothing that holds this lock can leave it half changed.
+    fn repeats(&self) -> std::sync::MutexGuard<'_, Repeats> {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads a comma-separated list of server URLs, the first with the user and password, which the library would leave aside.
+/// The servers that the URL names, and those of their cluster, to be tried in turns.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    configured: Vec<ServerAddr>,
+    learned: Vec<ServerAddr>,
+    tried: usize,
+    credentials: Option<Credentials>,
+}
+
+/// How a service proves who it is.
+#[derive(Clone)]
+pub struct Credentials {
+    pub user: String,
+    pub password: String,
+}
+
+/// Without the password.
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.user.fmt(f)
+    }
+}
+
+impl Servers {
+    /// Reads a comma-separated list of URLs, the first with the user and password, which the library would leave aside.
+    ///
+    /// # Errors
+    /// If a URL cannot be read.
+    fn parse(urls: &str) -> anyhow::Result<Self> {
+        let configured: Vec<ServerAddr> =
+            urls.split(',').map(str::parse).collect::<Result<_, _>>().context("cannot read NATS_URL")?;
+        let credentials = configured.iter().find_map(|server| {
+            Some(Credentials { user: decoded(server.username()?), password: decoded(server.password()?) })
+        });
+        Ok(Self { configured, learned: vec![], tried: 0, credentials })
+    }
+
+    fn options(&self) -> ConnectOptions {
+        match self.credentials.clone() {
+            Some(Credentials { user, password }) => ConnectOptions::with_user_and_password(user, password),
+            None => ConnectOptions::new(),
+        }
+    }
+
+    pub(crate) fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_ref()
+    }
+
+    /// The next to be tried.
+    pub(crate) fn next(&mut self) -> ServerAddr {
+        let all: Vec<&ServerAddr> = self.configured.iter().chain(&self.learned).collect();
+        let server = all[self.tried % all.len()].clone();
+        self.tried += 1;
+        server
+    }
+
+    /// Notes what a server says of its cluster: `host:port`.
+    pub(crate) fn learn(&mut self, addresses: &[String]) {
+        let learned = addresses.iter().filter_map(|address| address.parse().ok());
+        let known = |server: &ServerAddr| self.configured.iter().any(|it| address(it) == address(server));
+        self.learned = learned.filter(|server| !known(server)).collect();
+    }
+}
+
+/// The addresses, without user and password.
+impl std::fmt::Display for Servers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.configured.iter().map(address).collect::<Vec<_>>().join(","))
+    }
+}
+
+/// Where a server is, without user and password.
+pub(crate) fn address(server: &ServerAddr) -> String {
+    format!("{}:{}", server.host(), server.port())
+}
+
+/// Reads a comma-separated list of server URLs, the first with the user and password.
 ///
 /// # Errors
 /// If a URL cannot be read.
 pub fn nats_options(urls: &str) -> anyhow::Result<(ConnectOptions, Vec<ServerAddr>)> {
-    let servers: Vec<ServerAddr> =
-        urls.split(',').map(str::parse).collect::<Result<_, _>>().context("cannot read the NATS URL")?;
-    let credentials = servers.iter().find_map(|server| server.username().zip(server.password()));
-    let options = match credentials {
-        Some((user, password)) => ConnectOptions::with_user_and_password(decoded(user), decoded(password)),
-        None => ConnectOptions::new(),
-    };
-    Ok((options, servers))
+    let servers = Servers::parse(urls)?;
+    Ok((servers.options(), servers.configured))
 }
 
 fn decoded(text: &str) -> String {

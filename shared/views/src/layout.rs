@@ -35,4 +35,7 @@ pub struct Checkpoint {
     pub version: i32,
     /// The lease term of the writer. A writer of an earlier term cannot write any more.
     pub term: i64,
+    /// The identity of the journal whose events these are; absent until there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<String>,
 }

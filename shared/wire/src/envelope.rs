@@ -3,11 +3,14 @@
 
 use async_nats::{HeaderMap, HeaderValue};
 use domain::{Event, Id, Recorded, Timestamp, Undecodable};
+use uuid::Uuid;
 
-use crate::{ACTOR, Subjects, TRACEPARENT};
+use crate::{ACTOR, POSITION, Subjects, TRACEPARENT, headers::header_text};
 
 /// Of an event: the aggregate that it happened to.
 pub const AGGREGATE_ID: &str = "Aggregate-Id";
+/// Of an event: the identity of the journal that it is from.
+pub const JOURNAL: &str = "Journal";
 const AGGREGATE_VERSION: &str = "Aggregate-Version";
 const EVENT_SCHEMA: &str = "Event-Schema";
 const RECORDED_AT: &str = "Recorded-At";
@@ -16,6 +19,8 @@ const COMMAND_ID: &str = "Command-Id";
 /// What the journal knows of an event besides its subject and payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
+    pub journal: Uuid,
+    pub position: u64,
     pub id: Id,
     pub version: u64,
     pub schema: i16,
@@ -38,6 +43,8 @@ pub enum EnvelopeError {
 
 pub fn event_headers(envelope: &Envelope<'_>) -> HeaderMap {
     let mut headers = HeaderMap::new();
+    headers.insert(POSITION, HeaderValue::from(envelope.position));
+    headers.insert(JOURNAL, envelope.journal.to_string());
     headers.insert(AGGREGATE_ID, envelope.id.to_string());
     headers.insert(AGGREGATE_VERSION, HeaderValue::from(envelope.version));
     headers.insert(EVENT_SCHEMA, HeaderValue::from(envelope.schema));
@@ -45,10 +52,32 @@ pub fn event_headers(envelope: &Envelope<'_>) -> HeaderMap {
     let optional = [(ACTOR, envelope.actor), (COMMAND_ID, envelope.command_id), (TRACEPARENT, envelope.traceparent)];
     for (name, value) in optional {
         if let Some(value) = value {
-            headers.insert(name, value);
+            headers.insert(name, header_text(value));
         }
     }
     headers
+}
+
+/// A message in the stream that no journal's relay has published there, or the relay of another.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the stream's message {position} is not the journal's event {position}: {reason}")]
+pub struct Foreign {
+    /// Its sequence in the stream.
+    pub position: u64,
+    pub reason: String,
+}
+
+/// The journal that a message of the stream says to be from, where it says that it is the event at its place.
+///
+/// # Errors
+/// If it does not.
+pub fn journal_of(position: u64, headers: Option<&HeaderMap>) -> Result<Uuid, Foreign> {
+    let foreign = |reason: String| Foreign { position, reason };
+    let said: u64 = header(headers, POSITION).map_err(|error| foreign(error.to_string()))?;
+    if said != position {
+        return Err(foreign(format!("it says that it is at position {said}")));
+    }
+    header(headers, JOURNAL).map_err(|error| foreign(error.to_string()))
 }
 
 /// Reads an event from the stream.
@@ -85,12 +114,15 @@ mod tests {
     fn an_event_is_read_back_as_it_was_written() {
         let event =
             Event::Product(domain::product::Event::Restocked(domain::product::Restocked { quantity: 5, stock: 7 }));
+        let journal = Uuid::from_u128(7);
         let envelope = Envelope {
+            journal,
+            position: 42,
             id: "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001".parse().unwrap(),
             version: 3,
             schema: event.schema(),
             at: "2026-01-31T09:30:00.125Z".parse().unwrap(),
-            actor: Some("ada"),
+            actor: Some("Zoë"),
             command_id: Some("k-1"),
             traceparent: None,
         };
@@ -101,5 +133,27 @@ mod tests {
         assert_eq!(recorded, Recorded { position: 42, at: envelope.at, id: envelope.id, version: 3, event });
         assert!(decode_event(&subjects, 42, "evt.product.vanished", Some(&headers), b"{}").is_err());
         assert!(decode_event(&subjects, 42, &subject, None, b"{}").is_err());
+        assert_eq!(headers.get(ACTOR).unwrap().as_str(), "Zo%C3%AB");
+        assert_eq!(journal_of(42, Some(&headers)), Ok(journal));
+    }
+
+    #[test]
+    fn a_message_that_does_not_say_that_it_is_the_event_at_its_place_is_foreign() {
+        let headers = |position: &str, journal: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(POSITION, position);
+            if let Some(journal) = journal {
+                headers.insert(JOURNAL, journal);
+            }
+            headers
+        };
+        let journal = Uuid::from_u128(7).to_string();
+        assert!(journal_of(42, Some(&headers("42", Some(&journal)))).is_ok());
+        for (position, journal) in
+            [("41", Some(&*journal)), ("x", Some(&journal)), ("", Some(&journal)), ("42", None), ("42", Some("x"))]
+        {
+            assert!(journal_of(42, Some(&headers(position, journal))).is_err(), "{position} {journal:?}");
+        }
+        assert!(journal_of(42, None).is_err());
     }
 }

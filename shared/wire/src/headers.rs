@@ -1,7 +1,7 @@
 //! The request headers, read strictly: a header that cannot be read is an error, not a header that is not there.
 
-use async_nats::HeaderMap;
 use domain::Malformed;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 /// The command's idempotency key: 1 to 128 visible ASCII characters.
 pub const MSG_ID: &str = "Nats-Msg-Id";
@@ -16,7 +16,10 @@ pub const TRACEPARENT: &str = "traceparent";
 /// In replies: of a command, its last event's position; of a query, that of the view which it read.
 pub const POSITION: &str = "Position";
 
+const KNOWN: [&str; 5] = [MSG_ID, EXPECTED_VERSION, MIN_POSITION, ACTOR, TRACEPARENT];
 const MAX_LENGTH: usize = 128;
+/// Up to and with the flags.
+const TRACEPARENT_LENGTH: usize = 55;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestHeaders {
@@ -28,74 +31,153 @@ pub struct RequestHeaders {
 }
 
 impl RequestHeaders {
+    /// Reads a header block as it came: `NATS/1.0`, then a line for each header, in whatever letter case its name is
+    /// written. Headers that are not known here are passed over, whatever is in them.
+    ///
     /// # Errors
-    /// Names the header that cannot be read, and says what was expected. An invalid `traceparent` is left out instead,
-    /// as its specification demands.
-    pub fn parse(headers: Option<&HeaderMap>) -> Result<Self, Malformed> {
-        let Some(headers) = headers else {
-            return Ok(Self::default());
-        };
-        let text = |name| headers.get(name).map(|value| value.as_str());
-        Ok(Self {
-            command_id: text(MSG_ID).map(|value| key(MSG_ID, value)).transpose()?,
-            expected_version: text(EXPECTED_VERSION).map(|value| number(EXPECTED_VERSION, value)).transpose()?,
-            min_position: text(MIN_POSITION).map(|value| number(MIN_POSITION, value)).transpose()?,
-            actor: text(ACTOR).map(actor).transpose()?,
-            traceparent: text(TRACEPARENT).filter(|value| is_traceparent(value)).map(str::to_owned),
-        })
+    /// Names the header that cannot be read, or comes twice, and says what was expected. An invalid `traceparent` is left
+    /// out instead, as its specification demands.
+    pub fn parse(block: &[u8]) -> Result<Self, Malformed> {
+        let mut read = Self::default();
+        if block.is_empty() {
+            return Ok(read);
+        }
+        let mut seen = Vec::new();
+        for (name, value) in lines(block)? {
+            let Some(known) = KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name)) else { continue };
+            if seen.contains(&known) {
+                return Err(Malformed::new(known, "expected once, the header is there again"));
+            }
+            seen.push(known);
+            match known {
+                MSG_ID => read.command_id = Some(key(MSG_ID, value)?),
+                EXPECTED_VERSION => read.expected_version = Some(number(EXPECTED_VERSION, value)?),
+                MIN_POSITION => read.min_position = Some(number(MIN_POSITION, value)?),
+                ACTOR => read.actor = Some(actor(value)?),
+                _ => read.traceparent = traceparent(value),
+            }
+        }
+        Ok(read)
     }
 }
 
-fn key(name: &str, value: &str) -> Result<String, Malformed> {
-    if (1..=MAX_LENGTH).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Ok(value.to_owned());
+/// The lines of a header block, each as name and value. A line ends with CR and LF together: neither alone ends one.
+fn lines(block: &[u8]) -> Result<Vec<(&str, &[u8])>, Malformed> {
+    let unreadable =
+        || Malformed::new("", "expected a header block of NATS/1.0, and lines of a name, a colon and a value");
+    let text = block.strip_suffix(b"\r\n\r\n").ok_or_else(unreadable)?;
+    let mut lines = split_lines(text);
+    let version = lines.next().unwrap_or_default();
+    if version.trim_ascii_end() != b"NATS/1.0" {
+        return Err(unreadable());
+    }
+    lines
+        .map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':').ok_or_else(unreadable)?;
+            let name = std::str::from_utf8(&line[..colon]).map_err(|_| unreadable())?;
+            let is_token = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
+            if is_token { Ok((name, line[colon + 1..].trim_ascii())) } else { Err(unreadable()) }
+        })
+        .collect()
+}
+
+fn split_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        match text.windows(2).position(|pair| pair == b"\r\n") {
+            Some(end) => {
+                rest = Some(&text[end + 2..]);
+                Some(&text[..end])
+            }
+            None => rest.take(),
+        }
+    })
+}
+
+/// Visible ASCII and blanks, as a header's value has to be: there are clients that leave all headers of a message out where
+/// one value has something else in it. What is beyond is percent-encoded in UTF-8, and so are `"` and `%`, as the NATS
+/// binding of CloudEvents does it (section 3.1.3.2), but for blanks, which it would encode too.
+pub fn header_text(text: &str) -> String {
+    const ENCODED: AsciiSet = CONTROLS.add(b'"').add(b'%');
+    utf8_percent_encode(text, &ENCODED).to_string()
+}
+
+fn key(name: &str, value: &[u8]) -> Result<String, Malformed> {
+    if (1..=MAX_LENGTH).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic) {
+        return Ok(String::from_utf8_lossy(value).into_owned());
     }
     Err(Malformed::new(name, format!("expected 1 to {MAX_LENGTH} visible ASCII characters without spaces")))
 }
 
-fn actor(value: &str) -> Result<String, Malformed> {
-    let value = value.trim();
-    if (1..=MAX_LENGTH).contains(&value.chars().count()) && !value.chars().any(char::is_control) {
-        return Ok(value.to_owned());
-    }
-    Err(Malformed::new(ACTOR, format!("expected 1 to {MAX_LENGTH} characters without control characters")))
+fn actor(value: &[u8]) -> Result<String, Malformed> {
+    let is_allowed =
+        |value: &&str| (1..=MAX_LENGTH).contains(&value.chars().count()) && !value.chars().any(char::is_control);
+    let value = std::str::from_utf8(value).ok().map(str::trim).filter(is_allowed);
+    let expected = format!("expected 1 to {MAX_LENGTH} characters in UTF-8 without control characters");
+    value.map(str::to_owned).ok_or_else(|| Malformed::new(ACTOR, expected))
 }
 
 /// Up to `i64::MAX`, which is as far as the stores count.
-fn number(name: &str, value: &str) -> Result<u64, Malformed> {
-    let number: Option<u64> = value.trim().parse().ok();
+fn number(name: &str, value: &[u8]) -> Result<u64, Malformed> {
+    let number: Option<u64> = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
     number
         .filter(|number| *number <= i64::MAX as u64)
         .ok_or_else(|| Malformed::new(name, "expected a whole number from 0 to 9223372036854775807"))
 }
 
-/// `00-<32 hex>-<16 hex>-<2 hex>`, W3C Trace Context level 1, section 3.2.
-fn is_traceparent(value: &str) -> bool {
-    let hex = |text: &str, length| {
-        text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let mut parts = value.split('-');
-    let shape = [2, 32, 16, 2].iter().all(|length| parts.next().is_some_and(|part| hex(part, *length)));
-    shape && parts.next().is_none() && !value.starts_with("ff")
+/// `<version>-<trace id>-<parent id>-<flags>` in lower-case hexadecimal digits, by W3C Trace Context, level 1, section
+/// 3.2.2: version `ff` and identifiers of zeros are invalid; version `00` has nothing behind the flags; a later version may
+/// have, after another dash, and is read as far as `00` goes and passed on as `00` (section 3.2.4).
+fn traceparent(value: &[u8]) -> Option<String> {
+    let value =
+        std::str::from_utf8(value).ok().filter(|value| value.is_ascii() && value.len() >= TRACEPARENT_LENGTH)?;
+    let (known, later) = value.split_at(TRACEPARENT_LENGTH);
+    let parts: Vec<&str> = known.split('-').collect();
+    let [version, trace, parent, flags] = parts[..] else { return None };
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    let is_id = |text: &str, length| text.len() == length && is_hex(text) && text.bytes().any(|byte| byte != b'0');
+    let is_version = version.len() == 2 && is_hex(version) && version != "ff";
+    let ends = later.is_empty() || version != "00" && later.starts_with('-');
+    let is_valid = is_version && is_id(trace, 32) && is_id(parent, 16) && flags.len() == 2 && is_hex(flags) && ends;
+    is_valid.then(|| format!("00-{trace}-{parent}-{flags}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn block(lines: &[&[u8]]) -> Vec<u8> {
+        let lines = lines.iter().flat_map(|line| [*line, b"\r\n"].concat());
+        [b"NATS/1.0\r\n".to_vec(), lines.collect(), b"\r\n".to_vec()].concat()
+    }
+
     fn parse(name: &str, value: &str) -> Result<RequestHeaders, Malformed> {
-        let mut headers = HeaderMap::new();
-        headers.insert(name, value);
-        RequestHeaders::parse(Some(&headers))
+        RequestHeaders::parse(&block(&[format!("{name}: {value}").as_bytes()]))
     }
 
     #[test]
-    fn each_header_is_read() {
-        assert_eq!(parse(MSG_ID, "k-1").unwrap().command_id.as_deref(), Some("k-1"));
-        assert_eq!(parse(EXPECTED_VERSION, "3").unwrap().expected_version, Some(3));
-        assert_eq!(parse(MIN_POSITION, "0").unwrap().min_position, Some(0));
-        assert_eq!(parse(ACTOR, "Ada L.").unwrap().actor.as_deref(), Some("Ada L."));
-        assert_eq!(RequestHeaders::parse(None).unwrap(), RequestHeaders::default());
+    fn each_header_is_read_in_any_letter_case() {
+        for cased in [str::to_owned, str::to_lowercase, str::to_uppercase] as [fn(&str) -> String; 3] {
+            assert_eq!(parse(&cased(MSG_ID), "k-1").unwrap().command_id.as_deref(), Some("k-1"));
+            assert_eq!(parse(&cased(EXPECTED_VERSION), "3").unwrap().expected_version, Some(3));
+            assert_eq!(parse(&cased(MIN_POSITION), "0").unwrap().min_position, Some(0));
+            assert_eq!(parse(&cased(ACTOR), "Zoë L.").unwrap().actor.as_deref(), Some("Zoë L."));
+            assert!(parse(&cased(TRACEPARENT), &format!("00-{TRACE}-01")).unwrap().traceparent.is_some());
+        }
+        assert_eq!(RequestHeaders::parse(b"").unwrap(), RequestHeaders::default());
+        assert_eq!(RequestHeaders::parse(b"NATS/1.0\r\n\r\n").unwrap(), RequestHeaders::default());
+    }
+
+    #[test]
+    fn a_header_that_comes_twice_is_refused_by_name() {
+        for name in KNOWN {
+            let line = format!("{name}:1");
+            let again = format!("{}:1", name.to_uppercase());
+            let twice = RequestHeaders::parse(&block(&[line.as_bytes(), b"X: y", again.as_bytes()]));
+            assert_eq!(twice.unwrap_err().field, name);
+        }
+        assert!(RequestHeaders::parse(&block(&[b"X: 1", b"X: 2"])).is_ok());
     }
 
     #[test]
@@ -111,16 +193,60 @@ mod tests {
             (MIN_POSITION, "99999999999999999999"),
             (ACTOR, ""),
             (ACTOR, "a\0b"),
+            (ACTOR, "Ada\rLovelace"),
+            (ACTOR, "Ada\nLovelace"),
         ];
         for (name, value) in cases {
             assert_eq!(parse(name, value).unwrap_err().field, name, "{value:?}");
         }
+        assert_eq!(RequestHeaders::parse(&block(&[b"Actor: \xff"])).unwrap_err().field, ACTOR);
     }
 
     #[test]
-    fn an_invalid_traceparent_is_left_out() {
-        let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(parse(TRACEPARENT, valid).unwrap().traceparent.as_deref(), Some(valid));
-        assert_eq!(parse(TRACEPARENT, "00-nonsense").unwrap().traceparent, None);
+    fn a_block_that_is_none_is_refused() {
+        let broken: [&[u8]; 8] = [
+            b"NATS/1.0 abc\r\n\r\n",
+            b"HTTP/1.1\r\n\r\n",
+            b"NATS/1.0\r\nno colon\r\n\r\n",
+            b"NATS/1.0\r\na blank: x\r\n\r\n",
+            b"NATS/1.0\r\n: x\r\n\r\n",
+            b"NATS/1.0\r\nn\xff: x\r\n\r\n",
+            b"NATS/1.0\r\nName: x\r\n",
+            b"\xff",
+        ];
+        for block in broken {
+            let malformed = RequestHeaders::parse(block).unwrap_err();
+            assert!(malformed.field.is_empty(), "{block:?}");
+        }
+        // What is not known here is not looked at.
+        assert!(RequestHeaders::parse(&block(&[b"Other: \xff\r\x00"])).is_ok());
+    }
+
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7";
+
+    #[test]
+    fn a_traceparent_is_read_as_its_specification_says() {
+        let read = |value: String| parse(TRACEPARENT, &value).unwrap().traceparent;
+        let valid = format!("00-{TRACE}-01");
+        for later in [format!("00-{TRACE}-01"), format!("01-{TRACE}-01"), format!("cc-{TRACE}-01-what-ever")] {
+            assert_eq!(read(later), Some(valid.clone()));
+        }
+        let zeros = "0".repeat(32);
+        for invalid in [
+            "00-nonsense".to_owned(),
+            format!("ff-{TRACE}-01"),
+            format!("00-{TRACE}-01-more"),
+            format!("00-{TRACE}-01-"),
+            format!("cc-{TRACE}-01.more"),
+            format!("cc-{TRACE}-011"),
+            format!("00-{TRACE}-0"),
+            format!("0-{TRACE}-001"),
+            format!("00-{TRACE}-0G"),
+            format!("00-{}-01", TRACE.to_uppercase()),
+            format!("00-{zeros}-00f067aa0ba902b7-01"),
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01".to_owned(),
+        ] {
+            assert_eq!(read(invalid.clone()), None, "{invalid}");
+        }
     }
 }

@@ -6,8 +6,8 @@ mod headers;
 mod reply;
 mod subjects;
 
-pub use envelope::{AGGREGATE_ID, Envelope, EnvelopeError, decode_event, event_headers};
+pub use envelope::{AGGREGATE_ID, Envelope, EnvelopeError, Foreign, JOURNAL, decode_event, event_headers, journal_of};
 pub use failure::{Code, Failure};
 pub use headers::{ACTOR, EXPECTED_VERSION, MIN_POSITION, MSG_ID, POSITION, RequestHeaders, TRACEPARENT};
-pub use reply::{Accepted, failure_reply, failure_status};
+pub use reply::{Accepted, failure_headers, failure_status, position_headers};
 pub use subjects::{InvalidPrefix, Prefix, Subjects};

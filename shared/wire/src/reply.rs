@@ -1,10 +1,10 @@
 //! The replies: what a command's success says, and how a failure looks in the headers that NATS micro defines.
 
-use async_nats::{HeaderMap, HeaderValue, Message};
+use async_nats::Message;
 use domain::Id;
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, POSITION};
+use crate::{Failure, POSITION, headers::header_text};
 
 const SERVICE_ERROR: &str = "Nats-Service-Error";
 const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";
@@ -22,12 +22,6 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    pub fn headers(&self) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(POSITION, HeaderValue::from(self.position));
-        headers
-    }
-
     /// `{"id":"…","version":3,"position":1042}`
     pub fn body(&self) -> Vec<u8> {
         let Self { id, version, position } = self;
@@ -35,22 +29,20 @@ impl Accepted {
     }
 }
 
-/// The headers and the body of a failure.
-pub fn failure_reply(failure: &Failure) -> (HeaderMap, Vec<u8>) {
-    let mut headers = HeaderMap::new();
-    headers.insert(SERVICE_ERROR, header_text(&failure.to_string()));
-    headers.insert(SERVICE_ERROR_CODE, HeaderValue::from(u64::from(failure.status)));
-    (headers, failure.body())
+/// The header block of a success.
+pub fn position_headers(position: u64) -> Vec<u8> {
+    format!("NATS/1.0\r\n{POSITION}: {position}\r\n\r\n").into_bytes()
+}
+
+/// The header block of a failure.
+pub fn failure_headers(failure: &Failure) -> Vec<u8> {
+    let (text, status) = (header_text(&failure.to_string()), failure.status);
+    format!("NATS/1.0\r\n{SERVICE_ERROR}: {text}\r\n{SERVICE_ERROR_CODE}: {status}\r\n\r\n").into_bytes()
 }
 
 /// The status of a reply that tells of a failure; `None` of one that tells of success.
 pub fn failure_status(reply: &Message) -> Option<u16> {
     reply.headers.as_ref()?.get(SERVICE_ERROR_CODE)?.as_str().parse().ok()
-}
-
-/// A header is one line: a message may quote what a client sent.
-fn header_text(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -66,9 +58,10 @@ mod tests {
     }
 
     #[test]
-    fn a_line_break_in_a_message_stays_out_of_the_header() {
-        let (headers, body) = failure_reply(&Failure::new(Code::Malformed, "no\r\nsuch: thing\0"));
-        assert_eq!(headers.get(SERVICE_ERROR).unwrap().as_str(), "malformed: no  such: thing ");
-        assert!(String::from_utf8(body).unwrap().contains(r"no\r\nsuch"));
+    fn a_failure_s_header_is_one_line_of_visible_ascii() {
+        let headers = failure_headers(&Failure::new(Code::Malformed, "no\r\nsuch: \"thing\"\0, Zoë"));
+        let expected = "NATS/1.0\r\nNats-Service-Error: malformed: no%0D%0Asuch: %22thing%22%00, Zo%C3%AB\r\n\
+            Nats-Service-Error-Code: 400\r\n\r\n";
+        assert_eq!(String::from_utf8(headers).unwrap(), expected);
     }
 }

@@ -1,0 +1,445 @@
+//! The connection by which requests arrive and replies leave: this project's own, and used for nothing else.
+//!
+//! Clients choose the headers and the reply subject of a request. The client library ends its connection, or panics, at
+//! many that it cannot read, and forgets a subscription before the server has heard that it ended, so that what was on its
+//! way is lost. Here neither can be. The invariants: what a client sent is handed on as it came, and ends nothing; after
+//! [`Listener::stop_taking`] the server sends no more, and all that it had sent has been handed on; a reply is written
+//! whole, and again where the connection was lost while it was being written.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_nats::ServerAddr;
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
+    net::TcpStream,
+    sync::{Notify, watch},
+    time::timeout,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    Backoff, Repeats,
+    nats::{Credentials, Servers, address},
+    protocol::{Connect, Delivery, Info, Operation, ProtocolError, take_operation},
+    tls,
+};
+
+/// A server that is silent for so long is asked whether it is there, and is gone if it does not say so as long again.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the server may take to say that it has taken what was sent, when the service stops.
+const LAST_WORD: Duration = Duration::from_secs(5);
+/// Bytes that are read at once.
+const READ: usize = 64 << 10;
+/// Bytes of replies that may wait to be written. Whoever has more to say waits.
+const MAX_WAITING: usize = 16 << 20;
+
+/// What is listened to.
+pub struct Subscription {
+    pub subject: String,
+    pub queue_group: Option<&'static str>,
+    /// Must not block: it hands the message on.
+    pub handle: Box<dyn FnMut(Delivery) + Send>,
+}
+
+/// The connection, which is made anew whenever it is lost.
+pub struct Listener {
+    shared: Arc<Shared>,
+    subscriptions: usize,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// Where replies go. It is there before its connection, for those who are listened for to hold.
+#[derive(Clone, Default)]
+pub struct Publisher(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    outbox: Mutex<Outbox>,
+    /// There is something in the outbox.
+    filled: Notify,
+    /// There is room in the outbox.
+    emptied: Notify,
+    heard: watch::Sender<Heard>,
+}
+
+/// What is to be written. Nothing that holds its lock can leave it half changed.
+#[derive(Default)]
+struct Outbox {
+    /// Messages, which stay when the connection is lost.
+    messages: BytesMut,
+    /// What is written behind them, and is of this connection alone.
+    control: BytesMut,
+    /// Sent on this connection.
+    pings: u64,
+    is_stopping: bool,
+}
+
+/// What the server has said.
+#[derive(Clone, Copy, Default)]
+struct Heard {
+    /// Which connection this is, 1 for the first.
+    connection: u64,
+    state: State,
+    pongs: u64,
+    max_payload: usize,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Down,
+    /// The server has not yet said that it has taken the subscriptions.
+    Begun,
+    Up,
+}
+
+/// A `PING`, by whose answer it is known that the server has taken all before it.
+struct Ping {
+    connection: u64,
+    number: u64,
+}
+
+impl Ping {
+    fn is_over(&self, heard: &Heard) -> bool {
+        heard.connection != self.connection || heard.state == State::Down || heard.pongs >= self.number
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    #[error("the server refused: {0}")]
+    Refused(String),
+    #[error("the server ended the connection")]
+    Ended,
+    #[error("the server does not answer")]
+    Silent,
+    #[error("the server is about to stop")]
+    LameDuck,
+}
+
+type Reading = ReadHalf<Box<dyn Stream>>;
+type Writing = WriteHalf<Box<dyn Stream>>;
+
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Listener {
+    /// Starts to connect, and goes on trying. `name` is what the server shows of the connection.
+    pub fn start(servers: Servers, name: String, subscriptions: Vec<Subscription>, publisher: Publisher) -> Self {
+        let (shared, count) = (publisher.0, subscriptions.len());
+        let task = tokio::spawn(run(Arc::clone(&shared), servers, name, subscriptions));
+        Self { shared, subscriptions: count, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Waits until the server has taken all subscriptions.
+    pub async fn up(&self) {
+        // The sender lives in `self`.
+        let _ = self.shared.heard.subscribe().wait_for(|heard| heard.state == State::Up).await;
+    }
+
+    /// Ends the subscriptions; returns when the server has said that it sends no more, and everything that came before was
+    /// handed on. A server that does not answer is not waited for.
+    pub async fn stop_taking(&self) {
+        let ping = {
+            let mut outbox = self.shared.outbox();
+            outbox.is_stopping = true;
+            self.shared.unsubscribe(&mut outbox, self.subscriptions)
+        };
+        self.shared.pong(ping).await;
+    }
+
+    /// Waits until the server has taken all replies, and closes the connection.
+    pub async fn close(self) {
+        let ping = self.shared.ping(&mut self.shared.outbox());
+        self.shared.pong(ping).await;
+    }
+}
+
+impl Publisher {
+    /// Bytes of a message at most, headers included.
+    pub fn max_payload(&self) -> usize {
+        self.0.heard.borrow().max_payload
+    }
+
+    /// Publishes a message; waits while too much waits to be written. The headers are a whole block, or nothing.
+    pub async fn publish(&self, subject: &str, headers: &[u8], payload: &[u8]) {
+        loop {
+            let mut emptied = pin!(self.0.emptied.notified());
+            emptied.as_mut().enable();
+            if self.try_publish(subject, headers, payload) {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Publishes a message if there is room for it.
+    pub fn try_publish(&self, subject: &str, headers: &[u8], payload: &[u8]) -> bool {
+        {
+            let messages = &mut self.0.outbox().messages;
+            if messages.len() >= MAX_WAITING {
+                return false;
+            }
+            append_message(messages, subject, headers, payload);
+        }
+        self.0.filled.notify_one();
+        true
+    }
+}
+
+fn append_message(messages: &mut BytesMut, subject: &str, headers: &[u8], payload: &[u8]) {
+    let length = headers.len() + payload.len();
+    messages.reserve(length + subject.len() + 40);
+    let line = if headers.is_empty() {
+        format!("PUB {subject} {length}\r\n")
+    } else {
+        format!("HPUB {subject} {} {length}\r\n", headers.len())
+    };
+    for part in [line.as_bytes(), headers, payload, b"\r\n"] {
+        messages.extend_from_slice(part);
+    }
+}
+
+impl Shared {
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ping(&self, outbox: &mut Outbox) -> Ping {
+        outbox.control.extend_from_slice(b"PING\r\n");
+        outbox.pings += 1;
+        self.filled.notify_one();
+        Ping { connection: self.heard.borrow().connection, number: outbox.pings }
+    }
+
+    /// Asks the server to send no more; its answer comes behind all that it has sent.
+    fn unsubscribe(&self, outbox: &mut Outbox, subscriptions: usize) -> Ping {
+        for number in 1..=subscriptions {
+            outbox.control.extend_from_slice(format!("UNSUB {number}\r\n").as_bytes());
+        }
+        self.ping(outbox)
+    }
+
+    /// Waits until the `PING` was answered, or will not be.
+    async fn pong(&self, ping: Ping) {
+        let _ = timeout(LAST_WORD, self.heard.subscribe().wait_for(|heard| ping.is_over(heard))).await;
+    }
+
+    /// Begins a connection: what is written first.
+    fn begin(
+        &self,
+        name: &str,
+        credentials: Option<&Credentials>,
+        subscriptions: &[Subscription],
+        info: &Info,
+    ) -> BytesMut {
+        let connect = Connect {
+            name,
+            user: credentials.map(|it| it.user.as_str()),
+            pass: credentials.map(|it| it.password.as_str()),
+            lang: "rust",
+            version: env!("CARGO_PKG_VERSION"),
+            protocol: 1,
+            verbose: false,
+            pedantic: false,
+            headers: true,
+            no_responders: true,
+        };
+        let connect = serde_json::to_string(&connect).unwrap_or_default();
+        let mut first = BytesMut::from(format!("CONNECT {connect}\r\n").as_bytes());
+        let mut outbox = self.outbox();
+        outbox.control.clear();
+        outbox.pings = 1;
+        if !outbox.is_stopping {
+            for (number, Subscription { subject, queue_group, .. }) in (1..).zip(subscriptions) {
+                let group = queue_group.map(|group| format!("{group} ")).unwrap_or_default();
+                first.extend_from_slice(format!("SUB {subject} {group}{number}\r\n").as_bytes());
+            }
+        }
+        first.extend_from_slice(b"PING\r\n");
+        self.heard.send_modify(|heard| {
+            let connection = heard.connection + 1;
+            *heard = Heard { connection, state: State::Begun, pongs: 0, max_payload: info.max_payload };
+        });
+        first
+    }
+
+    /// Waits for something to write.
+    async fn next_to_write(&self) -> (Bytes, Bytes) {
+        loop {
+            {
+                let mut outbox = self.outbox();
+                if !outbox.messages.is_empty() || !outbox.control.is_empty() {
+                    return (outbox.messages.split().freeze(), outbox.control.split().freeze());
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// Messages that may not have been written go before all others.
+    fn put_back(&self, messages: &[u8]) {
+        let waiting = &mut self.outbox().messages;
+        let later = waiting.split();
+        waiting.extend_from_slice(messages);
+        waiting.extend_from_slice(&later);
+    }
+}
+
+async fn run(shared: Arc<Shared>, mut servers: Servers, name: String, mut subscriptions: Vec<Subscription>) {
+    let mut backoff = Backoff::default();
+    let mut repeats = Repeats::default();
+    loop {
+        let server = servers.next();
+        let lost = match timeout(CONNECT_TIMEOUT, connect(&server)).await {
+            Ok(Ok((stream, info))) => {
+                servers.learn(&info.connect_urls);
+                let lost = serve(&shared, &name, &servers, stream, &info, &mut subscriptions).await;
+                if shared.heard.borrow().state == State::Up {
+                    backoff.reset();
+                    repeats.reset();
+                }
+                lost
+            }
+            Ok(Err(lost)) => lost,
+            Err(_) => Lost::Silent,
+        };
+        shared.heard.send_modify(|heard| heard.state = State::Down);
+        if repeats.is_due(&lost.to_string()) {
+            tracing::warn!(server = address(&server), reason = %lost, "no connection for requests, trying again");
+        }
+        backoff.wait().await;
+    }
+}
+
+/// Connects, and hears the server's first word.
+async fn connect(server: &ServerAddr) -> Result<(Box<dyn Stream>, Info), Lost> {
+    let mut stream = TcpStream::connect((server.host(), server.port())).await?;
+    stream.set_nodelay(true)?;
+    let mut read = BytesMut::new();
+    let info = loop {
+        match take_operation(&mut read)? {
+            Some(Operation::Info(info)) => break info,
+            Some(Operation::Error(reason)) => return Err(Lost::Refused(reason)),
+            Some(_) => return Err(ProtocolError::Unknown("no INFO first".to_owned()).into()),
+            // A server that wants TLS says nothing more before it.
+            None if stream.read_buf(&mut read).await? == 0 => return Err(Lost::Ended),
+            None => {}
+        }
+    };
+    if info.tls_required || server.tls_required() {
+        let stream = tls::connect(server.host(), stream).await?;
+        return Ok((Box::new(stream), info));
+    }
+    Ok((Box::new(stream), info))
+}
+
+/// Listens and writes until the connection is lost.
+async fn serve(
+    shared: &Shared,
+    name: &str,
+    servers: &Servers,
+    stream: Box<dyn Stream>,
+    info: &Info,
+    subscriptions: &mut [Subscription],
+) -> Lost {
+    let (reading, mut writing) = split(stream);
+    let first = shared.begin(name, servers.credentials(), subscriptions, info);
+    if let Err(error) = writing.write_all(&first).await {
+        return error.into();
+    }
+    let Err(lost) = tokio::select! {
+        ended = listen(shared, reading, subscriptions) => ended,
+        ended = write(shared, writing) => ended,
+    };
+    lost
+}
+
+async fn listen(shared: &Shared, mut reading: Reading, subscriptions: &mut [Subscription]) -> Result<Infallible, Lost> {
+    let mut read = BytesMut::with_capacity(READ);
+    let mut is_asked = false;
+    let mut refused = None;
+    let mut leaving: Option<Ping> = None;
+    loop {
+        while let Some(operation) = take_operation(&mut read)? {
+            match operation {
+                Operation::Message(delivery) => {
+                    if let Some(subscription) = subscriptions.get_mut(delivery.subscription.wrapping_sub(1)) {
+                        (subscription.handle)(delivery);
+                    }
+                }
+                Operation::Ping => {
+                    shared.outbox().control.extend_from_slice(b"PONG\r\n");
+                    shared.filled.notify_one();
+                }
+                Operation::Pong => shared.heard.send_modify(|heard| {
+                    heard.pongs += 1;
+                    heard.state = State::Up;
+                }),
+                // Where that ends the connection, the server ends it. It may speak of one message only.
+                Operation::Error(reason) => {
+                    tracing::debug!(reason, "NATS refused something of the connection for requests");
+                    refused = Some(reason);
+                }
+                Operation::Info(info) if info.lame_duck_mode => {
+                    leaving = Some(shared.unsubscribe(&mut shared.outbox(), subscriptions.len()));
+                }
+                Operation::Info(_) => {}
+            }
+        }
+        if leaving.as_ref().is_some_and(|ping| ping.is_over(&shared.heard.borrow())) {
+            return Err(Lost::LameDuck);
+        }
+        read.reserve(READ);
+        match timeout(PING_INTERVAL, reading.read_buf(&mut read)).await {
+            Ok(Ok(0)) => return Err(refused.map_or(Lost::Ended, Lost::Refused)),
+            Ok(Ok(_)) => is_asked = false,
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) if is_asked => return Err(Lost::Silent),
+            Err(_) => {
+                shared.ping(&mut shared.outbox());
+                is_asked = true;
+            }
+        }
+    }
+}
+
+async fn write(shared: &Shared, mut writing: Writing) -> Result<Infallible, Lost> {
+    loop {
+        let (messages, control) = shared.next_to_write().await;
+        shared.emptied.notify_waiters();
+        let mut unwritten = Unwritten { shared, messages };
+        writing.write_all(&unwritten.messages).await?;
+        unwritten.messages.clear();
+        writing.write_all(&control).await?;
+        writing.flush().await?;
+    }
+}
+
+/// Messages that are being written: put back if the connection is lost meanwhile.
+struct Unwritten<'a> {
+    shared: &'a Shared,
+    messages: Bytes,
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        if !self.messages.is_empty() {
+            self.shared.put_back(&self.messages);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The part of the NATS client protocol by which requests arrive and replies leave. The invariant: a message ends where
+//! the server says that it ends, and what a client put into it, be it its headers or its reply subject, is not looked at
+//! before. So there is nothing that a client can send after which the connection cannot be read any more.
+
+use bytes::{Buf, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+/// The longest line that the server sends is its `INFO`, with the addresses of a cluster in it.
+const MAX_LINE: usize = 1 << 20;
+
+/// What the server says.
+#[derive(Debug)]
+pub enum Operation {
+    Info(Info),
+    Ping,
+    Pong,
+    Error(String),
+    Message(Delivery),
+}
+
+/// A message as it arrived: bytes that nobody has checked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Which subscription it is for.
+    pub subscription: usize,
+    pub reply: Option<Bytes>,
+    /// From `NATS/1.0` to the empty line; empty if there are none.
+    pub headers: Bytes,
+    pub payload: Bytes,
+}
+
+/// What the server tells of itself, as far as it is needed here.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Info {
+    pub max_payload: usize,
+    pub tls_required: bool,
+    /// It is about to stop, and wants its clients to go elsewhere.
+    #[serde(rename = "ldm")]
+    pub lame_duck_mode: bool,
+    /// The other servers of its cluster: `host:port`.
+    pub connect_urls: Vec<String>,
+}
+
+/// What a client tells of itself.
+#[derive(Serialize)]
+pub struct Connect<'a> {
+    pub name: &'a str,
+    pub user: Option<&'a str>,
+    pub pass: Option<&'a str>,
+    pub lang: &'static str,
+    pub version: &'static str,
+    /// 1: the server may send `INFO` again.
+    pub protocol: u8,
+    pub verbose: bool,
+    pub pedantic: bool,
+    pub headers: bool,
+    pub no_responders: bool,
+}
+
+/// Why the server cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtocolError {
+    #[error("this is no NATS server: it said {0:?}")]
+    Unknown(String),
+    #[error("a line of more than {MAX_LINE} bytes")]
+    Overlong,
+    #[error("its INFO cannot be read: {0}")]
+    Info(#[from] serde_json::Error),
+}
+
+/// Takes the next operation out of what has been read; `None` if it is not there as a whole.
+///
+/// # Errors
+/// If this is not what a NATS server says.
+pub fn take_operation(read: &mut BytesMut) -> Result<Option<Operation>, ProtocolError> {
+    while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
+        let line = read[..end].strip_suffix(b"\r").unwrap_or(&read[..end]);
+        let (name, arguments) = match line.iter().position(|byte| *byte == b' ') {
+            Some(space) => (&line[..space], &line[space + 1..]),
+            None => (line, &[][..]),
+        };
+        let operation = match name {
+            b"MSG" | b"HMSG" => return take_message(read, end + 1),
+            b"PING" => Operation::Ping,
+            b"PONG" => Operation::Pong,
+            b"INFO" => Operation::Info(serde_json::from_slice(arguments)?),
+            b"-ERR" => Operation::Error(String::from_utf8_lossy(arguments).trim_matches('\'').to_owned()),
+            b"+OK" => {
+                read.advance(end + 1);
+                continue;
+            }
+            _ => return Err(unknown(line)),
+        };
+        read.advance(end + 1);
+        return Ok(Some(operation));
+    }
+    if read.len() > MAX_LINE { Err(ProtocolError::Overlong) } else { Ok(None) }
+}
+
+/// `MSG <subject> <sid> [reply] <bytes>`, or `HMSG` with the bytes of the headers before those of both together. The server
+/// has split the client's line at blanks and tabs: none of its words has one in it, whatever else it has.
+fn take_message(read: &mut BytesMut, line_length: usize) -> Result<Option<Operation>, ProtocolError> {
+    let line = &read[..line_length];
+    let broken = || unknown(line);
+    let words: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b' ').collect();
+    let (sid, reply, header_length, length) = match words[..] {
+        [b"MSG", _, sid, length] => (sid, None, None, length),
+        [b"MSG", _, sid, reply, length] => (sid, Some(reply), None, length),
+        [b"HMSG", _, sid, headers, length] => (sid, None, Some(headers), length),
+        [b"HMSG", _, sid, reply, headers, length] => (sid, Some(reply), Some(headers), length),
+        _ => return Err(broken()),
+    };
+    let subscription = number(sid).ok_or_else(broken)?;
+    let length = number(length).ok_or_else(broken)?;
+    let header_length = header_length.map_or(Some(0), number).filter(|it| *it <= length).ok_or_else(broken)?;
+    let whole = line_length + length + 2;
+    if read.len() < whole {
+        let missing = whole - read.len();
+        read.reserve(missing);
+        return Ok(None);
+    }
+    let reply = reply.map(Bytes::copy_from_slice);
+    read.advance(line_length);
+    let headers = read.split_to(header_length).freeze();
+    let payload = read.split_to(length - header_length).freeze();
+    read.advance(2);
+    Ok(Some(Operation::Message(Delivery { subscription, reply, headers, payload })))
+}
+
+fn number(word: &[u8]) -> Option<usize> {
+    std::str::from_utf8(word).ok()?.parse().ok()
+}
+
+fn unknown(line: &[u8]) -> ProtocolError {
+    ProtocolError::Unknown(String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned())
+}
