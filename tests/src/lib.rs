@@ -4,9 +4,13 @@
 
 pub mod bench;
 pub mod journal;
+mod proxy;
+mod raw;
 mod stack;
 mod system;
 
+pub use proxy::Proxy;
+pub use raw::Raw;
 pub use retail::{Client, Reply};
 pub use stack::Stack;
 pub use system::{Process, Replica, System};

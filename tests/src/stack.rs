@@ -55,6 +55,27 @@ impl Stack {
         script(&["up", server, "--test-databases", "--dir"], &self.directory);
     }
 
+    /// Stops PostgreSQL as a hung disk or a paused machine does: all its processes are there, and none does anything.
+    pub fn freeze_postgres(&self) {
+        signal(&self.postgres_processes(), "STOP");
+    }
+
+    /// Lets it go on where it was.
+    pub fn thaw_postgres(&self) {
+        signal(&self.postgres_processes(), "CONT");
+    }
+
+    /// The first is the one that makes the others.
+    fn postgres_processes(&self) -> Vec<String> {
+        let find = Command::new("find").arg(&self.directory).args(["-name", "postmaster.pid"]).output().expect("find");
+        let file = String::from_utf8(find.stdout).expect("a path");
+        let first = std::fs::read_to_string(file.trim()).expect("PostgreSQL runs");
+        let first = first.lines().next().expect("a process id").trim().to_owned();
+        let others = Command::new("pgrep").args(["-P", &first]).output().expect("pgrep");
+        let others = String::from_utf8(others.stdout).expect("process ids");
+        [first].into_iter().chain(others.lines().map(str::to_owned)).collect()
+    }
+
     fn start(name: &str, options: &[&str]) -> Self {
         let process = std::process::id();
         let directory = std::env::temp_dir().join(format!("watershed-test-{process}-{name}"));
@@ -73,6 +94,11 @@ impl Drop for Stack {
     fn drop(&mut self) {
         script(&["down", "--wipe", "--dir"], &self.directory);
     }
+}
+
+fn signal(processes: &[String], name: &str) {
+    // One of them may have ended by itself.
+    Command::new("kill").arg(format!("-{name}")).args(processes).output().expect("kill can be run");
 }
 
 fn script(arguments: &[&str], directory: &Path) {

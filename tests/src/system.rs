@@ -2,7 +2,8 @@
 //! service as the test starts, in the test's process or in processes that can be killed.
 
 use std::{
-    path::PathBuf,
+    fs::File,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
 };
@@ -116,6 +117,20 @@ impl System {
         Process::start(Command::new(binary(role)).args(&arguments[1..]).env("RUST_LOG", "warn"))
     }
 
+    /// The same, with what it logs in a file.
+    pub fn logged_process(&self, role: &str, arguments: &[&str], log: &Path) -> Process {
+        let arguments = self.arguments(role, arguments);
+        let log = File::create(log).expect("a file can be made");
+        Process::start(Command::new(binary(role)).args(&arguments[1..]).env("RUST_LOG", "warn").stdout(log))
+    }
+
+    /// Waits until this replica of the service listens: to `$SRV` last of all.
+    pub async fn listens(&self, service: &str, replica: &str) {
+        let subject = format!("$SRV.PING.{service}.{replica}");
+        eventually("the replica answers", async || self.client.nats.request(subject.clone(), "".into()).await.ok())
+            .await;
+    }
+
     /// Waits until some replica of the service answers.
     pub async fn answers(&self, role: &str) {
         let probe = match role {
@@ -199,8 +214,11 @@ impl System {
             "projection" => ("NATS_PROJECTION_URL", self.mongodb_url("MONGODB_PROJECTION_URL")),
             _ => ("NATS_QUERY_URL", self.mongodb_url("MONGODB_QUERY_URL")),
         };
+        let store = if extra.contains(&&*store[0]) { vec![] } else { store.to_vec() };
         let mut arguments = vec![format!("{role}-service")];
-        arguments.extend(["--nats-url".to_owned(), self.stack.url(nats).to_owned()]);
+        if !extra.contains(&"--nats-url") {
+            arguments.extend(["--nats-url".to_owned(), self.stack.url(nats).to_owned()]);
+        }
         arguments.extend(["--subject-prefix".to_owned(), self.prefix.clone()]);
         arguments.extend(["--stream".to_owned(), self.stream()]);
         arguments.extend(store);

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod bad_servers;
 mod commands;
+mod hostile;
 mod idempotency;
 mod load;
 mod outages;
@@ -12,6 +14,7 @@ mod projection;
 mod queries;
 mod readme;
 mod relay;
+mod restarts;
 mod retail;
 mod uniqueness;
 mod wire_format;

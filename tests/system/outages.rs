@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tests::{Stack, System, eventually, journal};
+use tests::{Proxy, Stack, System, eventually, journal};
 
 use crate::{projection::assert_views_are_journal, relay::assert_stream_is_journal};
 
@@ -82,17 +82,155 @@ async fn connections_that_break_in_the_middle_of_a_commit_lose_and_double_nothin
     assert_stream_is_journal(&system).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_hangs_counts_as_away_until_it_goes_on() {
+    let stack = Stack::private("hangs");
+    let system = System::on(stack.clone()).await;
+    let _command = system.command().await;
+    let counted = Counted::new(&system).await;
+    let stopped = AtomicBool::new(false);
+    let hanging = async {
+        counted.moves_on().await;
+        stack.freeze_postgres();
+        let frozen = Instant::now();
+        counted.is_refused_at_once(&system).await;
+        assert!(frozen.elapsed() < Duration::from_secs(6), "it was noticed after {:?}", frozen.elapsed());
+        // Nobody who was at it when it began to hang waits much longer.
+        tokio::time::sleep(Duration::from_secs(8).saturating_sub(frozen.elapsed())).await;
+        let waiting = counted.asked.load(Relaxed) - counted.answered();
+        assert!(waiting <= 16, "{waiting} requests are waited for");
+        for _ in 0..20 {
+            let asked = Instant::now();
+            let restock = json!({"id": counted.product, "quantity": 1});
+            let failure = system.try_command("product.restock", restock).await.failure();
+            assert_eq!(failure.code, "unavailable");
+            assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
+        }
+        assert!(counted.longest() < Duration::from_secs(7), "{:?}", counted.longest());
+        stack.thaw_postgres();
+        counted.moves_on().await;
+        stopped.store(true, Relaxed);
+    };
+    tokio::join!(hanging, counted.load(&system, &stopped));
+    journal::check(&journal::events(&system).await);
+    counted.check(&system).await;
+    assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_s_lock_holds_up_only_those_who_need_what_is_locked() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let (locked, free) = (system.product(0).await.id, Counted::new(&system).await);
+    let stranger = system.journal().await;
+    stranger.batch_execute("begin").await.unwrap();
+    stranger.query("select from aggregates where id = $1 for update", &[&locked.0]).await.unwrap();
+
+    let (stopped, asked) = (AtomicBool::new(false), AtomicU64::new(0));
+    let hindered = async {
+        while !stopped.load(Relaxed) {
+            let began = Instant::now();
+            let failure = system.try_command("product.restock", json!({"id": locked, "quantity": 1})).await.failure();
+            assert_eq!(failure.code, "overloaded");
+            assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+            asked.fetch_add(1, Relaxed);
+        }
+    };
+    let watching = async {
+        // The first is waited for as long as a lock may be held; from then on the others go on.
+        eventually("one was refused", async || (asked.load(Relaxed) > 0).then_some(())).await;
+        free.forget_longest();
+        for _ in 0..5 {
+            free.moves_on().await;
+        }
+        eventually("several were refused", async || (asked.load(Relaxed) > 5).then_some(())).await;
+        assert!(free.longest() < Duration::from_millis(800), "{:?}", free.longest());
+        stopped.store(true, Relaxed);
+    };
+    tokio::join!(hindered, watching, free.load(&system, &stopped));
+    stranger.batch_execute("rollback").await.unwrap();
+    eventually("what was locked can be changed", async || {
+        system.try_command("product.restock", json!({"id": locked, "quantity": 1})).await.result.ok()
+    })
+    .await;
+    free.check(&system).await;
+
+    // Without the journal's head, or a table, nothing can be written: all are refused, and soon.
+    for lock in ["select from journal_head for update", "lock table aggregates in access exclusive mode"] {
+        stranger.batch_execute(&format!("begin; {lock}")).await.unwrap();
+        let commands = (0..50).map(|_| async {
+            let began = Instant::now();
+            let failure = system.try_command("product.restock", json!({"id": free.product, "quantity": 1})).await;
+            (failure.failure().code, began.elapsed())
+        });
+        for (code, took) in join_all(commands).await {
+            assert_eq!(code, "overloaded", "{lock}");
+            assert!(took < Duration::from_secs(6), "{lock}: {took:?}");
+        }
+        stranger.batch_execute("rollback").await.unwrap();
+        eventually("commands are accepted", async || {
+            system.try_command("product.restock", json!({"id": free.product, "quantity": 1})).await.result.ok()
+        })
+        .await;
+    }
+    assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cuts_of_the_connection_to_nats_hold_up_no_view() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.stack.url("NATS_PROJECTION_URL")).await;
+    let _command = system.command().await;
+    let _projection = system.start_projection(&["--nats-url", &proxy.url]);
+    let (stopped, counted) = (AtomicBool::new(false), Counted::new(&system).await);
+    let cutting = async {
+        for cut in 0..12_u64 {
+            counted.moves_on().await;
+            proxy.cut();
+            let (began, head) = (Instant::now(), system.head().await);
+            eventually("all views have come to what was there at the cut", async || {
+                let checkpoints = journal::checkpoints(&system).await;
+                (checkpoints.len() == views::names().len() && checkpoints.values().all(|it| *it >= head)).then_some(())
+            })
+            .await;
+            let took = began.elapsed();
+            assert!(took < Duration::from_millis(2_500), "a view needed {took:?} after cut {cut}");
+            tokio::time::sleep(Duration::from_millis(37 * cut)).await;
+        }
+        stopped.store(true, Relaxed);
+    };
+    tokio::join!(cutting, counted.load(&system, &stopped));
+    assert_views_are_journal(&system).await;
+}
+
 /// A product that clients restock one piece at a time, without idempotency keys: its stock tells how often that happened.
 struct Counted {
     product: domain::Id,
     accepted: AtomicU64,
     /// The reply did not come, or said that the outcome is not known.
     unknown: AtomicU64,
+    asked: AtomicU64,
+    refused: AtomicU64,
+    longest_millis: AtomicU64,
 }
 
 impl Counted {
     async fn new(system: &System) -> Self {
-        Self { product: system.product(0).await.id, accepted: AtomicU64::new(0), unknown: AtomicU64::new(0) }
+        let [accepted, unknown, asked, refused, longest_millis] = std::array::from_fn(|_| AtomicU64::new(0));
+        Self { product: system.product(0).await.id, accepted, unknown, asked, refused, longest_millis }
+    }
+
+    fn answered(&self) -> u64 {
+        self.accepted.load(Relaxed) + self.unknown.load(Relaxed) + self.refused.load(Relaxed)
+    }
+
+    /// How long a client has waited for a reply at the longest.
+    fn longest(&self) -> Duration {
+        Duration::from_millis(self.longest_millis.load(Relaxed))
+    }
+
+    fn forget_longest(&self) {
+        self.longest_millis.store(0, Relaxed);
     }
 
     /// 16 clients restock until it is enough.
@@ -100,13 +238,18 @@ impl Counted {
         let one_client = async || {
             while !enough.load(Relaxed) {
                 let restock = json!({"id": self.product, "quantity": 1});
-                match system.client.command("product.restock", restock, &[]).await {
+                let began = Instant::now();
+                self.asked.fetch_add(1, Relaxed);
+                let reply = system.client.command("product.restock", restock, &[]).await;
+                self.longest_millis.fetch_max(u64::try_from(began.elapsed().as_millis()).unwrap(), Relaxed);
+                match reply {
                     Ok(reply) => match reply.result {
                         Ok(_) => _ = self.accepted.fetch_add(1, Relaxed),
                         Err(failure) => {
                             assert!(["unavailable", "overloaded"].contains(&&*failure.code), "{failure}");
                             let unknown = failure.details.get("outcome").is_some();
-                            self.unknown.fetch_add(u64::from(unknown), Relaxed);
+                            let counter = if unknown { &self.unknown } else { &self.refused };
+                            counter.fetch_add(1, Relaxed);
                             tokio::time::sleep(Duration::from_millis(20)).await;
                         }
                     },

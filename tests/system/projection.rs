@@ -250,7 +250,7 @@ pub async fn assert_views_are_journal(system: &System) {
     }
 }
 
-async fn terms(system: &System) -> Vec<i64> {
+pub async fn terms(system: &System) -> Vec<i64> {
     checkpoints(system).await.iter().map(|checkpoint| checkpoint.term).collect()
 }
 
@@ -267,5 +267,7 @@ async fn holders(system: &System) -> Vec<String> {
     let leases = system.views().await.collection::<Document>(layout::LEASES);
     let filter = doc! {"_id": {"$in": views::names()}, "$expr": {"$gt": ["$expires", "$$NOW"]}};
     let leases: Vec<Document> = leases.find(filter).await.unwrap().try_collect().await.unwrap();
-    leases.iter().map(|lease| lease.get_str("holder").unwrap().to_owned()).collect()
+    // Behind the replica's name stands its process.
+    let name = |lease: &Document| lease.get_str("holder").unwrap().split('/').next().unwrap().to_owned();
+    leases.iter().map(name).collect()
 }

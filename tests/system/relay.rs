@@ -9,7 +9,7 @@ use serde_json::json;
 use tests::{System, eventually, journal, stays};
 use wire::decode_event;
 
-use crate::load::mixed_load;
+use crate::{load::mixed_load, projection::assert_views_are_journal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_is_killed_in_the_middle_and_a_second_lose_and_double_nothing() {
@@ -112,6 +112,109 @@ async fn a_foreign_message_is_refused_and_nothing_is_published_behind_it() {
     // What the error tells the operator to do.
     operator.delete_stream(system.stream()).await.unwrap();
     assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_message_before_or_between_bursts_is_found_and_healed_by_deleting_the_stream() {
+    let system = System::new().await;
+    let logs =
+        ["command", "projection"].map(|role| system.stack.directory().join(format!("{}-{role}.log", system.prefix)));
+    // Nothing is found by looking now and then: only by what happens to the next burst.
+    let _command = system.logged_process("command", &["--relay-poll-ms", "600000"], &logs[0]);
+    let _projection = system.logged_process("projection", &[], &logs[1]);
+    system.answers("command").await;
+    let user = system.user().await.id;
+    let mut products = vec![];
+    for _ in 0..499 {
+        products.push(system.product(1_000).await.id);
+    }
+    let lines = |count: usize| {
+        let lines: Vec<_> = products[..count].iter().map(|id| json!({"product": id, "quantity": 1})).collect();
+        json!({"user": user, "lines": lines})
+    };
+    let operator = jetstream::new(system.operator().await);
+    let relay = jetstream::new(system.relay_user().await);
+    for burst in [1, 2, 3, 500] {
+        assert_stream_is_journal(&system).await;
+        journal::caught_up(&system).await;
+        let sound = system.head().await;
+        forge(&relay, &system, sound, burst == 3).await;
+        match burst {
+            1 => drop(system.user().await),
+            _ => drop(system.accept("order.create", lines(burst - 1)).await),
+        }
+        // Another burst behind it.
+        system.user().await;
+        let found = format!("the stream's message {} is not the journal's event {}", sound + 1, sound + 1);
+        for log in &logs {
+            eventually("it is found, and named", async || {
+                std::fs::read_to_string(log).unwrap().contains(&found).then_some(())
+            })
+            .await;
+        }
+        let checkpoints = journal::checkpoints(&system).await;
+        assert!(checkpoints.values().all(|position| *position == sound), "{checkpoints:?}");
+        operator.delete_stream(system.stream()).await.unwrap();
+        assert_stream_is_journal(&system).await;
+        assert_views_are_journal(&system).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_message_at_a_takeover_is_found_and_healed_by_deleting_the_stream() {
+    let system = System::new().await;
+    let relay = jetstream::new(system.relay_user().await);
+    let operator = jetstream::new(system.operator().await);
+    let _projection = system.projection().await;
+    for before in [true, false] {
+        let first = system.process("command", &[]);
+        system.answers("command").await;
+        system.user().await;
+        assert_stream_is_journal(&system).await;
+        journal::caught_up(&system).await;
+        let sound = system.head().await;
+        let name = uuid::Uuid::now_v7().to_string();
+        let second = system.start_command(&["--replica", &name]);
+        system.listens("command", &name).await;
+        first.kill();
+        if before {
+            forge(&relay, &system, sound, true).await;
+        }
+        // Some of these are taken by the killed one no more.
+        let load = mixed_load(&system, 4, 5);
+        let forging = async {
+            if !before {
+                forge(&relay, &system, sound, false).await;
+            }
+        };
+        let _ = tokio::join!(load, forging);
+        eventually("the stream is deleted", async || operator.delete_stream(system.stream()).await.ok()).await;
+        assert_stream_is_journal(&system).await;
+        assert_views_are_journal(&system).await;
+        second.stop().await;
+        let _ = operator.delete_stream(system.stream()).await;
+    }
+}
+
+/// Puts a message into the stream that the relay has not published, behind a position: the next one if it can be.
+async fn forge(relay: &jetstream::Context, system: &System, behind: u64, is_plausible: bool) {
+    let mut headers = async_nats::HeaderMap::new();
+    if is_plausible {
+        let position = (behind + 1).to_string();
+        for (name, value) in [
+            ("Position", &*position),
+            ("Journal", "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001"),
+            ("Aggregate-Id", "0192d3a0-7c1e-7b5a-9f00-3c2b1a000002"),
+            ("Aggregate-Version", "1"),
+            ("Event-Schema", "1"),
+            ("Recorded-At", "2026-01-31T09:30:00.000Z"),
+        ] {
+            headers.insert(name, value);
+        }
+    }
+    let payload = r#"{"email":"mallory@example.com","name":"Mallory","country":null}"#;
+    let subject = system.subjects.event("user", "registered");
+    relay.publish_with_headers(subject, headers, payload.into()).await.unwrap().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

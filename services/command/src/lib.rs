@@ -23,7 +23,7 @@ use runtime::{
     micro::{Description, Endpoint, EndpointDescription, Service},
     serve_again,
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::{Config, Task};
@@ -59,7 +59,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         None => return Ok(()),
     }
 
-    let background = TaskTracker::new();
+    // What has not ended by the deadline ends with these: it must not go on beside a service that begins anew.
+    let (mut background, mut lanes) = (JoinSet::new(), JoinSet::new());
     let stop_background = CancellationToken::new();
     let handover = Handover::default();
     background.spawn(
@@ -68,7 +69,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let retention = Duration::from_secs(config.ledger_seconds.into());
     background.spawn(ledger::run(postgres.clone(), retention, stop_background.clone()));
 
-    let (lanes, replies) = (TaskTracker::new(), TaskTracker::new());
+    let replies = TaskTracker::new();
     let (intake, waiting) = Intake::new(&config, postgres.clone(), replies.clone());
     let waiting = Arc::new(Mutex::new(waiting));
     for _ in 0..config.lanes {
@@ -98,14 +99,12 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let stopping = async {
         service.stop().await;
         // The endpoints held the queue's senders: the lanes end when they have taken the last command.
-        for tasks in [&lanes, &replies] {
-            tasks.close();
-            tasks.wait().await;
-        }
+        while lanes.join_next().await.is_some() {}
+        replies.close();
+        replies.wait().await;
         service.close().await;
         stop_background.cancel();
-        background.close();
-        background.wait().await;
+        while background.join_next().await.is_some() {}
         nats.close().await;
     };
     if tokio::time::timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {

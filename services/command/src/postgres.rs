@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use runtime::Backoff;
+use runtime::{Backoff, Repeats};
 use tokio::{sync::watch, time::timeout};
-use tokio_postgres::{NoTls, error::SqlState};
+use tokio_postgres::{NoTls, config::Host, error::SqlState};
 
 /// How long to wait for a connection before the server counts as away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -43,6 +43,8 @@ where
 #[derive(Clone)]
 pub struct Postgres {
     pool: Pool,
+    /// Where the server is, for the log.
+    address: Arc<str>,
     up: Arc<watch::Sender<bool>>,
 }
 
@@ -50,8 +52,10 @@ impl Postgres {
     /// # Errors
     /// If the URL cannot be read.
     pub fn new(url: &str, connections: usize) -> anyhow::Result<Self> {
+        let settings = settings(url)?;
+        let address = address(&settings).into();
         let manager =
-            Manager::from_config(settings(url)?, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
+            Manager::from_config(settings, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
         let pool = Pool::builder(manager)
             .max_size(connections)
             .runtime(Runtime::Tokio1)
@@ -60,7 +64,7 @@ impl Postgres {
             // A connection that was given back while it was silent is not used again before it answers.
             .recycle_timeout(Some(CONNECT_TIMEOUT))
             .build()?;
-        Ok(Self { pool, up: Arc::new(watch::channel(true).0) })
+        Ok(Self { pool, address, up: Arc::new(watch::channel(true).0) })
     }
 
     pub async fn get(&self) -> Result<deadpool_postgres::Object, deadpool_postgres::PoolError> {
@@ -76,7 +80,7 @@ impl Postgres {
         if !self.up.send_replace(false) {
             return;
         }
-        tracing::error!("PostgreSQL is away: commands are refused until it is back");
+        tracing::error!(server = &*self.address, "PostgreSQL is away: commands are refused until it is back");
         let postgres = self.clone();
         tokio::spawn(async move {
             postgres.answers().await;
@@ -92,7 +96,7 @@ impl Postgres {
 
     /// Returns when the server answers.
     pub async fn answers(&self) {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut repeats) = (Backoff::default(), Repeats::default());
         loop {
             let asked = async {
                 answered(self.pool.get().await?.simple_query("select 1")).await?;
@@ -100,8 +104,13 @@ impl Postgres {
             };
             match asked.await {
                 Ok(()) => return,
-                Err(error) if backoff.is_fresh() => tracing::warn!(error = %reason(&error), "waiting for PostgreSQL"),
-                Err(_) => {}
+                Err(error) => {
+                    let reason = reason(&error);
+                    if repeats.is_due(&reason) {
+                        let server = &*self.address;
+                        tracing::warn!(server, reason, "no connection to PostgreSQL (POSTGRES_URL), trying again");
+                    }
+                }
             }
             backoff.wait().await;
         }
@@ -112,7 +121,7 @@ impl Postgres {
 /// If the URL cannot be read.
 pub fn settings(url: &str) -> anyhow::Result<tokio_postgres::Config> {
     // The error says what is wrong without quoting the URL, in which there is a password.
-    let mut settings: tokio_postgres::Config = url.parse().context("cannot read the PostgreSQL URL")?;
+    let mut settings: tokio_postgres::Config = url.parse().context("cannot read POSTGRES_URL")?;
     settings
         .application_name("watershed command")
         .options(SESSION)
@@ -122,6 +131,18 @@ pub fn settings(url: &str) -> anyhow::Result<tokio_postgres::Config> {
         .keepalives_retries(3)
         .tcp_user_timeout(Duration::from_secs(20));
     Ok(settings)
+}
+
+/// The hosts and ports, without user and password.
+fn address(settings: &tokio_postgres::Config) -> String {
+    let ports = settings.get_ports();
+    let host = |host: &Host| match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(path) => path.display().to_string(),
+    };
+    let hosts = settings.get_hosts().iter().enumerate();
+    let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+    hosts.map(|(index, it)| format!("{}:{}", host(it), port(index))).collect::<Vec<_>>().join(",")
 }
 
 /// Whether the error means that the connection or the server is gone, or that this server cannot write, rather than that

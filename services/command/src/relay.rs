@@ -167,7 +167,10 @@ impl Relay {
             tokio::select! {
                 () = stop.cancelled() => (is_stopping, stream.is_behind) = (true, true),
                 () = self.handover.notified() => {}
-                _ = committed.next() => stream.is_behind = true,
+                told = committed.next() => {
+                    told.context("the connection to NATS was closed")?;
+                    stream.is_behind = true;
+                }
                 () = tokio::time::sleep(self.config.relay_poll()) => {
                     self.while_up(self.look_after(&client, &mut stream)).await?;
                 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{anyhow, ensure};
 use futures_util::future::{BoxFuture, join_all};
-use runtime::Nats;
+use runtime::{Nats, Repeats};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -36,6 +36,7 @@ pub struct Election {
     /// Since when a lease has been seen free.
     free_since: HashMap<&'static str, Instant>,
     valid_until: watch::Sender<Instant>,
+    namesakes: Repeats,
 }
 
 struct Leader {
@@ -58,6 +59,7 @@ impl Election {
             renew_at: now,
             free_since: HashMap::new(),
             valid_until,
+            namesakes: Repeats::default(),
         }
     }
 
@@ -104,6 +106,9 @@ impl Election {
             self.valid_until.send_replace(now + self.leases.duration());
         }
         let seen = self.leases.look().await?;
+        if seen.has_namesake(self.leases.replica()) && self.namesakes.is_due("") {
+            tracing::warn!("another replica has, or had until a moment ago, the same name: REPLICA is to be unique");
+        }
         self.led.retain(|view, leader| {
             let held = seen.is_held(self.leases.replica(), view, leader.term);
             if !held && !leader.task.is_finished() && !leader.stop.is_cancelled() {

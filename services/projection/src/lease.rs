@@ -2,7 +2,8 @@
 //! term than all before. That only one writes follows from the term in the checkpoint; a lease says who should try.
 //!
 //! A lease is `{_id: view, holder, term, expires, session}`. A replica has an entry of its own,
-//! `{_id: "replica/…", holder, expires}`, so that all know how many live.
+//! `{_id: "replica/…", holder, expires}`, so that all know how many live. A holder is a replica's name and, since somebody
+//! may give two of them the same, an identifier of the process.
 
 use std::time::Duration;
 
@@ -11,9 +12,12 @@ use futures_util::TryStreamExt;
 use mongodb::{Collection, Database, error::Error, options::ReturnDocument};
 use serde::Deserialize;
 use tokio::{sync::watch, time::Instant};
+use uuid::Uuid;
 use views::layout::LEASES;
 
 const REPLICA: &str = "replica/";
+/// Between a replica's name and the identifier of its process. No name has it.
+const SEPARATOR: char = '/';
 /// Entries of replicas that have been dead for this long are cleared away.
 const FORGOTTEN_AFTER_MS: i64 = 3_600_000;
 
@@ -48,8 +52,10 @@ pub struct Entry {
 }
 
 impl Leases {
-    pub fn new(database: &Database, replica: &str, duration: Duration) -> Self {
-        Self { table: database.collection(LEASES), replica: replica.to_owned(), duration }
+    /// `name` is the replica's.
+    pub fn new(database: &Database, name: &str, duration: Duration) -> Self {
+        let replica = format!("{name}{SEPARATOR}{}", Uuid::now_v7());
+        Self { table: database.collection(LEASES), replica, duration }
     }
 
     pub fn duration(&self) -> Duration {
@@ -174,6 +180,15 @@ impl Seen {
     /// Whether no other replica holds the lease.
     pub fn is_free(&self, replica: &str, view: &str) -> bool {
         !self.0.iter().any(|entry| entry.id == view && entry.live && entry.holder.as_deref() != Some(replica))
+    }
+
+    /// Whether there is another replica of the same name.
+    pub fn has_namesake(&self, replica: &str) -> bool {
+        let name = |holder: &str| holder.rsplit_once(SEPARATOR).map(|(name, _)| name.to_owned());
+        self.0
+            .iter()
+            .filter(|entry| entry.live && entry.id.starts_with(REPLICA))
+            .any(|entry| entry.holder.as_deref().is_some_and(|other| other != replica && name(other) == name(replica)))
     }
 
     /// How many leases each of the other replicas that live holds.

@@ -23,7 +23,7 @@ use runtime::{
     micro::{Description, Service},
     serve_again,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use views::{View, Visitor};
 
@@ -35,9 +35,6 @@ use projector::{Resources, Size, lead};
 use store::Store;
 use trouble::Trouble;
 use writer::Writers;
-
-/// How long NATS may be silent at the start before that is said.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Carries this replica's share of the views forward until `shutdown`; then finishes what was begun, hands the views
 /// over, and returns.
@@ -53,9 +50,9 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let replica = config.replica.name();
-    let database = store::connect(&config.mongodb_url, &config.database).await?;
+    let (database, address) = store::connect(&config.mongodb_url, &config.database).await?;
     let nats = Nats::connect(&config.nats, "projection").await?;
-    let starting = async { tokio::join!(connected(&nats), prepared(&database)) };
+    let starting = async { tokio::join!(nats.up(), prepared(&database, &address)) };
     let Some(((), writers)) = shutdown.run_until_cancelled(starting).await else {
         return Ok(());
     };
@@ -105,15 +102,8 @@ async fn within(deadline: Duration, stop: &CancellationToken, work: impl Future<
     }
 }
 
-async fn connected(nats: &Nats) {
-    if timeout(PATIENCE, nats.up()).await.is_err() {
-        tracing::warn!("NATS does not answer, trying again");
-        nats.up().await;
-    }
-}
-
 /// Makes sure that each view has its collection, indexes and checkpoint, and starts what writes them.
-async fn prepared(database: &Database) -> Writers {
+async fn prepared(database: &Database, server: &str) -> Writers {
     struct Opening<'a>(&'a Database, Vec<BoxFuture<'a, Result<Store, mongodb::error::Error>>>);
 
     impl Visitor for Opening<'_> {
@@ -134,7 +124,7 @@ async fn prepared(database: &Database) -> Writers {
             Ok(writers) => return writers,
             Err(error) => {
                 if let Some(reason) = trouble.news(&error.into()) {
-                    tracing::error!(reason, "cannot prepare the views, trying again");
+                    tracing::error!(server, reason, "cannot prepare the views in MongoDB (MONGODB_URL), trying again");
                 }
                 trouble.wait().await;
             }

@@ -59,15 +59,16 @@ pub struct Superseded {
     pub term: i64,
 }
 
-/// The database of the views. Nothing is sent yet.
+/// The database of the views, and where its servers are, for the log. Nothing is sent yet.
 ///
 /// # Errors
 /// If the URL cannot be read.
-pub async fn connect(url: &str, database: &str) -> anyhow::Result<Database> {
+pub async fn connect(url: &str, database: &str) -> anyhow::Result<(Database, String)> {
     let mut options = ClientOptions::parse(url)
         .await
         // The library's error may quote the URL, and with it the password.
-        .map_err(|_| anyhow::anyhow!("cannot use the MongoDB URL: see the manual on connection strings"))?;
+        .map_err(|_| anyhow::anyhow!("cannot read MONGODB_URL: see the manual on connection strings"))?;
+    let address = options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     options.app_name = Some("watershed projection".to_owned());
     options.max_pool_size = Some(POOL);
     options.server_selection_timeout = Some(SERVER_SELECTION);
@@ -78,7 +79,7 @@ pub async fn connect(url: &str, database: &str) -> anyhow::Result<Database> {
     options.selection_criteria = Some(ReadPreference::Primary.into());
     options.read_concern = Some(ReadConcern::local());
     options.write_concern = Some(WriteConcern::majority());
-    Ok(Client::with_options(options).context("cannot use the MongoDB URL")?.database(database))
+    Ok((Client::with_options(options).context("cannot use MONGODB_URL")?.database(database), address))
 }
 
 impl Store {

@@ -10,7 +10,7 @@ mod report;
 mod responder;
 mod store;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use futures_util::future::BoxFuture;
@@ -58,7 +58,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         gone = nats.gone() => Err(gone.into()),
-        _ = background.join_next() => Err(anyhow!("a part of the service ended by itself")),
+        _ = background.join_next() => Err(ended_by_itself(&nats).await),
     };
     drop(ready);
     let stopping = async {
@@ -72,6 +72,14 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         tracing::warn!("stopped at the deadline, with requests unanswered");
     }
     ended
+}
+
+/// What listens ends with the connection, sooner than that is known.
+async fn ended_by_itself(nats: &Nats) -> anyhow::Error {
+    match timeout(Duration::from_secs(1), nats.gone()).await {
+        Ok(gone) => gone.into(),
+        Err(_) => anyhow!("a part of the service ended by itself"),
+    }
 }
 
 fn responders(config: &Config, shared: &Arc<Shared>, positions: &mut Positions) -> Vec<Arc<Responder>> {

@@ -10,8 +10,12 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use async_nats::Subscriber;
 use bson::Document;
 use futures_util::{StreamExt, TryStreamExt};
-use mongodb::{Collection, error::Error, options::ReadConcern};
-use runtime::Backoff;
+use mongodb::{
+    Collection,
+    error::{Error, ErrorKind},
+    options::ReadConcern,
+};
+use runtime::{Backoff, Repeats};
 use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::timeout};
 use views::layout::{self, Checkpoint, Serving};
@@ -59,10 +63,11 @@ impl Positions {
 
     /// Waits until the checkpoints can be read for the first time.
     pub async fn first_look(&self, store: &Store) {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut repeats) = (Backoff::default(), Repeats::default());
         while let Err(error) = self.look(store).await {
-            if backoff.is_fresh() {
-                tracing::warn!(error = %error.kind, "waiting for MongoDB");
+            if repeats.is_due(kind_of(&error)) {
+                let server = &*store.address;
+                tracing::warn!(server, reason = %error.kind, "no connection to MongoDB (MONGODB_URL), trying again");
             }
             backoff.wait().await;
         }
@@ -131,6 +136,16 @@ pub async fn wait(view: &str, mut position: Position, min_position: u64, bound: 
 /// All documents of a small collection, as a majority has them: what might be rolled back is not known yet.
 async fn all<T: DeserializeOwned + Send + Sync>(collection: Collection<T>) -> Result<Vec<T>, Error> {
     collection.find(Document::new()).read_concern(ReadConcern::majority()).await?.try_collect().await
+}
+
+/// By which two failures are told apart: their texts may differ each time.
+fn kind_of(error: &Error) -> &'static str {
+    match &*error.kind {
+        ErrorKind::Authentication { .. } => "authentication",
+        ErrorKind::Command(_) => "command",
+        // The driver's enum, which may grow.
+        _ => "connection",
+    }
 }
 
 /// A generation without a checkpoint has been begun, and is at the beginning.

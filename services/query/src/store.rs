@@ -44,6 +44,8 @@ const MAX_TIME_EXPIRED: i32 = 50;
 /// The views' database, and whether its server is there.
 #[derive(Clone)]
 pub struct Store {
+    /// Where the server is, for the log.
+    pub address: Arc<str>,
     database: Database,
     up: Arc<watch::Sender<bool>>,
     turns: Arc<Semaphore>,
@@ -56,7 +58,8 @@ impl Store {
     /// If the URL cannot be read.
     pub async fn new(url: &str, database: &str) -> anyhow::Result<Self> {
         // The driver's error may quote the URL, and with it the password.
-        let mut options = ClientOptions::parse(url).await.map_err(|_| anyhow!("cannot read the MongoDB URL"))?;
+        let mut options = ClientOptions::parse(url).await.map_err(|_| anyhow!("cannot read MONGODB_URL"))?;
+        let address = options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         options.app_name = Some("watershed query".to_owned());
         options.max_pool_size = Some(CONNECTIONS);
         options.server_selection_timeout = Some(SELECTION);
@@ -66,8 +69,9 @@ impl Store {
         // elected, whose majority snapshot may lag for a moment.
         options.selection_criteria = Some(ReadPreference::Primary.into());
         options.read_concern = Some(ReadConcern::local());
-        let client = Client::with_options(options).map_err(|_| anyhow!("cannot use the MongoDB URL"))?;
+        let client = Client::with_options(options).map_err(|_| anyhow!("cannot use MONGODB_URL"))?;
         Ok(Self {
+            address: address.into(),
             database: client.database(database),
             up: Arc::new(watch::channel(false).0),
             turns: Arc::new(Semaphore::new(TURNS)),

@@ -17,11 +17,6 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// Whether no try has failed since the last success: the time to log the failure, once.
-    pub fn is_fresh(&self) -> bool {
-        self.next == FIRST
-    }
-
     /// Waits; the next wait is twice as long.
     pub async fn wait(&mut self) {
         let wait = self.next;

@@ -79,7 +79,8 @@ struct Outbox {
     control: BytesMut,
     /// Sent on this connection.
     pings: u64,
-    is_stopping: bool,
+    /// Its answer is the last thing that is listened for.
+    last: Option<Ping>,
 }
 
 /// What the server has said.
@@ -102,6 +103,7 @@ enum State {
 }
 
 /// A `PING`, by whose answer it is known that the server has taken all before it.
+#[derive(Clone, Copy)]
 struct Ping {
     connection: u64,
     number: u64,
@@ -156,8 +158,9 @@ impl Listener {
     pub async fn stop_taking(&self) {
         let ping = {
             let mut outbox = self.shared.outbox();
-            outbox.is_stopping = true;
-            self.shared.unsubscribe(&mut outbox, self.subscriptions)
+            let ping = self.shared.unsubscribe(&mut outbox, self.subscriptions);
+            outbox.last = Some(ping);
+            ping
         };
         self.shared.pong(ping).await;
     }
@@ -264,7 +267,7 @@ impl Shared {
         let mut outbox = self.outbox();
         outbox.control.clear();
         outbox.pings = 1;
-        if !outbox.is_stopping {
+        if outbox.last.is_none() {
             for (number, Subscription { subject, queue_group, .. }) in (1..).zip(subscriptions) {
                 let group = queue_group.map(|group| format!("{group} ")).unwrap_or_default();
                 first.extend_from_slice(format!("SUB {subject} {group}{number}\r\n").as_bytes());
@@ -318,6 +321,9 @@ async fn run(shared: Arc<Shared>, mut servers: Servers, name: String, mut subscr
             Ok(Err(lost)) => lost,
             Err(_) => Lost::Silent,
         };
+        if shared.outbox().last.is_some() {
+            subscriptions.clear();
+        }
         shared.heard.send_modify(|heard| heard.state = State::Down);
         if repeats.is_due(&lost.to_string()) {
             tracing::warn!(server = address(&server), reason = %lost, "no connection for requests, trying again");
@@ -355,7 +361,7 @@ async fn serve(
     servers: &Servers,
     stream: Box<dyn Stream>,
     info: &Info,
-    subscriptions: &mut [Subscription],
+    subscriptions: &mut Vec<Subscription>,
 ) -> Lost {
     let (reading, mut writing) = split(stream);
     let first = shared.begin(name, servers.credentials(), subscriptions, info);
@@ -369,7 +375,11 @@ async fn serve(
     lost
 }
 
-async fn listen(shared: &Shared, mut reading: Reading, subscriptions: &mut [Subscription]) -> Result<Infallible, Lost> {
+async fn listen(
+    shared: &Shared,
+    mut reading: Reading,
+    subscriptions: &mut Vec<Subscription>,
+) -> Result<Infallible, Lost> {
     let mut read = BytesMut::with_capacity(READ);
     let mut is_asked = false;
     let mut refused = None;
@@ -386,10 +396,15 @@ async fn listen(shared: &Shared, mut reading: Reading, subscriptions: &mut [Subs
                     shared.outbox().control.extend_from_slice(b"PONG\r\n");
                     shared.filled.notify_one();
                 }
-                Operation::Pong => shared.heard.send_modify(|heard| {
-                    heard.pongs += 1;
-                    heard.state = State::Up;
-                }),
+                Operation::Pong => {
+                    let mut heard = *shared.heard.borrow();
+                    (heard.pongs, heard.state) = (heard.pongs + 1, State::Up);
+                    if shared.outbox().last.is_some_and(|last| last.is_over(&heard)) {
+                        // Whoever waits for the last request waits for its handler to be gone.
+                        subscriptions.clear();
+                    }
+                    shared.heard.send_replace(heard);
+                }
                 // Where that ends the connection, the server ends it. It may speak of one message only.
                 Operation::Error(reason) => {
                     tracing::debug!(reason, "NATS refused something of the connection for requests");

@@ -6,7 +6,12 @@ use tracing_subscriber::EnvFilter;
 
 /// Sets the process's logging up.
 pub fn trace() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
+    let mut levels = std::env::var("RUST_LOG").ok().filter(|it| !it.is_empty()).unwrap_or_else(|| "info".to_owned());
+    // What the client library has to say is said by `nats`, but once.
+    if !levels.contains("async_nats") {
+        levels.push_str(",async_nats=off");
+    }
+    let filter = EnvFilter::try_new(&levels).unwrap_or_else(|_| EnvFilter::new("info,async_nats=off"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     if std::env::var("LOG_FORMAT").is_ok_and(|format| format == "json") {
         builder.json().init();

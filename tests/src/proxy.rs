@@ -1,0 +1,103 @@
+//! A TCP proxy between a service and a server: it delays what passes, swallows it, or cuts the connections.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_nats::ServerAddr;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, mpsc},
+    time::{Instant, sleep_until},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Everything passes as it comes, until told otherwise. It ends when it is dropped.
+pub struct Proxy {
+    pub url: String,
+    state: Arc<State>,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Default)]
+struct State {
+    delay_millis: AtomicU64,
+    swallows: AtomicBool,
+    cut: Notify,
+}
+
+impl Proxy {
+    /// In front of the server of a NATS URL: its own URL has the same user and password.
+    ///
+    /// # Panics
+    /// If it cannot listen.
+    pub async fn start(url: &str) -> Self {
+        let server: ServerAddr = url.parse().expect("a URL");
+        let target = format!("{}:{}", server.host(), server.port());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let state = Arc::new(State::default());
+        let url = url.replace(&target, &address);
+        let task = tokio::spawn(accept(listener, target, Arc::clone(&state)));
+        Self { url, state, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// How long everything takes from now on, each way.
+    pub fn delay(&self, delay: Duration) {
+        self.state.delay_millis.store(u64::try_from(delay.as_millis()).expect("a short time"), Relaxed);
+    }
+
+    /// From now on nothing arrives, and nobody is told.
+    pub fn swallow(&self) {
+        self.state.swallows.store(true, Relaxed);
+    }
+
+    /// Ends all connections, in the middle of whatever they carry.
+    pub fn cut(&self) {
+        self.state.cut.notify_waiters();
+    }
+}
+
+async fn accept(listener: TcpListener, target: String, state: Arc<State>) {
+    while let Ok((client, _)) = listener.accept().await {
+        let Ok(server) = TcpStream::connect(&target).await else { continue };
+        let _ = (client.set_nodelay(true), server.set_nodelay(true));
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+            tokio::select! {
+                () = state.cut.notified() => {}
+                ((), ()) = async { tokio::join!(pass(from_client, to_server, &state), pass(from_server, to_client, &state)) } => {}
+            }
+        });
+    }
+}
+
+/// Passes on what is read, each piece after the delay; the delay does not limit how much.
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, state: &State) {
+    let (pieces, mut waiting) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+    let reading = async move {
+        let mut piece = vec![0; 64 << 10];
+        while let Ok(read @ 1..) = from.read(&mut piece).await {
+            let due = Instant::now() + Duration::from_millis(state.delay_millis.load(Relaxed));
+            if !state.swallows.load(Relaxed) && pieces.send((due, piece[..read].to_vec())).is_err() {
+                return;
+            }
+        }
+    };
+    let writing = async {
+        while let Some((due, piece)) = waiting.recv().await {
+            sleep_until(due).await;
+            if to.write_all(&piece).await.is_err() {
+                return;
+            }
+        }
+        let _ = to.shutdown().await;
+    };
+    tokio::join!(reading, writing);
+}
