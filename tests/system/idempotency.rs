@@ -58,6 +58,56 @@ async fn the_same_key_with_another_request_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_command_is_the_same_however_it_is_written() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a00000a";
+    let subject = system.subjects.command("user", "register");
+    let ask = async |body: String, name: &str| {
+        system.client.request(subject.clone(), body.into(), &[(name, "k-1")]).await.unwrap()
+    };
+    let first = ask(format!(r#"{{"id":"{id}","email":"zoe@example.com","name":"Zoë"}}"#), MSG_ID).await.accepted();
+    for body in [
+        format!(r#"{{"name":"Zoë","email":"zoe@example.com","id":"{id}"}}"#),
+        format!("{{ \"id\":\t\"{}\", \"email\":\"zoe@example.com\",\n\"name\":\"Zoë\" }}", id.to_uppercase()),
+        format!(r#"{{"id":"{id}","email":"zoe\u0040example.com","name":"Zo\u00eb"}}"#),
+        format!(r#"{{"id":"{id}","email":"zoe@example.com","name":"Zoë","country":null}}"#),
+    ] {
+        assert_eq!(ask(body.clone(), "nats-msg-id").await.accepted(), first, "{body}");
+    }
+    let other = format!(r#"{{"id":"{id}","email":"zoe@example.com","name":"Zoë","country":"France"}}"#);
+    assert_eq!(ask(other, MSG_ID).await.code(), "command_id_reused");
+    // Without an identifier, the service makes one; another each time, but the command is the same.
+    let body = r#"{"email":"ada@example.com","name":"Ada"}"#;
+    let made = system.client.request(subject.clone(), body.into(), &[(MSG_ID, "k-2")]).await.unwrap().accepted();
+    let again = r#"{"name":"Ada","email":"ada@example.com"}"#;
+    assert_eq!(
+        system.client.request(subject.clone(), again.into(), &[(MSG_ID, "k-2")]).await.unwrap().accepted(),
+        made
+    );
+    assert_eq!(journal::events(&system).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_older_version_has_answered_is_remembered() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let product = system.product(1).await.id;
+    let body = json!({"id": product, "quantity": 1}).to_string();
+    // As the ledger was once written: of the request's bytes.
+    let subject = system.subjects.command("product", "restock");
+    let former = "insert into commands (key, request, id, version, position, at) values ('k-1', \
+        sha256(int8send(length($1)::int8) || convert_to($1, 'utf8') || int8send(4) || 'None' \
+        || int8send(length($2)::int8) || convert_to($2, 'utf8')), $3, 7, 42, now())";
+    system.journal().await.execute(former, &[&subject, &body, &product.0]).await.unwrap();
+    let again = system.client.request(subject, body.into(), &[(MSG_ID, "k-1")]).await.unwrap().accepted();
+    assert_eq!((again.version, again.position), (7, 42));
+    let other = json!({"id": product, "quantity": 2});
+    let other = system.client.command("product.restock", other, &[(MSG_ID, "k-1")]).await.unwrap();
+    assert_eq!(other.code(), "command_id_reused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_ledger_forgets_what_is_older_than_its_retention() {
     let system = System::new().await;
     let command = system.command().await;

@@ -92,6 +92,35 @@ async fn a_bad_header_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn header_values_of_events_and_refusals_are_visible_ascii() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let product = system.product(1).await;
+    let mut events = system.client.nats.subscribe(system.subjects.events()).await.unwrap();
+    system.client.nats.flush().await.unwrap();
+    let restock = json!({"id": product.id, "quantity": 1});
+    let headers = [("actor", "Zoë 50 %"), ("TRACEPARENT", "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x")];
+    let restocked = system.client.command("product.restock", restock, &headers).await.unwrap().accepted();
+    let event = events.next().await.unwrap();
+    let headers = event.headers.unwrap();
+    let of = |name: &str| headers.get(name).unwrap().as_str().to_owned();
+    assert_eq!(of("Actor"), "Zo%C3%AB 50 %25");
+    assert_eq!(of("traceparent"), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    assert_eq!(of("Position"), restocked.position.to_string());
+    let identity = system.journal().await.query_one("select journal::text from journal_head", &[]).await.unwrap();
+    assert_eq!(of("Journal"), identity.get::<_, String>(0));
+
+    let unknown = json!({"id": product.id, "quantity": 1, "größe\u{7f}\"": 1}).to_string();
+    let reply =
+        system.client.nats.request(system.subjects.command("product", "restock"), unknown.into()).await.unwrap();
+    for (name, values) in reply.headers.unwrap().iter() {
+        for value in values {
+            assert!(value.as_str().bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{name}: {value}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_over_the_limit_is_too_large() {
     let system = System::new().await;
     let _command = system.command_with(&["--max-request-bytes", "1000"]).await;
