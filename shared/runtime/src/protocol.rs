@@ -135,3 +135,87 @@ fn number(word: &[u8]) -> Option<usize> {
 fn unknown(line: &[u8]) -> ProtocolError {
     ProtocolError::Unknown(String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn all(mut read: BytesMut) -> Vec<Operation> {
+        std::iter::from_fn(|| take_operation(&mut read).unwrap()).collect()
+    }
+
+    #[test]
+    fn each_operation_is_read() {
+        let said = "INFO {\"max_payload\":7,\"ldm\":true,\"connect_urls\":[\"a:1\"],\"x\":1}\r\nPING\r\n+OK\r\nPONG\r\n\
+            -ERR 'Permissions Violation'\r\nMSG a 3 2\r\nhi\r\n";
+        let operations = all(BytesMut::from(said));
+        let [
+            Operation::Info(info),
+            Operation::Ping,
+            Operation::Pong,
+            Operation::Error(error),
+            Operation::Message(message),
+        ] = &operations[..]
+        else {
+            panic!("{operations:?}");
+        };
+        assert!(info.max_payload == 7 && info.lame_duck_mode && info.connect_urls == ["a:1"]);
+        assert_eq!(error, "Permissions Violation");
+        let (headers, payload) = (Bytes::new(), Bytes::from("hi"));
+        assert_eq!(*message, Delivery { subscription: 3, reply: None, headers, payload });
+    }
+
+    #[test]
+    fn what_no_nats_server_says_is_an_error() {
+        for said in [
+            "HTTP/1.1 400 Bad Request\r\n",
+            "SSH-2.0\r\n",
+            "INFO {\r\n",
+            "MSG a\r\n",
+            "HMSG a 1 9 3\r\n",
+            "MSG a x 1\r\n",
+        ] {
+            assert!(take_operation(&mut BytesMut::from(said)).is_err(), "{said}");
+        }
+        assert!(take_operation(&mut BytesMut::from(&vec![b'x'; MAX_LINE + 1][..])).is_err());
+    }
+
+    /// What a client may have made of its reply subject: the server splits its line at these four.
+    fn reply() -> impl Strategy<Value = Vec<u8>> {
+        let allowed = any::<u8>().prop_filter("no separator", |byte| !b" \t\r\n".contains(byte));
+        vec(allowed, 1..40)
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_ends_where_the_server_says_whatever_is_in_it(
+            messages in vec((reply(), vec(any::<u8>(), 0..60), vec(any::<u8>(), 0..60)), 1..8),
+            piece in 1_usize..50,
+        ) {
+            let mut said = Vec::new();
+            let mut expected = Vec::new();
+            for (subscription, (reply, headers, payload)) in messages.into_iter().enumerate() {
+                let length = headers.len() + payload.len();
+                let line = match headers.len() {
+                    0 => [format!("MSG s {subscription} ").as_bytes(), &reply, format!(" {length}\r\n").as_bytes()].concat(),
+                    own => [format!("HMSG s {subscription} ").as_bytes(), &reply, format!(" {own} {length}\r\n").as_bytes()]
+                        .concat(),
+                };
+                said.extend([&line[..], &headers, &payload, b"\r\n"].concat());
+                let (reply, headers, payload) = (Some(reply.into()), headers.into(), payload.into());
+                expected.push(Delivery { subscription, reply, headers, payload });
+            }
+            let (mut read, mut arrived) = (BytesMut::new(), Vec::new());
+            for piece in said.chunks(piece) {
+                read.extend_from_slice(piece);
+                while let Some(operation) = take_operation(&mut read).unwrap() {
+                    let Operation::Message(delivery) = operation else { panic!("{operation:?}") };
+                    arrived.push(delivery);
+                }
+            }
+            prop_assert_eq!(arrived, expected);
+        }
+    }
+}
