@@ -28,6 +28,7 @@ pub struct Proxy {
 struct State {
     delay_millis: AtomicU64,
     swallows: AtomicBool,
+    refuses: AtomicBool,
     cut: Notify,
 }
 
@@ -57,6 +58,11 @@ impl Proxy {
         self.state.swallows.store(true, Relaxed);
     }
 
+    /// From now on there are no more connections than those that there are.
+    pub fn refuse(&self) {
+        self.state.refuses.store(true, Relaxed);
+    }
+
     /// Ends all connections, in the middle of whatever they carry.
     pub fn cut(&self) {
         self.state.cut.notify_waiters();
@@ -65,6 +71,9 @@ impl Proxy {
 
 async fn accept(listener: TcpListener, target: String, state: Arc<State>) {
     while let Ok((client, _)) = listener.accept().await {
+        if state.refuses.load(Relaxed) {
+            continue;
+        }
         let Ok(server) = TcpStream::connect(&target).await else { continue };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let state = Arc::clone(&state);

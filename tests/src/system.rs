@@ -299,6 +299,16 @@ impl Process {
         status.is_some()
     }
 
+    /// Whether it has ended by itself with an error.
+    ///
+    /// # Panics
+    /// If it has ended well.
+    pub fn has_failed(&mut self) -> bool {
+        let status = self.0.try_wait().expect("it was started");
+        assert!(status.is_none_or(|status| !status.success()), "{status:?}");
+        status.is_some()
+    }
+
     /// Resident memory, in bytes.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("it runs");

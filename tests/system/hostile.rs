@@ -203,6 +203,25 @@ async fn a_connection_that_has_ended_for_good_is_made_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_connection_has_ended_and_that_gets_no_other_ends_with_an_error() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.stack.url("NATS_COMMAND_URL")).await;
+    let ready = system.stack.directory().join(format!("{}-ready", system.prefix));
+    let arguments = ["--nats-url", &*proxy.url, "--ready-file", ready.to_str().unwrap()];
+    let mut command = system.process("command", &arguments);
+    system.answers("command").await;
+    system.user().await;
+    assert_stream_is_journal(&system).await;
+    eventually("it is ready", async || ready.exists().then_some(())).await;
+    proxy.refuse();
+    let mut raw = Raw::connect(system.stack.url("NATS_OPERATOR_URL")).await;
+    raw.publish(&system.subjects.committed(), b"_INBOX.x", BROKEN[0], b"").await;
+    raw.settle().await;
+    eventually("it has ended", async || command.has_failed().then_some(())).await;
+    assert!(!ready.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_projection_that_does_not_hear_nats_gives_its_views_to_one_that_does() {
     let system = System::new().await;
     let _command = system.command().await;

@@ -16,6 +16,7 @@ mod relay;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use deadpool_postgres::Object;
 use domain::CommandType;
 use futures_util::future::BoxFuture;
 use runtime::{
@@ -23,7 +24,7 @@ use runtime::{
     micro::{Description, Endpoint, EndpointDescription, Service},
     serve_again,
 };
-use tokio::{sync::Mutex, task::JoinSet};
+use tokio::{sync::Mutex, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::{Config, Task};
@@ -33,6 +34,9 @@ use known::Known;
 use lane::Lane;
 use postgres::Postgres;
 use relay::Relay;
+
+/// How long a migration may take, before it is tried again: a server that hangs says nothing.
+const MIGRATED_WITHIN: Duration = Duration::from_secs(1_800);
 
 /// Serves commands until `shutdown`; then takes no more, finishes what was taken, and returns.
 ///
@@ -107,7 +111,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         while background.join_next().await.is_some() {}
         nats.close().await;
     };
-    if tokio::time::timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
+    if timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
         tracing::warn!("stopped before everything was finished: the deadline has passed");
     }
     ended
@@ -125,9 +129,11 @@ async fn prepare(postgres: &Postgres) -> anyhow::Result<()> {
     loop {
         postgres.answers().await;
         let Ok(mut client) = postgres.get().await else { continue };
-        match migrations::migrate(&mut client).await {
-            Err(error) if postgres::is_lost(&error) => {}
-            migrated => return Ok(migrated?),
+        match timeout(MIGRATED_WITHIN, migrations::migrate(&mut client)).await {
+            Ok(Err(error)) if postgres::is_lost(&error) => {}
+            Ok(migrated) => return Ok(migrated?),
+            // Its connection is of no more use: the server may still be at it.
+            Err(_) => drop(Object::take(client)),
         }
     }
 }

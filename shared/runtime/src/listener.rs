@@ -22,7 +22,7 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     Backoff, Repeats,
@@ -140,10 +140,21 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Listener {
-    /// Starts to connect, and goes on trying. `name` is what the server shows of the connection.
-    pub fn start(servers: Servers, name: String, subscriptions: Vec<Subscription>, publisher: Publisher) -> Self {
+    /// Starts to connect, and goes on trying. `name` is what the server shows of the connection. Nobody listens any more when
+    /// `ended` is cancelled: it was closed, or a handler has panicked.
+    pub fn start(
+        servers: Servers,
+        name: String,
+        subscriptions: Vec<Subscription>,
+        publisher: Publisher,
+        ended: CancellationToken,
+    ) -> Self {
         let (shared, count) = (publisher.0, subscriptions.len());
-        let task = tokio::spawn(run(Arc::clone(&shared), servers, name, subscriptions));
+        let listening = run(Arc::clone(&shared), servers, name, subscriptions);
+        let task = tokio::spawn(async move {
+            let _ended = ended.drop_guard();
+            listening.await;
+        });
         Self { shared, subscriptions: count, _task: AbortOnDropHandle::new(task) }
     }
 

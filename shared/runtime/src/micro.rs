@@ -130,7 +130,7 @@ impl Service {
             }
         }
         let name = format!("watershed {queue_group}, requests");
-        let listener = Listener::start(nats.servers.clone(), name, subscriptions, publisher);
+        let listener = Listener::start(nats.servers.clone(), name, subscriptions, publisher, nats.gone.clone());
         listener.up().await;
         Self { listener }
     }

@@ -24,7 +24,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const FIRST_RECONNECT: Duration = Duration::from_millis(50);
 const LONGEST_RECONNECT: Duration = Duration::from_millis(500);
 /// How long a new connection may take in the place of one that has ended for good.
-const NEW_CONNECTION: Duration = Duration::from_secs(30);
+const NEW_CONNECTION: Duration = Duration::from_secs(10);
 /// How long an answer of the server, or of JetStream, is waited for.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,10 +49,10 @@ pub struct Nats {
     pub subjects: Subjects,
     pub(crate) servers: Servers,
     connected: watch::Receiver<bool>,
-    gone: CancellationToken,
+    pub(crate) gone: CancellationToken,
 }
 
-/// The connection has ended for good: nothing comes by it any more, and nothing goes.
+/// The connection has ended for good, or that of the requests: nothing comes by it any more, and nothing goes.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection to NATS has ended")]
 pub struct Gone;
