@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tests::{Proxy, Replica, System};
+use tests::{Proxy, Replica, System, eventually};
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -25,7 +25,11 @@ async fn restarts_lose_no_request_however_far_away_nats_is() {
     let mut replicas = proxies.start(&system).await;
     let user = system.user().await;
     let product = system.product(0).await;
-    system.read("product.get", json!({"id": product.id}), product.position).await.data();
+    eventually("the views are there", async || {
+        system.read("product.get", json!({"id": product.id}), product.position).await.result.ok()?;
+        system.read("order.list", json!({}), product.position).await.result.ok()
+    })
+    .await;
 
     let (enough, asked) = (AtomicBool::new(false), AtomicU64::new(0));
     let ask = async |name: &str, body: Value, pause: Duration| {
