@@ -35,7 +35,7 @@ NO_ANSWER = (NotYet, OSError, nats_wire.NatsError, MongoError, ValueError, subpr
 class Nats:
     name, port = "nats", 4222
     stop_signal = signal.SIGTERM
-    users = ("client", "command", "projection", "query", "operator")
+    users = ("client", "command", "projection", "query", "operator", "sys")
 
     def __init__(self, stack):
         self.stack = stack

@@ -2,6 +2,7 @@
 nats.conf and the databases' users are meant to let it."""
 
 import base64
+import json
 import os
 import random
 import re
@@ -91,7 +92,7 @@ class LifeOfAStack(OneStack):
 
     def check_that_no_password_is_shown(self, said):
         passwords = {urlsplit(url).password for url in self.urls().values()}
-        self.assertEqual(len(passwords), 9)
+        self.assertEqual(len(passwords), 10)
         shown = said + self.stack("status").stdout + "".join(self.processes())
         shown += "".join(log.read_text() for log in (self.home / "log").iterdir())
         self.assertEqual([password for password in passwords if password in shown], [])
@@ -189,6 +190,19 @@ class LifeOfAStack(OneStack):
             self.assertEqual(self.stack("status").returncode, 0)
             process.kill()
         wait_until(lambda: not self.home.exists() and not self.processes())
+
+    def test_a_stack_of_before_gets_the_users_that_came_later(self):
+        self.up("nats")
+        before = self.urls()
+        self.stack("down")
+        secrets = json.loads((self.home / "secrets.json").read_text())
+        del secrets["nats_sys"]
+        (self.home / "secrets.json").write_text(json.dumps(secrets))
+        self.assertIn("not running", self.stack("status").stdout)
+        self.up("nats")
+        self.assertEqual({**self.urls(), "NATS_SYS_URL": before["NATS_SYS_URL"]}, before)
+        with nats_wire.Connection(self.urls()["NATS_SYS_URL"]) as sys:
+            sys.flush()
 
     def test_another_directory_is_left_alone(self):
         self.home.mkdir()
@@ -478,15 +492,22 @@ NATS_ROLES = [
         "$SRV.PING.command _INBOX_projection.>",
     ),
     (
+        "sys",
+        "$SYS.REQ.SERVER.PING $SYS.REQ.SERVER.PING.STATSZ $SYS.REQ.SERVER.PING.JSZ $SYS.REQ.SERVER.N1.VARZ "
+        "$SYS.REQ.ACCOUNT.A1.CONNZ",
+        "_INBOX.> $SYS.>",
+    ),
+    (
         "query",
         "_INBOX.x",
         "qry.>:q t1.qry.>:q view.*.checkpoint t1.view.*.checkpoint $SRV.PING.command _INBOX_query.>",
     ),
 ]
 NO_ROLE = (
-    "other $SYS.REQ.SERVER.PING _INBOX_command.x _INBOX_projection.x _INBOX_query.x $JS.API.STREAM.DELETE.EVENTS "
+    "other $SYS.REQ.SERVER.N1.RELOAD $SYS.REQ.SERVER.N1.KICK $SYS.REQ.SERVER.N1.LDM $SYS.ACCOUNT.A1.CONNECT "
+    "_INBOX_command.x _INBOX_projection.x _INBOX_query.x $JS.API.STREAM.DELETE.EVENTS "
     "$JS.API.STREAM.PURGE.EVENTS $JS.API.STREAM.UPDATE.EVENTS $JS.API.STREAM.MSG.DELETE.EVENTS $JS.API.STREAM.NAMES",
-    "> *.> cmd.> qry.> $JS.API.> $JS.ACK.> $SYS.> _INBOX_*.> other",
+    "> *.> cmd.> qry.> $JS.API.> $JS.ACK.> _INBOX_*.> other",
 )
 NATS_PUBLISHED = sorted(set(" ".join([NO_ROLE[0], *(publish for _, publish, _ in NATS_ROLES)]).split()))
 NATS_SUBSCRIBED = sorted(set(" ".join([NO_ROLE[1], *(subscribe for _, _, subscribe in NATS_ROLES)]).split()))
