@@ -191,6 +191,14 @@ class MongoDB:
     name, port = "mongodb", 27017
     stop_signal = signal.SIGTERM
     users = ("admin", "operator", "projection", "query")
+    parameters = {
+        "diagnosticDataCollectionEnabled": "false",
+        "scramSHA256IterationCount": "5000",  # random passwords need no more, and each connection costs less
+        # Nobody reads the past of a view; 300 seconds of it, the default, make each checkpoint write every version of
+        # the documents that change all the time.
+        "minSnapshotHistoryWindowInSeconds": "5",
+        "shutdownTimeoutMillisForSignaledShutdown": "1000",  # there is no other member to wait for
+    }
 
     def __init__(self, stack):
         self.stack = stack
@@ -204,15 +212,8 @@ class MongoDB:
         argv = [self.stack.programs / MONGOD, "--bind_ip", "127.0.0.1", "--port", port, "--nounixsocket"]
         argv += ["--dbpath", self.home, "--replSet", "rs0", "--auth", "--keyFile", key, "--quiet", "--noscripting"]
         argv += ["--wiredTigerCacheSizeGB", self.stack.mongodb_cache, "--oplogSize", 1024]
-        for parameter in (
-            "diagnosticDataCollectionEnabled=false",
-            "scramSHA256IterationCount=5000",  # random passwords need no more, and each connection costs less
-            # Nobody reads the past of a view; 300 seconds of it, the default, make each checkpoint write every version of
-            # the documents that change all the time.
-            "minSnapshotHistoryWindowInSeconds=5",
-            "shutdownTimeoutMillisForSignaledShutdown=1000",  # there is no other member to wait for
-        ):
-            argv += ["--setParameter", parameter]
+        for name, value in self.parameters.items():
+            argv += ["--setParameter", "%s=%s" % (name, value)]
         processes.start(self.stack.record(self.name), argv, self.stack.log(self.name), ENVIRONMENT)
 
     def set_up(self, port):

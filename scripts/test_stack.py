@@ -386,7 +386,7 @@ class Services(OneStack):
             self.assertEqual((self.services(), self.processes()), ([], []))
 
     def test_each_service_gets_its_own_urls_only(self):
-        self.watershed("up")
+        self.watershed("up", **{server + "_PASSWORD_FILE": "/of/another/server" for server in SERVERS})
         urls = self.urls()
         for service, names in SERVICE_URLS.items():
             lines = (self.home / "log" / (service + ".log")).read_text().splitlines()
@@ -414,7 +414,8 @@ if name == "cargo":
         print(json.dumps({"executable": "%(room)s/" + service + "-service"}))
 elif sys.argv[1:] == []:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    print(*("=".join(item) for item in os.environ.items() if item[0].endswith("_URL")), sep="\\n", flush=True)
+    own = ("_URL", "_PASSWORD_FILE")
+    print(*("=".join(item) for item in os.environ.items() if item[0].endswith(own)), sep="\\n", flush=True)
     if os.environ.get("DIES") == name:
         sys.exit("I die")
     open(os.environ["READY_FILE"], "w").close()

@@ -9,7 +9,7 @@ mod system;
 
 pub use retail::{Client, Reply};
 pub use stack::Stack;
-pub use system::{Process, Replica, System};
+pub use system::{Process, Replica, System, program};
 
 use std::time::Duration;
 

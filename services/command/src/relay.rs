@@ -245,7 +245,7 @@ impl Relay {
     }
 
     async fn connect(&self) -> anyhow::Result<Client> {
-        let (client, connection) = postgres::settings(&self.config.postgres_url)?.connect(NoTls).await?;
+        let (client, connection) = postgres::settings(&self.config.postgres_url()?)?.connect(NoTls).await?;
         // It ends with the client, or makes the client's next statement fail.
         tokio::spawn(connection);
         Ok(client)

@@ -11,7 +11,7 @@ mod telemetry;
 
 pub use backoff::Backoff;
 pub use clock::now;
-pub use config::{ReplicaConfig, at_least_one};
+pub use config::{Password, ReplicaConfig, at_least_one, settings, with_password};
 pub use nats::{Nats, NatsConfig, nats_options};
 pub use ready::Ready;
 pub use shutdown::on_signal;

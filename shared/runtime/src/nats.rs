@@ -11,6 +11,8 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 use wire::{Prefix, Subjects};
 
+use crate::config::{Password, with_password};
+
 /// How long a dead peer may go unnoticed is twice this.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two tries to connect: the library's own wait grows to 4 s, which a client sees as an outage.
@@ -24,13 +26,26 @@ pub struct NatsConfig {
     /// NATS servers, comma-separated, the first with the user and password of this service:
     /// nats://user:password@host:port
     #[arg(long = "nats-url", env = "NATS_URL", hide_env_values = true, default_value = "nats://127.0.0.1:4222")]
-    pub url: String,
+    url: String,
+    /// A file with the password, instead of the one in the URL
+    #[arg(long = "nats-password-file", env = "NATS_PASSWORD_FILE", value_parser = Password::from_file)]
+    password: Option<Password>,
     /// One token in front of every subject, for a tenant or a test
     #[arg(long, env = "SUBJECT_PREFIX")]
     pub subject_prefix: Option<Prefix>,
     /// JetStream stream that holds the events
     #[arg(long, env = "STREAM", default_value = "EVENTS")]
     pub stream: String,
+}
+
+impl NatsConfig {
+    /// The servers, with the user and password.
+    ///
+    /// # Errors
+    /// If the password is in a file, but no user is named.
+    pub fn url(&self) -> anyhow::Result<String> {
+        with_password(&self.url, self.password.as_ref()).context("NATS_URL")
+    }
 }
 
 /// A connection, and whether it is up.
@@ -47,7 +62,7 @@ impl Nats {
     /// # Errors
     /// If the URL cannot be read.
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
-        let (options, servers) = nats_options(&config.url)?;
+        let (options, servers) = nats_options(&config.url()?)?;
         let (up, connected) = watch::channel(false);
         let log = Arc::new(EventLog { up, last_error: Mutex::default() });
         let options = options
