@@ -67,6 +67,7 @@ class Nats:
 class Postgres:
     name, port = "postgres", 5432
     stop_signal = signal.SIGINT  # ends the sessions, then the server
+    # All but the addresses stand in docker-compose.yml too.
     settings = {
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": "",
@@ -191,6 +192,7 @@ class MongoDB:
     name, port = "mongodb", 27017
     stop_signal = signal.SIGTERM
     users = ("admin", "operator", "projection", "query")
+    # These and the options of `start` stand in docker-compose.yml too.
     parameters = {
         "diagnosticDataCollectionEnabled": "false",
         "scramSHA256IterationCount": "5000",  # random passwords need no more, and each connection costs less

@@ -22,6 +22,7 @@ sys.dont_write_bytecode = True
 import mongo_wire  # noqa: E402
 import nats_wire  # noqa: E402
 import programs  # noqa: E402
+import servers  # noqa: E402
 
 SCRIPT = programs.CHECKOUT / "scripts" / "stack"
 
@@ -428,6 +429,98 @@ SERVICE_URLS = {
     "projection": {"NATS_URL": "NATS_PROJECTION_URL", "MONGODB_URL": "MONGODB_PROJECTION_URL"},
     "query": {"NATS_URL": "NATS_QUERY_URL", "MONGODB_URL": "MONGODB_QUERY_URL"},
 }
+
+
+class Health(OneStack):
+    """The check of docker-compose.yml, on a real server."""
+
+    def test_mongodb_is_healthy_while_it_can_be_written_to(self):
+        self.up("mongodb")
+        port = str(urlsplit(self.urls()["MONGODB_URL"]).port)
+        self.assertEqual(self.health_of(port), 0)
+        with mongo_wire.Connection(int(port)) as connection:
+            connection.login("admin", json.loads((self.home / "secrets.json").read_text())["mongodb_admin"])
+            connection.run("admin", {"replSetStepDown": 60, "force": True})
+        self.assertEqual(self.health_of(port), 1)
+        self.stack("down", "mongodb")
+        self.assertEqual(self.health_of(port), 1)
+
+    def health_of(self, port):
+        check = ["bash", programs.CHECKOUT / "scripts" / "docker" / "mongodb-health.sh", port]
+        return subprocess.run(check, stderr=subprocess.DEVNULL, timeout=10).returncode
+
+
+class Compose(unittest.TestCase):
+    """docker-compose.yml, as far as it can be read without Docker."""
+
+    compose = (programs.CHECKOUT / "docker-compose.yml").read_text()
+    example = (programs.CHECKOUT / ".env.example").read_text()
+
+    def test_the_servers_have_the_settings_of_a_stack(self):
+        own = {"listen_addresses", "unix_socket_directories"}  # containers listen where the others are
+        wanted = {item for item in servers.Postgres.settings.items() if item[0] not in own}
+        self.assertEqual(set(re.findall(r"- -c(\w+)=(\S+)\n", self.compose)), wanted)
+        parameters = set(re.findall(r"- --setParameter=(\w+)=(\S+)\n", self.compose))
+        self.assertEqual(parameters, set(servers.MongoDB.parameters.items()))
+
+    def test_every_variable_stands_in_the_example(self):
+        secrets = (programs.CHECKOUT / "docker-compose.secrets.yml").read_text()
+        variables = set(re.findall(r"\$\{(\w+)", self.compose + secrets))
+        variables |= set(re.findall(r"^ +([A-Z_]+):$", self.compose, re.M))
+        documented = set(re.findall(r"^#([A-Z_]+)=", self.example, re.M))
+        missing = {name for name in variables - documented if name.replace("_FILE", "") not in documented}
+        self.assertEqual(missing, set(), "these variables of docker-compose.yml are to be added to .env.example")
+        self.assertEqual(documented - variables - {"COMPOSE_FILE"}, set(), "docker-compose.yml does not use these")
+
+    def test_passwords_that_nats_would_misread_are_refused_with_a_sentence(self):
+        for password, said in (
+            ("1abc", "must start with a letter"),
+            ("12e9", "must start with a letter"),
+            ("", "is empty"),
+            ("a b", "must hold only letters"),
+            ('"a"', "must start with a letter"),
+            ("a#b", "must hold only letters"),
+            ("True", "boolean"),
+            ("no", "boolean"),
+            ("a1b", ""),
+            ("nothing-true_1", ""),
+        ):
+            with self.subTest(password=password):
+                self.check("NATS_CLIENT_PASSWORD", password, said)
+                with tempfile.NamedTemporaryFile("w") as file:
+                    file.write(password + "\n")
+                    file.flush()
+                    self.check("NATS_CLIENT_PASSWORD", "development", said, NATS_CLIENT_PASSWORD_FILE=file.name)
+
+    def test_other_passwords_fit_where_they_are_put(self):
+        for name, password, said in (
+            ("POSTGRES_PASSWORD", "1-a_b.c~d", ""),
+            ("POSTGRES_PASSWORD", "a@b", "must hold only letters"),
+            ("MONGODB_QUERY_PASSWORD", "a/b", "must hold only letters"),
+            ("MONGODB_ADMIN_PASSWORD", "a/b", ""),
+            ("MONGODB_KEY", "short", "6 characters"),
+            ("MONGODB_KEY", "a-key-with-dashes", "only letters"),
+            ("MONGODB_KEY", "development", ""),
+        ):
+            with self.subTest(name=name, password=password):
+                self.check(name, password, said)
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("p@ss/w:rd%41 #?\n")
+            file.flush()
+            self.check("POSTGRES_PASSWORD", "", "", POSTGRES_PASSWORD_FILE=file.name)
+        self.check("POSTGRES_PASSWORD", "", "cannot be read", POSTGRES_PASSWORD_FILE=file.name)
+
+    def check(self, name, password, said, **more):
+        script = programs.CHECKOUT / "scripts" / "docker" / "passwords.sh"
+        environment = {"PATH": os.environ["PATH"], "PASSWORDS": name, name: password, **more}
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(["sh", script], env=environment, **output)
+        self.assertEqual(done.returncode, 1 if said else 0, done.stdout)
+        self.assertIn(said, done.stdout)
+        if said:
+            self.assertIn(name, done.stdout)
+        if len(password) > 2:
+            self.assertNotIn(password, done.stdout.replace("only letters", ""))
 
 
 class Wire(unittest.TestCase):

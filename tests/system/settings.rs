@@ -1,4 +1,4 @@
-//! Settings: an empty variable is none, and passwords come from files.
+//! Settings: an empty variable is none, passwords come from files, and docker-compose.yml passes every setting on.
 
 use std::{
     io::{BufRead, BufReader},
@@ -10,6 +10,9 @@ use clap::CommandFactory;
 use serde_json::json;
 use tests::{Process, System, program};
 use uuid::Uuid;
+
+const COMPOSE: &str = include_str!("../../docker-compose.yml");
+const SECRETS: &str = include_str!("../../docker-compose.secrets.yml");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_variable_counts_as_none() {
@@ -76,6 +79,32 @@ fn a_file_without_a_password_is_named_and_nothing_of_it_shown() {
     assert!(said.contains("POSTGRES_URL") && said.contains("names no user") && !said.contains("secret\n"), "{said}");
 }
 
+#[test]
+fn docker_compose_passes_every_setting_on() {
+    let services = [
+        ("command", command_service::Config::command()),
+        ("projection", projection_service::Config::command()),
+        ("query", query_service::Config::command()),
+    ];
+    for (name, settings) in services {
+        let own = section(COMPOSE, &format!("  {name}:"));
+        let shared = section(COMPOSE, "x-settings: &settings");
+        assert!(own.contains("<<: *settings"));
+        for variable in variables(&settings) {
+            // Each replica makes a name of its own, and where the file lies that says "ready" is the image's.
+            if ["REPLICA", "READY_FILE"].contains(&variable.as_str()) {
+                continue;
+            }
+            let passed = if variable.ends_with("_FILE") {
+                section(SECRETS, &format!("  {name}:")).contains(&format!("{variable}: /run/secrets/"))
+            } else {
+                own.contains(&format!("      {variable}:")) || shared.contains(&format!("  {variable}:"))
+            };
+            assert!(passed, "add {variable} to the environment of {name} in docker-compose.yml");
+        }
+    }
+}
+
 /// A URL with a wrong password, and a file with the right one.
 struct Secret {
     url: String,
@@ -118,4 +147,13 @@ fn variables(settings: &clap::Command) -> Vec<String> {
         settings.get_arguments().filter_map(|it| it.get_env()?.to_str().map(str::to_owned)).collect();
     assert!(variables.contains(&"NATS_URL".to_owned()));
     variables
+}
+
+/// From this line to the next that is indented as much.
+fn section<'a>(text: &'a str, first: &str) -> &'a str {
+    let (_, section) = text.split_once(&format!("\n{first}\n")).unwrap_or_else(|| panic!("no section {first}"));
+    let indent = first.len() - first.trim_start().len();
+    let ends = |line: &str| !line.trim().is_empty() && line.len() - line.trim_start().len() <= indent;
+    let length = section.split_inclusive('\n').take_while(|line| !ends(line)).map(str::len).sum();
+    &section[..length]
 }
