@@ -5,10 +5,12 @@ FROM rust:1.95-slim-bookworm AS build
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /watershed
 COPY . .
+# For the services' metadata: docker compose build --build-arg WATERSHED_REVISION=$(git rev-parse --short=12 HEAD)
+ARG WATERSHED_REVISION=unknown
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/watershed/target \
-    cargo build --release --locked --package command-service --package projection-service --package query-service \
+    cargo build --profile image --locked --package command-service --package projection-service --package query-service \
     && mkdir /programs \
-    && cp target/release/command-service target/release/projection-service target/release/query-service /programs/
+    && cp target/image/command-service target/image/projection-service target/image/query-service /programs/
 
 FROM debian:bookworm-slim AS service
 RUN useradd --system --no-create-home watershed

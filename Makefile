@@ -28,8 +28,9 @@ lint: ## formatting, clippy with warnings as errors, the scripts, docker-compose
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' $(SCRIPTS)
-	@bash -n .ci/run
-	@if docker compose version >/dev/null 2>&1; then docker compose config --quiet; \
+	@for script in .ci/run scripts/docker/*.sh; do bash -n $$script || exit 1; done
+	@if docker compose version >/dev/null 2>&1; then docker compose config --quiet && \
+		docker compose -f docker-compose.yml -f docker-compose.secrets.yml config --quiet; \
 		else echo 'docker compose is not installed: docker-compose.yml is not checked'; fi
 
 bench: ## measure against the bare parts: make bench [ONLY="row …"]

@@ -35,7 +35,7 @@ NO_ANSWER = (NotYet, OSError, nats_wire.NatsError, MongoError, ValueError, subpr
 class Nats:
     name, port = "nats", 4222
     stop_signal = signal.SIGTERM
-    users = ("client", "command", "projection", "query", "operator")
+    users = ("client", "command", "projection", "query", "operator", "sys")
 
     def __init__(self, stack):
         self.stack = stack
@@ -67,6 +67,7 @@ class Nats:
 class Postgres:
     name, port = "postgres", 5432
     stop_signal = signal.SIGINT  # ends the sessions, then the server
+    # All but the addresses stand in docker-compose.yml too.
     settings = {
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": "",
@@ -191,6 +192,15 @@ class MongoDB:
     name, port = "mongodb", 27017
     stop_signal = signal.SIGTERM
     users = ("admin", "operator", "projection", "query")
+    # These and the options of `start` stand in docker-compose.yml too.
+    parameters = {
+        "diagnosticDataCollectionEnabled": "false",
+        "scramSHA256IterationCount": "5000",  # random passwords need no more, and each connection costs less
+        # Nobody reads the past of a view; 300 seconds of it, the default, make each checkpoint write every version of
+        # the documents that change all the time.
+        "minSnapshotHistoryWindowInSeconds": "5",
+        "shutdownTimeoutMillisForSignaledShutdown": "1000",  # there is no other member to wait for
+    }
 
     def __init__(self, stack):
         self.stack = stack
@@ -204,15 +214,8 @@ class MongoDB:
         argv = [self.stack.programs / MONGOD, "--bind_ip", "127.0.0.1", "--port", port, "--nounixsocket"]
         argv += ["--dbpath", self.home, "--replSet", "rs0", "--auth", "--keyFile", key, "--quiet", "--noscripting"]
         argv += ["--wiredTigerCacheSizeGB", self.stack.mongodb_cache, "--oplogSize", 1024]
-        for parameter in (
-            "diagnosticDataCollectionEnabled=false",
-            "scramSHA256IterationCount=5000",  # random passwords need no more, and each connection costs less
-            # Nobody reads the past of a view; 300 seconds of it, the default, make each checkpoint write every version of
-            # the documents that change all the time.
-            "minSnapshotHistoryWindowInSeconds=5",
-            "shutdownTimeoutMillisForSignaledShutdown=1000",  # there is no other member to wait for
-        ):
-            argv += ["--setParameter", parameter]
+        for name, value in self.parameters.items():
+            argv += ["--setParameter", "%s=%s" % (name, value)]
         processes.start(self.stack.record(self.name), argv, self.stack.log(self.name), ENVIRONMENT)
 
     def set_up(self, port):

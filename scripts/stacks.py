@@ -129,7 +129,8 @@ class Stack:
         return self._state["test_databases"]
 
     def secret(self, name):
-        return self._secrets[name]
+        # A stack that was made before there was this user has none until it is next brought up.
+        return self._secrets.get(name)
 
     def record(self, name):
         return Record(self.home / "run" / (name + ".json"))
@@ -153,6 +154,10 @@ class Stack:
             if any(not name.endswith(".new") for name in strange):
                 raise Failure("%s is neither empty nor a stack's directory" % self.home)
             processes.write_private(self._secrets_file, json.dumps(_new_secrets()))
+        elif _new_secrets().keys() - self._secrets.keys():
+            # The stack was made before there were all of these users.
+            self._secrets = {**_new_secrets(), **self._secrets}
+            processes.write_private(self._secrets_file, json.dumps(self._secrets))
         for part in ("run", "log"):
             (self.home / part).mkdir(mode=0o700, exist_ok=True)
 

@@ -2,6 +2,7 @@
 nats.conf and the databases' users are meant to let it."""
 
 import base64
+import json
 import os
 import random
 import re
@@ -21,6 +22,7 @@ sys.dont_write_bytecode = True
 import mongo_wire  # noqa: E402
 import nats_wire  # noqa: E402
 import programs  # noqa: E402
+import servers  # noqa: E402
 
 SCRIPT = programs.CHECKOUT / "scripts" / "stack"
 
@@ -91,7 +93,7 @@ class LifeOfAStack(OneStack):
 
     def check_that_no_password_is_shown(self, said):
         passwords = {urlsplit(url).password for url in self.urls().values()}
-        self.assertEqual(len(passwords), 9)
+        self.assertEqual(len(passwords), 10)
         shown = said + self.stack("status").stdout + "".join(self.processes())
         shown += "".join(log.read_text() for log in (self.home / "log").iterdir())
         self.assertEqual([password for password in passwords if password in shown], [])
@@ -189,6 +191,19 @@ class LifeOfAStack(OneStack):
             self.assertEqual(self.stack("status").returncode, 0)
             process.kill()
         wait_until(lambda: not self.home.exists() and not self.processes())
+
+    def test_a_stack_of_before_gets_the_users_that_came_later(self):
+        self.up("nats")
+        before = self.urls()
+        self.stack("down")
+        secrets = json.loads((self.home / "secrets.json").read_text())
+        del secrets["nats_sys"]
+        (self.home / "secrets.json").write_text(json.dumps(secrets))
+        self.assertIn("not running", self.stack("status").stdout)
+        self.up("nats")
+        self.assertEqual({**self.urls(), "NATS_SYS_URL": before["NATS_SYS_URL"]}, before)
+        with nats_wire.Connection(self.urls()["NATS_SYS_URL"]) as sys:
+            sys.flush()
 
     def test_another_directory_is_left_alone(self):
         self.home.mkdir()
@@ -372,7 +387,7 @@ class Services(OneStack):
             self.assertEqual((self.services(), self.processes()), ([], []))
 
     def test_each_service_gets_its_own_urls_only(self):
-        self.watershed("up")
+        self.watershed("up", **{server + "_PASSWORD_FILE": "/of/another/server" for server in SERVERS})
         urls = self.urls()
         for service, names in SERVICE_URLS.items():
             lines = (self.home / "log" / (service + ".log")).read_text().splitlines()
@@ -400,7 +415,8 @@ if name == "cargo":
         print(json.dumps({"executable": "%(room)s/" + service + "-service"}))
 elif sys.argv[1:] == []:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    print(*("=".join(item) for item in os.environ.items() if item[0].endswith("_URL")), sep="\\n", flush=True)
+    own = ("_URL", "_PASSWORD_FILE")
+    print(*("=".join(item) for item in os.environ.items() if item[0].endswith(own)), sep="\\n", flush=True)
     if os.environ.get("DIES") == name:
         sys.exit("I die")
     open(os.environ["READY_FILE"], "w").close()
@@ -413,6 +429,98 @@ SERVICE_URLS = {
     "projection": {"NATS_URL": "NATS_PROJECTION_URL", "MONGODB_URL": "MONGODB_PROJECTION_URL"},
     "query": {"NATS_URL": "NATS_QUERY_URL", "MONGODB_URL": "MONGODB_QUERY_URL"},
 }
+
+
+class Health(OneStack):
+    """The check of docker-compose.yml, on a real server."""
+
+    def test_mongodb_is_healthy_while_it_can_be_written_to(self):
+        self.up("mongodb")
+        port = str(urlsplit(self.urls()["MONGODB_URL"]).port)
+        self.assertEqual(self.health_of(port), 0)
+        with mongo_wire.Connection(int(port)) as connection:
+            connection.login("admin", json.loads((self.home / "secrets.json").read_text())["mongodb_admin"])
+            connection.run("admin", {"replSetStepDown": 60, "force": True})
+        self.assertEqual(self.health_of(port), 1)
+        self.stack("down", "mongodb")
+        self.assertEqual(self.health_of(port), 1)
+
+    def health_of(self, port):
+        check = ["bash", programs.CHECKOUT / "scripts" / "docker" / "mongodb-health.sh", port]
+        return subprocess.run(check, stderr=subprocess.DEVNULL, timeout=10).returncode
+
+
+class Compose(unittest.TestCase):
+    """docker-compose.yml, as far as it can be read without Docker."""
+
+    compose = (programs.CHECKOUT / "docker-compose.yml").read_text()
+    example = (programs.CHECKOUT / ".env.example").read_text()
+
+    def test_the_servers_have_the_settings_of_a_stack(self):
+        own = {"listen_addresses", "unix_socket_directories"}  # containers listen where the others are
+        wanted = {item for item in servers.Postgres.settings.items() if item[0] not in own}
+        self.assertEqual(set(re.findall(r"- -c(\w+)=(\S+)\n", self.compose)), wanted)
+        parameters = set(re.findall(r"- --setParameter=(\w+)=(\S+)\n", self.compose))
+        self.assertEqual(parameters, set(servers.MongoDB.parameters.items()))
+
+    def test_every_variable_stands_in_the_example(self):
+        secrets = (programs.CHECKOUT / "docker-compose.secrets.yml").read_text()
+        variables = set(re.findall(r"\$\{(\w+)", self.compose + secrets))
+        variables |= set(re.findall(r"^ +([A-Z_]+):$", self.compose, re.M))
+        documented = set(re.findall(r"^#([A-Z_]+)=", self.example, re.M))
+        missing = {name for name in variables - documented if name.replace("_FILE", "") not in documented}
+        self.assertEqual(missing, set(), "these variables of docker-compose.yml are to be added to .env.example")
+        self.assertEqual(documented - variables - {"COMPOSE_FILE"}, set(), "docker-compose.yml does not use these")
+
+    def test_passwords_that_nats_would_misread_are_refused_with_a_sentence(self):
+        for password, said in (
+            ("1abc", "must start with a letter"),
+            ("12e9", "must start with a letter"),
+            ("", "is empty"),
+            ("a b", "must hold only letters"),
+            ('"a"', "must start with a letter"),
+            ("a#b", "must hold only letters"),
+            ("True", "boolean"),
+            ("no", "boolean"),
+            ("a1b", ""),
+            ("nothing-true_1", ""),
+        ):
+            with self.subTest(password=password):
+                self.check("NATS_CLIENT_PASSWORD", password, said)
+                with tempfile.NamedTemporaryFile("w") as file:
+                    file.write(password + "\n")
+                    file.flush()
+                    self.check("NATS_CLIENT_PASSWORD", "development", said, NATS_CLIENT_PASSWORD_FILE=file.name)
+
+    def test_other_passwords_fit_where_they_are_put(self):
+        for name, password, said in (
+            ("POSTGRES_PASSWORD", "1-a_b.c~d", ""),
+            ("POSTGRES_PASSWORD", "a@b", "must hold only letters"),
+            ("MONGODB_QUERY_PASSWORD", "a/b", "must hold only letters"),
+            ("MONGODB_ADMIN_PASSWORD", "a/b", ""),
+            ("MONGODB_KEY", "short", "6 characters"),
+            ("MONGODB_KEY", "a-key-with-dashes", "only letters"),
+            ("MONGODB_KEY", "development", ""),
+        ):
+            with self.subTest(name=name, password=password):
+                self.check(name, password, said)
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("p@ss/w:rd%41 #?\n")
+            file.flush()
+            self.check("POSTGRES_PASSWORD", "", "", POSTGRES_PASSWORD_FILE=file.name)
+        self.check("POSTGRES_PASSWORD", "", "cannot be read", POSTGRES_PASSWORD_FILE=file.name)
+
+    def check(self, name, password, said, **more):
+        script = programs.CHECKOUT / "scripts" / "docker" / "passwords.sh"
+        environment = {"PATH": os.environ["PATH"], "PASSWORDS": name, name: password, **more}
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(["sh", script], env=environment, **output)
+        self.assertEqual(done.returncode, 1 if said else 0, done.stdout)
+        self.assertIn(said, done.stdout)
+        if said:
+            self.assertIn(name, done.stdout)
+        if len(password) > 2:
+            self.assertNotIn(password, done.stdout.replace("only letters", ""))
 
 
 class Wire(unittest.TestCase):
@@ -478,15 +586,22 @@ NATS_ROLES = [
         "$SRV.PING.command _INBOX_projection.>",
     ),
     (
+        "sys",
+        "$SYS.REQ.SERVER.PING $SYS.REQ.SERVER.PING.STATSZ $SYS.REQ.SERVER.PING.JSZ $SYS.REQ.SERVER.N1.VARZ "
+        "$SYS.REQ.ACCOUNT.A1.CONNZ",
+        "_INBOX.> $SYS.>",
+    ),
+    (
         "query",
         "_INBOX.x",
         "qry.>:q t1.qry.>:q view.*.checkpoint t1.view.*.checkpoint $SRV.PING.command _INBOX_query.>",
     ),
 ]
 NO_ROLE = (
-    "other $SYS.REQ.SERVER.PING _INBOX_command.x _INBOX_projection.x _INBOX_query.x $JS.API.STREAM.DELETE.EVENTS "
+    "other $SYS.REQ.SERVER.N1.RELOAD $SYS.REQ.SERVER.N1.KICK $SYS.REQ.SERVER.N1.LDM $SYS.ACCOUNT.A1.CONNECT "
+    "_INBOX_command.x _INBOX_projection.x _INBOX_query.x $JS.API.STREAM.DELETE.EVENTS "
     "$JS.API.STREAM.PURGE.EVENTS $JS.API.STREAM.UPDATE.EVENTS $JS.API.STREAM.MSG.DELETE.EVENTS $JS.API.STREAM.NAMES",
-    "> *.> cmd.> qry.> $JS.API.> $JS.ACK.> $SYS.> _INBOX_*.> other",
+    "> *.> cmd.> qry.> $JS.API.> $JS.ACK.> _INBOX_*.> other",
 )
 NATS_PUBLISHED = sorted(set(" ".join([NO_ROLE[0], *(publish for _, publish, _ in NATS_ROLES)]).split()))
 NATS_SUBSCRIBED = sorted(set(" ".join([NO_ROLE[1], *(subscribe for _, _, subscribe in NATS_ROLES)]).split()))

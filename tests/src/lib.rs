@@ -13,7 +13,7 @@ pub use proxy::Proxy;
 pub use raw::Raw;
 pub use retail::{Client, Reply};
 pub use stack::Stack;
-pub use system::{Process, Replica, System};
+pub use system::{Process, Replica, System, program};
 
 use std::time::Duration;
 

@@ -331,6 +331,13 @@ async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
     Ok(client)
 }
 
+/// A service's program, without arguments, and with no variable but what the test sets.
+pub fn program(role: &str) -> Command {
+    let mut command = Command::new(binary(role));
+    command.env_clear();
+    command
+}
+
 /// The path of a service's program, which cargo has built with the tests.
 fn binary(role: &str) -> PathBuf {
     // .../target/debug/deps/system-0123456789abcdef, or .../target/release/bench

@@ -16,5 +16,6 @@ mod readme;
 mod relay;
 mod restarts;
 mod retail;
+mod settings;
 mod uniqueness;
 mod wire_format;

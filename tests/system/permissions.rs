@@ -59,6 +59,30 @@ async fn a_reply_cannot_be_steered_into_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_the_system_s_user_is_told_about_the_server() {
+    let system = System::new().await;
+    let questions = ["$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.STATSZ", "$SYS.REQ.SERVER.PING.JSZ"];
+    let sys = Client::connect(system.stack.url("NATS_SYS_URL"), system.subjects.clone()).await.unwrap().nats;
+    for question in questions {
+        let answer = sys.request(question, "".into()).await.unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+        assert_eq!(answer["server"]["jetstream"], true, "{answer}");
+    }
+    // It is in an account of its own: no command and no event passes from one to the other.
+    let mut overheard = sys.subscribe("$SYS.REQ.SERVER.>").await.unwrap();
+    sys.flush().await.unwrap();
+
+    for role in ["NATS_URL", "NATS_COMMAND_URL", "NATS_PROJECTION_URL", "NATS_QUERY_URL", "NATS_OPERATOR_URL"] {
+        let other = Client::connect(system.stack.url(role), system.subjects.clone()).await.unwrap().nats;
+        for question in questions {
+            let answer = tokio::time::timeout(Duration::from_millis(300), other.request(question, "".into())).await;
+            assert!(!matches!(answer, Ok(Ok(_))), "{role} {question}");
+        }
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(300), overheard.next()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_query_service_s_user_cannot_write() {
     let (system, _replicas) = System::complete().await;
     let user = system.user().await;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use runtime::{NatsConfig, ReplicaConfig, at_least_one};
+use anyhow::Context;
+use runtime::{NatsConfig, Password, ReplicaConfig, at_least_one, with_password};
 
 /// Takes commands, writes the journal, relays it to the stream.
 #[derive(Clone, clap::Parser)]
@@ -16,7 +17,10 @@ pub struct Config {
     pub replica: ReplicaConfig,
     /// PostgreSQL database of the journal: postgres://user:password@host:port/database
     #[arg(long, env = "POSTGRES_URL", hide_env_values = true)]
-    pub postgres_url: String,
+    postgres_url: String,
+    /// A file with the password, instead of the one in the URL
+    #[arg(long = "postgres-password-file", env = "POSTGRES_PASSWORD_FILE", value_parser = Password::from_file)]
+    postgres_password: Option<Password>,
     /// Batches that are written at the same time
     #[arg(long, env = "LANES", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub lanes: u16,
@@ -50,6 +54,12 @@ pub enum Task {
 }
 
 impl Config {
+    /// # Errors
+    /// If the password is in a file, but the URL names no user.
+    pub fn postgres_url(&self) -> anyhow::Result<String> {
+        with_password(&self.postgres_url, self.postgres_password.as_ref()).context("POSTGRES_URL")
+    }
+
     pub fn relay_poll(&self) -> Duration {
         Duration::from_millis(self.relay_poll_ms)
     }

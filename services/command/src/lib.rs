@@ -51,7 +51,7 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     // A lane has one connection; another asks for a transaction's fate, a third sweeps the ledger.
-    let postgres = Postgres::new(&config.postgres_url, usize::from(config.lanes) + 2)?;
+    let postgres = Postgres::new(&config.postgres_url()?, usize::from(config.lanes) + 2)?;
     let nats = Nats::connect(&config.nats, "command").await?;
     let starting = async {
         prepare(&postgres).await?;
@@ -122,7 +122,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
 /// # Errors
 /// If a migration fails. A server that is away is waited for.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
-    prepare(&Postgres::new(&config.postgres_url, 1)?).await
+    prepare(&Postgres::new(&config.postgres_url()?, 1)?).await
 }
 
 async fn prepare(postgres: &Postgres) -> anyhow::Result<()> {

@@ -1,11 +1,10 @@
 //! The command service: parse, trace, run.
 
-use clap::Parser;
 use command_service::{Config, Task, migrate, run};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let config = Config::parse();
+    let config: Config = runtime::settings();
     runtime::trace();
     match config.task {
         Some(Task::Migrate) => migrate(&config).await,

@@ -291,7 +291,7 @@ impl Relay {
     }
 
     async fn connect(&self) -> anyhow::Result<Client> {
-        let settings = postgres::settings(&self.config.postgres_url)?;
+        let settings = postgres::settings(&self.config.postgres_url()?)?;
         let (client, connection) = answered(settings.connect(NoTls)).await?;
         // It ends with the client, or makes the client's next statement fail.
         tokio::spawn(connection);

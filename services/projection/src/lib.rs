@@ -50,7 +50,7 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let replica = config.replica.name();
-    let (database, address) = store::connect(&config.mongodb_url, &config.database).await?;
+    let (database, address) = store::connect(&config.mongodb_url()?, &config.database).await?;
     let nats = Nats::connect(&config.nats, "projection").await?;
     let starting = async { tokio::join!(nats.up(), prepared(&database, &address)) };
     let Some(((), writers)) = shutdown.run_until_cancelled(starting).await else {

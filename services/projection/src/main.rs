@@ -1,11 +1,10 @@
 //! The projection service: parse, trace, run.
 
-use clap::Parser;
 use projection_service::{Config, run};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let config = Config::parse();
+    let config: Config = runtime::settings();
     runtime::trace();
     run(config, runtime::on_signal()?).await
 }

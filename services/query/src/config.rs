@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use runtime::{NatsConfig, ReplicaConfig};
+use anyhow::Context;
+use runtime::{NatsConfig, Password, ReplicaConfig, with_password};
 
 /// Answers queries from the views; any number of replicas.
 #[derive(Clone, clap::Parser)]
@@ -14,7 +15,10 @@ pub struct Config {
     pub replica: ReplicaConfig,
     /// MongoDB server, with the read-only user of this service: mongodb://user:password@host:port
     #[arg(long, env = "MONGODB_URL", hide_env_values = true)]
-    pub mongodb_url: String,
+    mongodb_url: String,
+    /// A file with the password, instead of the one in the URL
+    #[arg(long = "mongodb-password-file", env = "MONGODB_PASSWORD_FILE", value_parser = Password::from_file)]
+    mongodb_password: Option<Password>,
     /// MongoDB database that holds the views
     #[arg(long, env = "MONGODB_DATABASE", default_value = "watershed")]
     pub database: String,
@@ -30,6 +34,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// # Errors
+    /// If the password is in a file, but the URL names no user.
+    pub fn mongodb_url(&self) -> anyhow::Result<String> {
+        with_password(&self.mongodb_url, self.mongodb_password.as_ref()).context("MONGODB_URL")
+    }
+
     pub fn min_position_wait(&self) -> Duration {
         Duration::from_millis(self.min_position_wait_ms)
     }

@@ -43,7 +43,7 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let nats = Nats::connect(&config.nats, "query").await?;
-    let store = Store::new(&config.mongodb_url, &config.database).await?;
+    let store = Store::new(&config.mongodb_url()?, &config.database).await?;
     let tasks = TaskTracker::new();
     let shared = Arc::new(Shared::new(&config, store.clone(), tasks.clone()));
     let mut positions = Positions::default();

@@ -1,7 +1,11 @@
-//! What every service can be told about this replica of it.
+//! What every service can be told about this replica of it, and how settings are read. Invariant: a variable that is
+//! empty counts as one that is not set, and no password is ever shown.
 
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::Context;
+use clap::builder::{OsStr, Resettable};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use uuid::Uuid;
 
 #[derive(Clone, clap::Args)]
@@ -38,6 +42,66 @@ fn replica_name(text: &str) -> Result<String, String> {
     Err("expected 1 to 64 letters, digits, '-' or '_'".to_owned())
 }
 
+/// A password from a file, such as Docker and Kubernetes mount secrets.
+#[derive(Clone)]
+pub struct Password(String);
+
+impl Password {
+    /// Reads the file. Newlines at its end do not belong to the password, as the servers' images have it too.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds nothing.
+    pub fn from_file(path: &str) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("the file cannot be read: {error}"))?;
+        match text.trim_end_matches('\n') {
+            "" => Err("the file is empty, where a password is expected".to_owned()),
+            password => Ok(Self(password.to_owned())),
+        }
+    }
+}
+
+/// The URL, or comma-separated URLs, with the password, if there is one, in place of that of the first user named.
+///
+/// # Errors
+/// If there is a password, but no user is named.
+pub fn with_password(url: &str, password: Option<&Password>) -> anyhow::Result<String> {
+    let Some(Password(password)) = password else {
+        return Ok(url.to_owned());
+    };
+    // The error does not quote the URL, in which there may be another password.
+    let (before, behind) =
+        around_password(url).context("a file with a password is given, but the URL names no user")?;
+    Ok(format!("{before}:{}@{behind}", utf8_percent_encode(password, NON_ALPHANUMERIC)))
+}
+
+/// What stands before the password of the first user who is named, and what stands behind it and its `@`.
+fn around_password(url: &str) -> Option<(&str, &str)> {
+    let mut start = 0;
+    for server in url.split_inclusive(',') {
+        let authority = server.find("://").map_or(0, |scheme| scheme + 3);
+        let end = server[authority..].find(['/', '?', '#']).map_or(server.len(), |length| authority + length);
+        if let Some(at) = server[authority..end].rfind('@') {
+            let login = &server[authority..authority + at];
+            let user = login.find(':').unwrap_or(at);
+            let named = user > 0;
+            return named.then_some((&url[..start + authority + user], &url[start + authority + at + 1..]));
+        }
+        start += server.len();
+    }
+    None
+}
+
+/// The settings from the command line and the environment; the process ends here if they cannot be read.
+pub fn settings<C: clap::Parser>() -> C {
+    let mut command = C::command().mut_args(|setting| {
+        let variable = setting.get_env().and_then(std::env::var_os);
+        // Whoever passes variables on, as docker-compose.yml does, may pass one that is not set as an empty one.
+        if variable.is_some_and(|value| value.is_empty()) { setting.env(Resettable::<OsStr>::Reset) } else { setting }
+    });
+    let mut matches = command.clone().get_matches();
+    C::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
 /// For settings that make no sense at 0.
 ///
 /// # Errors
@@ -47,5 +111,77 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(0) => Err("expected at least 1".to_owned()),
         Ok(number) => Ok(number),
         Err(_) => Err("expected a whole number".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use super::*;
+
+    fn replaced(url: &str, password: &str) -> anyhow::Result<String> {
+        with_password(url, Some(&Password(password.to_owned())))
+    }
+
+    #[test]
+    fn a_password_takes_the_place_of_the_url_s() {
+        for (url, expected) in [
+            ("nats://command:old@nats:4222", "nats://command:new@nats:4222"),
+            ("nats://command@nats:4222", "nats://command:new@nats:4222"),
+            ("nats://command:@nats:4222", "nats://command:new@nats:4222"),
+            ("command:old@nats:4222", "command:new@nats:4222"),
+            ("nats://a:4222,nats://command:old@b:4222,nats://c", "nats://a:4222,nats://command:new@b:4222,nats://c"),
+            ("postgres://u:o%40l:d@h1:5432,h2:5433/d?x=a@b", "postgres://u:new@h1:5432,h2:5433/d?x=a@b"),
+            ("mongodb://u:old@h1:1,h2:2/?authSource=admin", "mongodb://u:new@h1:1,h2:2/?authSource=admin"),
+            ("mongodb+srv://u@h?authSource=admin", "mongodb+srv://u:new@h?authSource=admin"),
+        ] {
+            assert_eq!(replaced(url, "new").unwrap(), expected);
+            assert_eq!(with_password(url, None).unwrap(), url);
+        }
+    }
+
+    #[test]
+    fn a_password_may_hold_anything() {
+        let awkward = "p@ss/w:o?r#d %41,ü\\'\"\t";
+        let url = replaced("postgres://u:old@localhost/d", awkward).unwrap();
+        let (_, rest) = url.split_once("u:").unwrap();
+        let (encoded, rest) = rest.split_once('@').unwrap();
+        assert_eq!(percent_encoding::percent_decode_str(encoded).decode_utf8().unwrap(), awkward);
+        assert_eq!(rest, "localhost/d");
+        assert!(encoded.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'%'), "{encoded}");
+    }
+
+    #[test]
+    fn a_password_wants_a_user() {
+        for url in ["nats://nats:4222", "nats://:old@nats:4222", "postgres://localhost/d?x=a@b", "", "a,b"] {
+            let error = format!("{:#}", replaced(url, "secret").unwrap_err());
+            assert!(error.contains("names no user") && !error.contains("secret") && !error.contains("old"), "{error}");
+        }
+    }
+
+    #[test]
+    fn newlines_at_the_end_of_a_file_are_not_the_password_s() {
+        let path = std::env::temp_dir().join(format!("watershed-password-{}", Uuid::now_v7()));
+        let read = || Password::from_file(path.to_str().unwrap());
+        for (content, expected) in [
+            ("secret", Ok("secret")),
+            ("secret\n", Ok("secret")),
+            ("two words \n\n", Ok("two words ")),
+            ("\nsecret", Ok("\nsecret")),
+            ("", Err("is empty")),
+            ("\n", Err("is empty")),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            match (read(), expected) {
+                (Ok(Password(password)), Ok(expected)) => assert_eq!(password, expected),
+                (Err(error), Err(expected)) => assert!(error.contains(expected), "{error}"),
+                (read, _) => panic!("{content:?}: {:?}", read.map(|Password(password)| password)),
+            }
+        }
+        std::fs::write(&path, [0xff]).unwrap();
+        assert!(read().is_err_and(|error| error.contains("cannot be read")));
+        std::fs::remove_file(&path).unwrap();
+        assert!(read().is_err_and(|error| error.contains("cannot be read")));
     }
 }

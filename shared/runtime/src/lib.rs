@@ -15,7 +15,7 @@ mod tls;
 
 pub use backoff::Backoff;
 pub use clock::now;
-pub use config::{ReplicaConfig, at_least_one};
+pub use config::{Password, ReplicaConfig, at_least_one, settings, with_password};
 pub use nats::{Gone, Nats, NatsConfig, nats_options, serve_again};
 pub use ready::Ready;
 pub use repeats::Repeats;

@@ -16,7 +16,10 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use wire::{Prefix, Subjects};
 
-use crate::Repeats;
+use crate::{
+    Repeats,
+    config::{Password, with_password},
+};
 
 /// How long a dead peer may go unnoticed is twice this.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -33,13 +36,26 @@ pub struct NatsConfig {
     /// NATS servers, comma-separated, the first with the user and password of this service:
     /// nats://user:password@host:port
     #[arg(long = "nats-url", env = "NATS_URL", hide_env_values = true, default_value = "nats://127.0.0.1:4222")]
-    pub url: String,
+    url: String,
+    /// A file with the password, instead of the one in the URL
+    #[arg(long = "nats-password-file", env = "NATS_PASSWORD_FILE", value_parser = Password::from_file)]
+    password: Option<Password>,
     /// One token in front of every subject, for a tenant or a test
     #[arg(long, env = "SUBJECT_PREFIX")]
     pub subject_prefix: Option<Prefix>,
     /// JetStream stream that holds the events
     #[arg(long, env = "STREAM", default_value = "EVENTS")]
     pub stream: String,
+}
+
+impl NatsConfig {
+    /// The servers, with the user and password.
+    ///
+    /// # Errors
+    /// If the password is in a file, but no user is named.
+    pub fn url(&self) -> anyhow::Result<String> {
+        with_password(&self.url, self.password.as_ref()).context("NATS_URL")
+    }
 }
 
 /// A connection, and whether it is up.
@@ -86,7 +102,7 @@ impl Nats {
     /// # Errors
     /// If the URL cannot be read.
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
-        let servers = Servers::parse(&config.url)?;
+        let servers = Servers::parse(&config.url()?)?;
         let (up, connected) = watch::channel(false);
         let log = Arc::new(EventLog { up, servers: servers.to_string(), repeats: Mutex::default() });
         let options = servers

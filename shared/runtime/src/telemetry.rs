@@ -6,6 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Sets the process's logging up.
 pub fn trace() {
+    // An empty one counts as one that is not set, as for every setting.
     let mut levels = std::env::var("RUST_LOG").ok().filter(|it| !it.is_empty()).unwrap_or_else(|| "info".to_owned());
     // What the client library has to say is said by `nats`, but once.
     if !levels.contains("async_nats") {
