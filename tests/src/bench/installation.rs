@@ -20,7 +20,7 @@ const USERS: usize = 1_000;
 /// So that none is ever out of stock.
 const STOCK: i64 = 1_000_000_000;
 /// The names of products are made of these: three words each.
-const WORDS: [&str; 40] = [
+pub const WORDS: [&str; 40] = [
     "alarm",
     "antique",
     "bag",
@@ -92,15 +92,22 @@ pub struct Orders<'a> {
 impl Installation {
     /// On these servers, with that many products.
     pub async fn start(stack: &Arc<Stack>, products: usize) -> Self {
+        let mut installation = Self::empty(stack).await;
+        (installation.users, installation.products) = (ids(USERS), ids(products));
+        installation.make_users_and_products().await;
+        installation
+    }
+
+    /// On these servers, with nothing in it.
+    pub async fn empty(stack: &Arc<Stack>) -> Self {
         let system = Arc::new(System::on(Arc::clone(stack)).await);
         let asker = Asker::new(&system.client.nats).await;
         let (command, query) = (vec![system.process("command", &[])], vec![system.process("query", &[])]);
         let projection = Some(system.process("projection", &[]));
         system.answers("command").await;
-        let (users, products) = (ids(USERS), ids(products));
-        let mut installation = Self { command, projection, query, system, asker, users, products, orders: vec![] };
-        installation.make_users_and_products().await;
-        installation
+        system.answers("query").await;
+        let (users, products, orders) = (vec![], vec![], vec![]);
+        Self { command, projection, query, system, asker, users, products, orders }
     }
 
     async fn make_users_and_products(&mut self) {
@@ -246,6 +253,23 @@ impl Installation {
             let position: Option<u64> = std::str::from_utf8(&message.payload).ok().and_then(|text| text.parse().ok());
             let known = positions.entry(view).or_default();
             *known = position.expect("a position").max(*known);
+        }
+    }
+
+    /// Waits until PostgreSQL has cleaned up what was written: no row is dead, and nothing is being vacuumed.
+    pub async fn cleaned_up(&self) {
+        const LEFT: &str = "select
+            (select count(*) from pg_stat_progress_vacuum)
+            + (select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables)";
+        let journal = self.system.journal().await;
+        let deadline = Instant::now() + CATCH_UP;
+        loop {
+            // What a transaction could still see that has ended meanwhile is cleaned up by the next.
+            journal.batch_execute("vacuum (analyze)").await.expect("the owner may vacuum");
+            if journal.query_one(LEFT, &[]).await.expect("PostgreSQL answers").get::<_, i64>(0) == 0 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "PostgreSQL does not come to an end with cleaning up");
         }
     }
 
