@@ -73,21 +73,18 @@ impl Invoices {
     /// If the system does not answer for a minute, or not one of the orders is there in the end.
     pub async fn replay(self, client: &Client, in_flight: usize, progress: bool) -> anyhow::Result<Report> {
         let replay = Arc::new(Replay { client: client.clone(), in_flight, counts: Counts::default() });
-        let commands = self.commands();
-        let all = commands.iter().map(Vec::len).sum::<usize>() as u64;
+        let (preparations, orders) = (self.preparations(), self.orders());
+        let all = (preparations.iter().map(Vec::len).sum::<usize>() + orders.len()) as u64;
         let shown = progress.then(|| AbortOnDropHandle::new(tokio::spawn(show_progress(Arc::clone(&replay), all))));
         let began = Instant::now();
-        let mut orders = 0;
-        for phase in commands {
-            let before = replay.counts.done();
-            replay.send(phase).await?;
-            // The last phase is that of the orders.
-            orders = replay.counts.done() - before;
-        }
+        replay.send(preparations).await?;
+        let prepared = replay.counts.done();
+        replay.send(orders.into_iter().map(|order| vec![order]).collect()).await?;
+        let placed = replay.counts.done() - prepared;
         let sending = began.elapsed();
         drop(shown);
         let refused = replay.counts.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        anyhow::ensure!(orders > 0, "not one order was accepted; commands were refused: {}", Refused(&refused));
+        anyhow::ensure!(placed > 0, "not one order was accepted; commands were refused: {}", Refused(&refused));
         let position = replay.counts.position.load(Relaxed);
         let began = Instant::now();
         replay.catch_up(position).await?;
@@ -136,8 +133,15 @@ impl Counts {
 }
 
 impl Replay {
-    async fn send(&self, commands: Vec<Command>) -> anyhow::Result<()> {
-        let mut replies = stream::iter(commands).map(|command| self.send_one(command)).buffer_unordered(self.in_flight);
+    /// Sends what belongs together one after the other, and the rest at the same time.
+    async fn send(&self, commands: Vec<Vec<Command>>) -> anyhow::Result<()> {
+        let together = |commands| async {
+            for command in commands {
+                self.send_one(command).await?;
+            }
+            anyhow::Ok(())
+        };
+        let mut replies = stream::iter(commands).map(together).buffer_unordered(self.in_flight);
         while let Some(sent) = replies.next().await {
             sent?;
         }
