@@ -8,7 +8,7 @@ use super::{
     rows::{PRODUCTS, TURNS, create, get, list, rebuild, search, visible},
     sustained::{Sustained, sustained},
 };
-use crate::Stack;
+use crate::{Stack, journal};
 
 /// Orders of the small and of the large installation.
 const SMALL: usize = 10_000;
@@ -48,8 +48,8 @@ pub async fn growth(stack: &Arc<Stack>, mut done: impl FnMut(Row)) {
         grown("order_create_256", "orders/s", &mut large, &mut small, async |it| Turn::rate(create(it, 256).await, 1))
             .await,
     );
-    large.cleaned_up().await;
-    small.cleaned_up().await;
+    journal::cleaned_up(&large.system).await;
+    journal::cleaned_up(&small.system).await;
     let large_turn = rebuild(&mut large).await;
     let small_turn = rebuild(&mut small).await;
     done(Row::of("growth_rebuild", "events/s", GROWN, vec![(large_turn, small_turn)]));
@@ -79,7 +79,7 @@ async fn grown(
                 it.caught_up().await;
             }
             // What is to be cleaned up is larger where there is more, and would be measured with the one or the other.
-            it.cleaned_up().await;
+            journal::cleaned_up(&it.system).await;
         }
         turns.push((measure(large).await, measure(small).await));
     }

@@ -256,23 +256,6 @@ impl Installation {
         }
     }
 
-    /// Waits until PostgreSQL has cleaned up what was written: no row is dead, and nothing is being vacuumed.
-    pub async fn cleaned_up(&self) {
-        const LEFT: &str = "select
-            (select count(*) from pg_stat_progress_vacuum)
-            + (select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables)";
-        let journal = self.system.journal().await;
-        let deadline = Instant::now() + CATCH_UP;
-        loop {
-            // What a transaction could still see that has ended meanwhile is cleaned up by the next.
-            journal.batch_execute("vacuum (analyze)").await.expect("the owner may vacuum");
-            if journal.query_one(LEFT, &[]).await.expect("PostgreSQL answers").get::<_, i64>(0) == 0 {
-                return;
-            }
-            assert!(Instant::now() < deadline, "PostgreSQL does not come to an end with cleaning up");
-        }
-    }
-
     /// Resident memory of our processes in MB, the largest of each role.
     pub fn memory(&self) -> BTreeMap<&'static str, f64> {
         let processes = [("command", &self.command[..]), ("query", &self.query[..])];
