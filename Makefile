@@ -42,6 +42,6 @@ soak: ## orders at 80 % of the highest rate, and whether anything grows: make so
 	cargo build --release --locked --workspace --bins
 	target/release/bench --soak $(MINUTES)
 
-retail: ## replay invoices through NATS: make retail FILE=path.csv.gz
-	@test -n "$(FILE)" || { echo 'usage: make retail FILE=path.csv.gz' >&2; exit 2; }
+retail: ## replay invoices through NATS: make retail FILE=path.csv.gz [DATES=month-first]
+	@test -n "$(FILE)" || { echo 'usage: make retail FILE=path.csv.gz [DATES=month-first|day-first]' >&2; exit 2; }
 	@if [ -z "$$NATS_URL" ]; then eval "$$(scripts/stack env)"; fi; scripts/watershed retail "$(FILE)"

@@ -9,6 +9,7 @@ mod growth;
 mod installation;
 mod load;
 mod report;
+mod retail;
 mod rows;
 mod soak;
 mod sustained;
@@ -23,10 +24,11 @@ use crate::Stack;
 use rows::Bench;
 
 /// The rows, in the order in which they are measured: those that need few orders come first.
-pub const ROWS: [&str; 13] = [
+pub const ROWS: [&str; 14] = [
     "order_create_1",
     "visible",
     "sustained",
+    "retail",
     "order_get_64",
     "order_get_vs_find",
     "order_list_64",
@@ -47,20 +49,28 @@ pub async fn run(only: &[String], mut done: impl FnMut(&Row)) -> Vec<Row> {
     let wanted: Vec<&str> = ROWS.into_iter().filter(|row| only.is_empty() || only.iter().any(|it| it == row)).collect();
     let stack: Arc<Stack> = Stack::measured("bench");
     let mut rows = Vec::new();
-    if wanted != ["growth"] {
-        let mut bench = Bench::start(&stack).await;
-        for row in wanted.iter().filter(|row| **row != "growth") {
-            let measured = bench.measure(row).await;
-            measured.iter().for_each(&mut done);
-            rows.extend(measured);
+    let mut done = |row: Row| {
+        done(&row);
+        rows.push(row);
+    };
+    let mut bench = None;
+    for row in wanted {
+        match row {
+            "retail" => done(retail::retail(&stack).await),
+            "growth" => {
+                // What was measured before is gone by then.
+                bench = None;
+                growth::growth(&stack, &mut done).await;
+            }
+            row => {
+                if bench.is_none() {
+                    bench = Some(Bench::start(&stack).await);
+                }
+                if let Some(bench) = &mut bench {
+                    bench.measure(row).await.into_iter().for_each(&mut done);
+                }
+            }
         }
-    }
-    if wanted.contains(&"growth") {
-        let grown = |row| {
-            done(&row);
-            rows.push(row);
-        };
-        growth::growth(&stack, grown).await;
     }
     rows
 }

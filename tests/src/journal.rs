@@ -1,13 +1,19 @@
 //! The journal as the tests read it, and what the views must be: a plain fold of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bson::Document;
 use domain::{Event, Id, Recorded, Timestamp};
 use futures_util::TryStreamExt;
+use tokio::time::{Instant, sleep};
 use views::{View, Visitor, layout};
 
 use crate::{System, eventually};
+
+/// How long cleaning up a journal may take.
+const CLEANING: Duration = Duration::from_secs(1800);
+/// The tables of the journal's database. Vacuuming all of it would vacuum the catalogs as well.
+const TABLES: &str = "select string_agg(relid::regclass::text, ', ') from pg_stat_user_tables";
 
 /// The events of the journal, in order.
 pub async fn events(system: &System) -> Vec<Recorded> {
@@ -88,6 +94,31 @@ pub async fn caught_up(system: &System) {
         (there == views::names().len()).then_some(())
     })
     .await;
+}
+
+/// Waits until PostgreSQL has cleaned up what was written: in none of the journal's tables is a row dead, and none is being
+/// vacuumed.
+///
+/// # Panics
+/// If that takes longer than cleaning up a large journal can take.
+pub async fn cleaned_up(system: &System) {
+    const LEFT: &str = "select
+        (select count(*) from pg_stat_progress_vacuum where datname = current_database())
+        + (select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables)";
+    let journal = system.journal().await;
+    let deadline = Instant::now() + CLEANING;
+    loop {
+        // What a transaction could still see that has ended meanwhile is cleaned up by the next. Few dead rows of many would
+        // be left in the indexes, and go on counting as dead.
+        let tables = journal.query_one(TABLES, &[]).await.unwrap().get::<_, String>(0);
+        journal.batch_execute(&format!("vacuum (analyze, index_cleanup on) {tables}")).await.unwrap();
+        let left: i64 = journal.query_one(LEFT, &[]).await.unwrap().get(0);
+        if left == 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{left} rows are dead, or a table is being vacuumed");
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Checks what the design promises of every journal: positions 1, 2, 3 …, each aggregate's versions 1, 2, 3 ….

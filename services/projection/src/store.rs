@@ -212,8 +212,7 @@ async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result
     }
     let command = rawdoc! { "update": layout::CHECKPOINTS, "updates": moves };
     let reply = batches[0].store.database.run_raw_command(command).session(&mut *session).await?;
-    let checkpoints = i64::try_from(batches.len())?;
-    write::check(&reply, checkpoints).context("another writer has moved a checkpoint")?;
+    write::check(&reply, batches.len()).context("another writer has moved a checkpoint")?;
     for Batch { store, writes, .. } in batches {
         for command in write::commands(store.documents.name(), writes) {
             let reply = store.database.run_raw_command(command.body).session(&mut *session).await?;

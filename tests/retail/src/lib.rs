@@ -1,9 +1,13 @@
 //! Replays a shop's invoices through NATS, as any client would: registers the customers, creates and stocks the products,
-//! places every sale as an order dated as in the file. It can be stopped and run again: identifiers and idempotency keys
-//! are made from what the file says, so nothing happens twice.
+//! places every sale as an order dated as in the file. It can be stopped and run again, and other files after it:
+//! identifiers and idempotency keys are made from what the file says, so nothing happens twice.
 
 mod client;
+mod dates;
 mod invoices;
+mod table;
+mod text;
+mod unusable;
 
 use std::{
     collections::BTreeMap,
@@ -19,11 +23,14 @@ use std::{
 use anyhow::Context;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 use wire::{Accepted, MIN_POSITION, MSG_ID};
 
 pub use client::{Client, Reply};
+pub use dates::DateOrder;
 pub use invoices::{Invoices, NoSale};
+pub use unusable::Unusable;
 
 /// How long a request is sent again while the system is overloaded or a server is away.
 const PERSISTENCE: Duration = Duration::from_secs(60);
@@ -39,6 +46,8 @@ pub struct Report {
     pub no_sales: BTreeMap<NoSale, usize>,
     pub commands: u64,
     pub accepted: u64,
+    /// Commands that create what is there already, and whose keys the system has forgotten.
+    pub present: u64,
     /// By code.
     pub refused: BTreeMap<String, u64>,
     pub sending: Duration,
@@ -48,38 +57,49 @@ pub struct Report {
     pub position: u64,
 }
 
-/// Replays the file with so many requests in flight, and waits until all views show it.
+/// Reads the file and replays it, see [`Invoices::replay`].
 ///
 /// # Errors
-/// If the file cannot be read, or the system does not answer for a minute.
+/// If the file is not what is taken, or the system does not answer for a minute.
 pub async fn replay(client: &Client, file: &Path, in_flight: usize, progress: bool) -> anyhow::Result<Report> {
-    let invoices = Invoices::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let replay = Arc::new(Replay { client: client.clone(), in_flight, counts: Counts::default() });
-    let commands = invoices.commands();
-    let all = commands.iter().map(Vec::len).sum::<usize>() as u64;
-    let shown = progress.then(|| tokio::spawn(show_progress(Arc::clone(&replay), all)));
-    let began = Instant::now();
-    for phase in commands {
-        replay.send(phase).await?;
+    let invoices = Invoices::read(file, None).with_context(|| format!("cannot take {}", file.display()))?;
+    invoices.replay(client, in_flight, progress).await
+}
+
+impl Invoices {
+    /// Replays the invoices with so many requests in flight, and waits until all views show them.
+    ///
+    /// # Errors
+    /// If the system does not answer for a minute, or not one of the orders is there in the end.
+    pub async fn replay(self, client: &Client, in_flight: usize, progress: bool) -> anyhow::Result<Report> {
+        let replay = Arc::new(Replay { client: client.clone(), in_flight, counts: Counts::default() });
+        let (preparations, orders) = (self.preparations(), self.orders());
+        let all = (preparations.iter().map(Vec::len).sum::<usize>() + orders.len()) as u64;
+        let shown = progress.then(|| AbortOnDropHandle::new(tokio::spawn(show_progress(Arc::clone(&replay), all))));
+        let began = Instant::now();
+        replay.send(preparations).await?;
+        let prepared = replay.counts.done();
+        replay.send(orders.into_iter().map(|order| vec![order]).collect()).await?;
+        let placed = replay.counts.done() - prepared;
+        let sending = began.elapsed();
+        drop(shown);
+        let refused = replay.counts.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        anyhow::ensure!(placed > 0, "not one order was accepted; commands were refused: {}", Refused(&refused));
+        let position = replay.counts.position.load(Relaxed);
+        let began = Instant::now();
+        replay.catch_up(position).await?;
+        Ok(Report {
+            sales: self.sales(),
+            no_sales: self.no_sales,
+            commands: replay.counts.sent.load(Relaxed),
+            accepted: replay.counts.accepted.load(Relaxed),
+            present: replay.counts.present.load(Relaxed),
+            refused,
+            sending,
+            catching_up: began.elapsed(),
+            position,
+        })
     }
-    let sending = began.elapsed();
-    if let Some(shown) = shown {
-        shown.abort();
-    }
-    let position = replay.counts.position.load(Relaxed);
-    let began = Instant::now();
-    replay.catch_up(position).await?;
-    let refused = replay.counts.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(Report {
-        sales: invoices.sales(),
-        no_sales: invoices.no_sales,
-        commands: replay.counts.sent.load(Relaxed),
-        accepted: replay.counts.accepted.load(Relaxed),
-        refused,
-        sending,
-        catching_up: began.elapsed(),
-        position,
-    })
 }
 
 /// One command of the replay.
@@ -100,13 +120,28 @@ struct Replay {
 struct Counts {
     sent: AtomicU64,
     accepted: AtomicU64,
+    present: AtomicU64,
     position: AtomicU64,
     refused: Mutex<BTreeMap<String, u64>>,
 }
 
+impl Counts {
+    /// Commands whose effect is there.
+    fn done(&self) -> u64 {
+        self.accepted.load(Relaxed) + self.present.load(Relaxed)
+    }
+}
+
 impl Replay {
-    async fn send(&self, commands: Vec<Command>) -> anyhow::Result<()> {
-        let mut replies = stream::iter(commands).map(|command| self.send_one(command)).buffer_unordered(self.in_flight);
+    /// Sends what belongs together one after the other, and the rest at the same time.
+    async fn send(&self, commands: Vec<Vec<Command>>) -> anyhow::Result<()> {
+        let together = |commands| async {
+            for command in commands {
+                self.send_one(command).await?;
+            }
+            anyhow::Ok(())
+        };
+        let mut replies = stream::iter(commands).map(together).buffer_unordered(self.in_flight);
         while let Some(sent) = replies.next().await {
             sent?;
         }
@@ -124,6 +159,11 @@ impl Replay {
                     let Accepted { position, .. } = serde_json::from_value(body)?;
                     self.counts.accepted.fetch_add(1, Relaxed);
                     self.counts.position.fetch_max(position, Relaxed);
+                    break;
+                }
+                // The identifier is made from what is created, so it was this importer that has created it.
+                Ok(Err(failure)) if failure.code == "id_taken" => {
+                    self.counts.present.fetch_add(1, Relaxed);
                     break;
                 }
                 Ok(Err(failure)) if failure.status < 500 => {
@@ -188,9 +228,22 @@ impl fmt::Display for Report {
         let rate = self.commands as f64 / self.sending.as_secs_f64();
         writeln!(f, "{} commands sent in {:.1?}, {rate:.0}/s", self.commands, self.sending)?;
         writeln!(f, "{} accepted", self.accepted)?;
+        if self.present > 0 {
+            writeln!(f, "{} had been done before", self.present)?;
+        }
         for (code, commands) in &self.refused {
             writeln!(f, "{commands} refused: {code}")?;
         }
         write!(f, "all views at position {} {:.0?} after the last reply", self.position, self.catching_up)
+    }
+}
+
+/// By code.
+struct Refused<'a>(&'a BTreeMap<String, u64>);
+
+impl fmt::Display for Refused<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let codes: Vec<String> = self.0.iter().map(|(code, commands)| format!("{commands} {code}")).collect();
+        f.write_str(&codes.join(", "))
     }
 }

@@ -1,17 +1,20 @@
-//! `make retail FILE=path.csv.gz`: replays a shop's invoices through NATS.
+//! `make retail FILE=path.csv`: replays a shop's invoices through NATS.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
-use retail::Client;
+use retail::{Client, DateOrder, Invoices};
 use wire::{Prefix, Subjects};
 
 /// Replays invoices in the layout of the UCI "Online Retail" data set
 #[derive(Parser)]
 struct Arguments {
-    /// The file, gzipped CSV
+    /// The file, CSV, plain or gzipped
     file: PathBuf,
+    /// What stands first in dates that have the year last; the file tells it nearly always
+    #[arg(long, env = "DATES", value_enum)]
+    dates: Option<DateOrder>,
     /// NATS server, with the client's user and password
     #[arg(long, env = "NATS_URL", hide_env_values = true, default_value = "nats://127.0.0.1:4222")]
     nats_url: String,
@@ -24,12 +27,23 @@ struct Arguments {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+async fn main() -> ExitCode {
+    match replay(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("retail: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn replay(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { file, dates, .. } = &arguments;
+    let invoices = Invoices::read(file, *dates).with_context(|| format!("cannot take {}", file.display()))?;
     let subjects = Subjects::new(arguments.subject_prefix.as_ref());
     let client = Client::connect(&arguments.nats_url, subjects).await.context("cannot connect to NATS")?;
     tokio::select! {
-        report = retail::replay(&client, &arguments.file, arguments.in_flight, true) => println!("{}", report?),
+        report = invoices.replay(&client, arguments.in_flight, true) => println!("{}", report?),
         _ = tokio::signal::ctrl_c() => eprintln!("stopped; run it again to go on: nothing will happen twice"),
     }
     Ok(())

@@ -222,23 +222,22 @@ pub struct Mongo {
 }
 
 impl Mongo {
-    pub async fn new(system: &System) -> Self {
+    /// Without documents.
+    pub async fn empty(system: &System) -> Self {
         let mut options = ClientOptions::parse(system.stack.url("MONGODB_URL")).await.expect("the URL can be read");
         options.max_pool_size = Some(64);
         options.write_concern = Some(WriteConcern::majority());
         let client = Client::with_options(options).expect("a client");
         let views = client.database(&system.prefix);
         let name = format!("{}_bare", system.prefix);
-        let sample = views.collection::<Document>("orders@1").find_one(doc! {}).await.expect("MongoDB answers");
-        let mut mongo = Self {
-            views,
-            client,
-            name,
-            sample: sample.expect("there is an order"),
-            users: vec![],
-            products: vec![],
-            sales: vec![],
-        };
+        let (sample, users, products, sales) = (Document::new(), vec![], vec![], vec![]);
+        Self { views, client, name, sample, users, products, sales }
+    }
+
+    pub async fn new(system: &System) -> Self {
+        let mut mongo = Self::empty(system).await;
+        let sample = mongo.orders_collection().find_one(doc! {}).await.expect("MongoDB answers");
+        mongo.sample = Document::try_from(&sample.expect("there is an order")).expect("a document");
         mongo.users = mongo.copy("users").await;
         mongo.products = mongo.copy("products").await;
         mongo.sales = mongo.copy("sales").await;
@@ -265,7 +264,8 @@ impl Mongo {
         ids.iter().map(|id| id.get_str("_id").expect("a string").to_owned()).collect()
     }
 
-    async fn index(&self, view: &str) {
+    /// Makes the indexes that a view has.
+    pub async fn index(&self, view: &str) {
         let from = self.views.collection::<Document>(&format!("{view}@1"));
         let indexes: Vec<IndexModel> = from.list_indexes().await.expect("listed").try_collect().await.expect("read");
         let indexes = indexes.into_iter().filter(|index| !index.keys.contains_key("_id") || index.keys.len() > 1);
@@ -328,6 +328,14 @@ impl Mongo {
         session.commit_transaction().await.expect("committed");
     }
 
+    /// Writes all documents, 1,000 at a time.
+    pub async fn bulk(&self, collection: &str, documents: Vec<RawDocumentBuf>) {
+        let collection = self.database().collection::<RawDocumentBuf>(collection);
+        for documents in documents.chunks(UPSERTS) {
+            collection.insert_many(documents).ordered(false).await.expect("inserted");
+        }
+    }
+
     /// Upserts 1,000 orders.
     pub async fn upserts(&self) {
         let updates: Vec<Document> = self
@@ -359,7 +367,7 @@ impl Mongo {
     }
 }
 
-/// Documents in one command of [`Mongo::upserts`].
+/// Documents in one command of [`Mongo::upserts`] and [`Mongo::bulk`].
 pub const UPSERTS: usize = 1_000;
 
 fn checked(reply: mongodb::error::Result<Document>, documents: usize) {

@@ -20,7 +20,7 @@ const USERS: usize = 1_000;
 /// So that none is ever out of stock.
 const STOCK: i64 = 1_000_000_000;
 /// The names of products are made of these: three words each.
-const WORDS: [&str; 40] = [
+pub const WORDS: [&str; 40] = [
     "alarm",
     "antique",
     "bag",
@@ -92,15 +92,22 @@ pub struct Orders<'a> {
 impl Installation {
     /// On these servers, with that many products.
     pub async fn start(stack: &Arc<Stack>, products: usize) -> Self {
+        let mut installation = Self::empty(stack).await;
+        (installation.users, installation.products) = (ids(USERS), ids(products));
+        installation.make_users_and_products().await;
+        installation
+    }
+
+    /// On these servers, with nothing in it.
+    pub async fn empty(stack: &Arc<Stack>) -> Self {
         let system = Arc::new(System::on(Arc::clone(stack)).await);
         let asker = Asker::new(&system.client.nats).await;
         let (command, query) = (vec![system.process("command", &[])], vec![system.process("query", &[])]);
         let projection = Some(system.process("projection", &[]));
         system.answers("command").await;
-        let (users, products) = (ids(USERS), ids(products));
-        let mut installation = Self { command, projection, query, system, asker, users, products, orders: vec![] };
-        installation.make_users_and_products().await;
-        installation
+        system.answers("query").await;
+        let (users, products, orders) = (vec![], vec![], vec![]);
+        Self { command, projection, query, system, asker, users, products, orders }
     }
 
     async fn make_users_and_products(&mut self) {

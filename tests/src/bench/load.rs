@@ -280,15 +280,36 @@ impl Measured {
     }
 }
 
-/// A number below the bound. Marsaglia's xorshift, 64 bits: load must not wait for randomness.
+/// Marsaglia's xorshift, 64 bits: load must not wait for randomness. From the same beginning always the same.
+#[derive(Clone, Copy)]
+pub struct Random(u64);
+
+impl Random {
+    const BEGINNING: Self = Self(0x9e37_79b9_7f4a_7c15);
+
+    /// A number below the bound.
+    pub fn below(&mut self, bound: usize) -> usize {
+        let Self(x) = self;
+        *x ^= *x << 13;
+        *x ^= *x >> 7;
+        *x ^= *x << 17;
+        (*x % bound as u64) as usize
+    }
+}
+
+impl Default for Random {
+    fn default() -> Self {
+        Self::BEGINNING
+    }
+}
+
+/// A number below the bound.
 pub fn random(bound: usize) -> usize {
-    thread_local!(static STATE: Cell<u64> = const { Cell::new(0x9e37_79b9_7f4a_7c15) });
-    STATE.with(|state| {
-        let mut x = state.get();
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        state.set(x);
-        (x % bound as u64) as usize
+    thread_local!(static RANDOM: Cell<Random> = const { Cell::new(Random::BEGINNING) });
+    RANDOM.with(|random| {
+        let mut next = random.get();
+        let number = next.below(bound);
+        random.set(next);
+        number
     })
 }

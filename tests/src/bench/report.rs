@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::load::Measured;
+use super::{load::Measured, sustained::Behind};
 
 /// What a ratio of ours to the bare part's is to be.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +21,8 @@ pub struct Turn {
     pub measured: Measured,
     /// Operations are counted in these: a batch of 256 orders is 256 operations.
     pub per_operation: usize,
+    /// What is to be said beside the figure.
+    pub note: String,
 }
 
 /// A figure of ours and the bare part's, in the same unit.
@@ -34,6 +36,9 @@ pub struct Row {
     pub ratio: f64,
     #[serde(skip)]
     pub reach: Reach,
+    /// What is to be said beside the figures.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub note: String,
     /// What else is known of each side, for the table.
     #[serde(skip)]
     detail: [String; 2],
@@ -48,11 +53,13 @@ impl Row {
         let (ours, bare) = turns.swap_remove(median);
         let mut row = Self::plain(name, unit, reach, ours.figure, bare.figure);
         row.detail = [ours.detail(), bare.detail()];
+        row.note = ours.note;
         row
     }
 
     pub fn plain(name: &str, unit: &'static str, reach: Reach, ours: f64, bare: f64) -> Self {
-        Self { name: name.to_owned(), unit, ours, bare, ratio: ours / bare, reach, detail: Default::default() }
+        let (note, detail) = Default::default();
+        Self { name: name.to_owned(), unit, ours, bare, ratio: ours / bare, reach, note, detail }
     }
 
     pub fn is_reached(&self) -> bool {
@@ -70,12 +77,17 @@ const PROCESSES: [&str; 7] = ["command", "projection", "query", "nats", "postgre
 impl Turn {
     /// A rate.
     pub fn rate(measured: Measured, per_operation: usize) -> Self {
-        Self { figure: measured.rate() * per_operation as f64, measured, per_operation }
+        Self { figure: measured.rate() * per_operation as f64, measured, per_operation, note: String::new() }
     }
 
     /// A quantile of the latency, in milliseconds.
     pub fn latency(measured: Measured, quantile: f64) -> Self {
-        Self { figure: measured.quantile(quantile), measured, per_operation: 1 }
+        Self { figure: measured.quantile(quantile), measured, per_operation: 1, note: String::new() }
+    }
+
+    /// With what is to be said of the worst moment.
+    pub fn noting(self, behind: Behind) -> Self {
+        Self { note: format!("at worst behind by {:.2} s", behind.worst), ..self }
     }
 
     fn detail(&self) -> String {
@@ -114,6 +126,9 @@ pub fn table(rows: &[Row]) -> String {
         let line = format!("{name:<27}{unit:<10}{ours:>11.3}{bare:>11.3}{ratio:>8.3}{missed} {reach:<7}{our_detail}");
         text.push_str(line.trim_end());
         text.push('\n');
+        if !row.note.is_empty() {
+            let _ = writeln!(text, "  {}", row.note);
+        }
         if !bare_detail.is_empty() {
             let _ = writeln!(text, "{:<77}{bare_detail}", "  bare");
         }

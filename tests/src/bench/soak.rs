@@ -34,7 +34,7 @@ pub async fn soak(minutes: usize) -> bool {
     let mut installation = Installation::start(&stack, 20_000).await;
     installation.fill(1_000).await;
     installation.caught_up().await;
-    let rate = SHARE * sustained(&mut installation).await.rate();
+    let rate = SHARE * sustained(&mut installation).await.measured.rate();
     installation.caught_up().await;
     let follower = Follower::start(&installation.system).await;
     println!("{rate:.0} orders/s for {minutes} minutes");

@@ -45,8 +45,10 @@ async fn measure(only: Vec<String>, json: PathBuf, chart: PathBuf, soak: Option<
         anyhow::ensure!(bench::soak(minutes).await, "something grew");
         return Ok(());
     }
-    let rows =
-        bench::run(&only, |row| eprintln!("{} {:.3} : {:.3} = {:.3}", row.name, row.ours, row.bare, row.ratio)).await;
+    let shown = |row: &bench::Row| {
+        eprintln!("{} {:.3} : {:.3} = {:.3} {}", row.name, row.ours, row.bare, row.ratio, row.note);
+    };
+    let rows = bench::run(&only, shown).await;
     print!("{}", bench::table(&rows));
     std::fs::write(json, serde_json::to_vec_pretty(&rows)?)?;
     std::fs::write(chart, bench::chart(&rows))?;
