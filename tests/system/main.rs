@@ -13,5 +13,6 @@ mod queries;
 mod readme;
 mod relay;
 mod retail;
+mod sums;
 mod uniqueness;
 mod wire_format;

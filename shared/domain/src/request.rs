@@ -9,7 +9,7 @@ use serde_json::error::Category;
 use crate::{Command, Id, strict::Object};
 
 /// One kind of command: what the command service needs to serve it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct CommandType {
     pub aggregate: &'static str,
     pub verb: &'static str,

@@ -9,9 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Inapplicable, Query, View, absent, present,
+    Inapplicable, Query, View, Whole, absent, present,
     query::{Direction, Limit, List, Plan},
-    tally::{Counted, Sum},
+    tally::{Counted, Sum, whole},
     words::normalized,
 };
 
@@ -26,7 +26,7 @@ pub struct User {
     pub country: Option<Country>,
     pub registered_at: Timestamp,
     /// Placed and not cancelled.
-    pub orders: i64,
+    pub orders: Whole,
     /// The totals of those orders, by currency.
     pub spent: Vec<Sum>,
     pub version: u64,
@@ -40,7 +40,7 @@ pub struct User {
 
 impl View for Users {
     const NAME: &'static str = "users";
-    const VERSION: i32 = 1;
+    const VERSION: i32 = 2;
     type Document = User;
     const GATHERS: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["user", "order"];
@@ -114,7 +114,7 @@ impl User {
             name,
             country,
             registered_at: event.at,
-            orders: 0,
+            orders: Whole::ZERO,
             spent: vec![],
             version: event.version,
             normalized_name: String::new(),
@@ -125,8 +125,8 @@ impl User {
 
     /// The version stays: it is the user's, and an order is no event of the user.
     fn counting(mut self, order: &Counted<'_>) -> Result<Self, Inapplicable> {
-        self.orders = order.tally.apply(self.orders, 1)?;
-        order.tally.apply_money(&mut self.spent, order.total.amount, order.total.currency)?;
+        self.orders = order.tally.apply(self.orders, whole(1)?)?;
+        order.tally.apply_money(&mut self.spent, &order.total.try_into()?)?;
         Ok(self.indexed())
     }
 
@@ -135,8 +135,8 @@ impl User {
         self.normalized_name = normalized(&self.name);
         self.spent_texts.clear();
         for Sum { amount, currency } in &self.spent {
-            // As many digits as `i64::MAX` has, so that the order of the texts is that of the amounts.
-            let text = format!("{amount:019}/{}", self.id);
+            // As many digits as any sum has, so that the order of the texts is that of the amounts.
+            let text = format!("{amount:0digits$}/{}", self.id, digits = Whole::DIGITS as usize);
             if let Some(country) = &self.country {
                 self.spent_texts.insert(spent_key(*currency, Some(country)), text.clone());
             }
@@ -249,7 +249,7 @@ mod tests {
     }
 
     fn sum(amount: i64, currency: &str) -> Sum {
-        Sum { amount, currency: currency.parse().unwrap() }
+        Sum { amount: whole(amount).unwrap(), currency: currency.parse().unwrap() }
     }
 
     #[test]
@@ -269,7 +269,7 @@ mod tests {
             user_updated(9, 2, "Grace", None),
         ])
         .unwrap();
-        assert_eq!((&*user.name, user.country, user.version, user.orders), ("Grace", None, 2, 1));
+        assert_eq!((&*user.name, user.country, user.version, user.orders), ("Grace", None, 2, whole(1).unwrap()));
         assert_eq!(user.normalized_name, "grace");
         assert_eq!(user.spent_texts.keys().collect::<Vec<_>>(), ["GBP"]);
     }
@@ -286,17 +286,17 @@ mod tests {
             order_deleted(7, 4),
         ])
         .unwrap();
-        assert_eq!((user.orders, user.version), (3, 1));
+        assert_eq!((user.orders, user.version), (whole(3).unwrap(), 1));
         assert_eq!(user.spent, [sum(30, "EUR"), sum(506, "GBP")]);
         let texts = user.spent_texts.into_iter().collect::<Vec<_>>();
         let text = |key: &str, amount: &str| (key.to_owned(), format!("{amount}/{ID}"));
         assert_eq!(
             texts,
             [
-                text("EUR", "0000000000000000030"),
-                text("EUR|St%2E Lucia", "0000000000000000030"),
-                text("GBP", "0000000000000000506"),
-                text("GBP|St%2E Lucia", "0000000000000000506"),
+                text("EUR", "0000000000000000000000000000000030"),
+                text("EUR|St%2E Lucia", "0000000000000000000000000000000030"),
+                text("GBP", "0000000000000000000000000000000506"),
+                text("GBP|St%2E Lucia", "0000000000000000000000000000000506"),
             ]
         );
     }
@@ -326,7 +326,7 @@ mod tests {
         let user = fold(&[registered(9, "Ada", None)]).unwrap();
         let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
         assert!(Users::evolve(Some(user.clone()), ID, &cancelled(&order, 2, false)).is_err());
-        let rich = User { spent: vec![sum(i64::MAX, "GBP")], ..user.clone() };
+        let rich = User { spent: vec![Sum { amount: Whole::MAX, ..sum(0, "GBP") }], ..user.clone() };
         assert!(Users::evolve(Some(rich), ID, &order).is_err());
         assert!(Users::evolve(Some(user), ID, &registered(9, "Ada", None)).is_err());
         for event in [user_updated(9, 2, "Ada", None), user_deleted(9, 2)] {
@@ -375,7 +375,11 @@ mod tests {
         let last = bson::serialize_to_raw_document_buf(&user).unwrap();
         let next = page(list, &body("")).cursor.next(&last).unwrap();
         let second = page(list, &body(&format!(r#","cursor":"{next}""#)));
-        assert!(second.filter.to_string().contains(&format!("0000000000000000500/{ID}")), "{}", second.filter);
+        assert!(
+            second.filter.to_string().contains(&format!("0000000000000000000000000000000500/{ID}")),
+            "{}",
+            second.filter
+        );
         let other = format!(r#"{{"sort":"spent","currency":"GBP","cursor":"{next}"}}"#);
         assert_eq!(refusal(list, &other), "cursor");
     }
