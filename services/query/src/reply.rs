@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use async_nats::{HeaderMap, HeaderValue};
+use views::Key;
 use wire::{Code, Failure, POSITION};
 
 use crate::positions::Reached;
@@ -14,9 +15,10 @@ pub fn headers(reached: Reached) -> HeaderMap {
     headers
 }
 
-pub fn not_found(noun: &str, id: &str, reached: Reached) -> Failure {
-    let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the id {id}"));
-    failure.with("id", id).with("position", reached.position)
+pub fn not_found(noun: &str, key: &Key, reached: Reached) -> Failure {
+    let (name, asked) = (key.name(), &*key.asked);
+    let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the {name} {asked}"));
+    failure.with(name, asked).with("position", reached.position)
 }
 
 pub fn not_built(view: &str) -> Failure {

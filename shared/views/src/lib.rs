@@ -15,13 +15,15 @@ mod query;
 #[cfg(test)]
 mod requests;
 pub mod sales;
+#[cfg(test)]
+mod strictness;
 mod tally;
 pub mod users;
 mod whole;
 mod words;
 
 pub use cursor::Cursor;
-pub use query::{List, Plan, Query, Report};
+pub use query::{Key, List, Plan, Query, Report};
 pub use tally::Sum;
 pub use whole::Whole;
 

@@ -106,7 +106,7 @@ impl Maker<'_> {
 fn integer(schema: &Value) -> BoxedStrategy<Value> {
     let end = |name: &str| schema[name].as_i64().unwrap_or_else(|| panic!("{name} is not said: {schema}"));
     let (min, max) = (end("minimum"), end("maximum"));
-    select(vec![min, min + 1, max / 1_000_000, max / 2, max]).prop_map(Value::from).boxed()
+    select(vec![min, min + 1, (max / 1_000_000).max(min), max / 2, max]).prop_map(Value::from).boxed()
 }
 
 fn text(schema: &Value) -> BoxedStrategy<Value> {

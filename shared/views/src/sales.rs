@@ -5,7 +5,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use bson::{Document, RawDocumentBuf, doc};
-use domain::{Currency, Id, Malformed, Name, Recorded, Sku, Timestamp};
+use domain::{
+    Currency, Id, Malformed, Name, Reason, Recorded, Sku, Timestamp,
+    strict::{self, Choice},
+};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
@@ -185,11 +188,10 @@ struct TopSales {
     from: Day,
     /// Its last day; 366 days at most.
     to: Day,
-    by: By,
+    by: Choice<By>,
     /// Sales in this currency only. Needed with `by` `revenue`.
     currency: Option<Currency>,
-    #[serde(default)]
-    limit: Limit,
+    limit: Option<Limit>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -206,9 +208,8 @@ struct Day(Timestamp);
 
 impl<'de> Deserialize<'de> for Day {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let begin = (text.len() == 10).then(|| format!("{text}T00:00:00Z").parse().ok()).flatten();
-        begin.map(Self).ok_or_else(|| de::Error::custom("expected a day such as 2026-01-31"))
+        let read = |text: &str| (text.len() == 10).then(|| format!("{text}T00:00:00Z").parse().ok()).flatten();
+        strict::text(deserializer, "a day such as 2026-01-31", read).map(Self)
     }
 }
 
@@ -229,10 +230,10 @@ impl JsonSchema for Day {
 /// The condition on `day`.
 fn period(from: Day, to: Day) -> Result<Document, Malformed> {
     if from > to {
-        return Err(Malformed::new("to", "expected the day `from` or a later one"));
+        return Err(Malformed::new("to", Reason::OutOfBounds, "the day `from` or a later one"));
     }
     if (to.0.unix_millis() - from.0.unix_millis()) / DAY_MILLIS >= MAX_DAYS {
-        return Err(Malformed::new("to", format!("expected a period of at most {MAX_DAYS} days")));
+        return Err(Malformed::new("to", Reason::OutOfBounds, format!("a period of at most {MAX_DAYS} days")));
     }
     Ok(doc! { "$gte": from.0.day(), "$lte": to.0.day() })
 }
@@ -278,15 +279,16 @@ fn render_daily(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
 }
 
 fn top(body: &[u8]) -> Result<Plan, Malformed> {
-    let TopSales { from, to, by, currency, limit } = domain::parse(body)?;
+    let TopSales { from, to, by: Choice(by), currency, limit } = domain::parse(body)?;
     let days = period(from, to)?;
-    let best = |key: &str| [doc! { "$sort": { key: -1, "_id": 1 } }, doc! { "$limit": limit.0 }];
+    let Limit(limit) = limit.unwrap_or_default();
+    let best = |key: &str| [doc! { "$sort": { key: -1, "_id": 1 } }, doc! { "$limit": limit }];
     let stages = match (by, currency) {
         (By::Revenue, Some(currency)) => [in_currency(days, currency), best("amount").into()],
         (By::Units, Some(currency)) => [in_currency(days, currency), best("units").into()],
         (By::Units, None) => [in_all_currencies(days), best("units").into()],
         (By::Revenue, None) => {
-            return Err(Malformed::new("currency", "expected a currency, as revenues in one are compared"));
+            return Err(Malformed::new("currency", Reason::Missing, "a currency, as revenues in one are compared"));
         }
     };
     Ok(Plan::Report(Report { pipeline: stages.concat(), render: render_top }))

@@ -50,7 +50,7 @@ impl Whole {
         let number = match (coefficient, power) {
             (0, _) => Some(0),
             (_, Some(power)) if exponent >= 0 => coefficient.checked_mul(power),
-            (_, Some(power)) => (coefficient % power == 0).then_some(coefficient / power),
+            (_, Some(power)) => coefficient.is_multiple_of(power).then_some(coefficient / power),
             (_, None) => None,
         };
         number.filter(|number| *number < END).map(Self)

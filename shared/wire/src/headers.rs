@@ -1,7 +1,7 @@
 //! The request headers, read strictly: a header that cannot be read is an error, not a header that is not there.
 
 use async_nats::HeaderMap;
-use domain::Malformed;
+use domain::{Malformed, Reason};
 
 /// The command's idempotency key: 1 to 128 visible ASCII characters.
 pub const MSG_ID: &str = "Nats-Msg-Id";
@@ -50,7 +50,7 @@ fn key(name: &str, value: &str) -> Result<String, Malformed> {
     if (1..=MAX_LENGTH).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Ok(value.to_owned());
     }
-    Err(Malformed::new(name, format!("expected 1 to {MAX_LENGTH} visible ASCII characters without spaces")))
+    Err(Malformed::new(name, Reason::Invalid, format!("1 to {MAX_LENGTH} visible ASCII characters without spaces")))
 }
 
 fn actor(value: &str) -> Result<String, Malformed> {
@@ -58,15 +58,19 @@ fn actor(value: &str) -> Result<String, Malformed> {
     if (1..=MAX_LENGTH).contains(&value.chars().count()) && !value.chars().any(char::is_control) {
         return Ok(value.to_owned());
     }
-    Err(Malformed::new(ACTOR, format!("expected 1 to {MAX_LENGTH} characters without control characters")))
+    Err(Malformed::new(ACTOR, Reason::Invalid, format!("1 to {MAX_LENGTH} characters without control characters")))
 }
 
 /// Up to `i64::MAX`, which is as far as the stores count.
 fn number(name: &str, value: &str) -> Result<u64, Malformed> {
-    let number: Option<u64> = value.trim().parse().ok();
+    let value = value.trim();
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let reason = if is_number { Reason::OutOfBounds } else { Reason::Invalid };
+    let number: Option<u64> = value.parse().ok();
     number
         .filter(|number| *number <= i64::MAX as u64)
-        .ok_or_else(|| Malformed::new(name, "expected a whole number from 0 to 9223372036854775807"))
+        .ok_or_else(|| Malformed::new(name, reason, "a whole number from 0 to 9223372036854775807"))
 }
 
 /// `00-<32 hex>-<16 hex>-<2 hex>`, W3C Trace Context level 1, section 3.2.
@@ -102,19 +106,22 @@ mod tests {
     fn what_cannot_be_read_is_refused_by_name() {
         let long = "x".repeat(129);
         let cases = [
-            (MSG_ID, ""),
-            (MSG_ID, "a b"),
-            (MSG_ID, "a\0b"),
-            (MSG_ID, &long),
-            (EXPECTED_VERSION, "-1"),
-            (EXPECTED_VERSION, "x"),
-            (MIN_POSITION, "99999999999999999999"),
-            (ACTOR, ""),
-            (ACTOR, "a\0b"),
+            (MSG_ID, "", Reason::Invalid),
+            (MSG_ID, "a b", Reason::Invalid),
+            (MSG_ID, "a\0b", Reason::Invalid),
+            (MSG_ID, &long, Reason::Invalid),
+            (EXPECTED_VERSION, "-1", Reason::OutOfBounds),
+            (EXPECTED_VERSION, "x", Reason::Invalid),
+            (EXPECTED_VERSION, "", Reason::Invalid),
+            (MIN_POSITION, "99999999999999999999", Reason::OutOfBounds),
+            (ACTOR, "", Reason::Invalid),
+            (ACTOR, "a\0b", Reason::Invalid),
         ];
-        for (name, value) in cases {
-            assert_eq!(parse(name, value).unwrap_err().field, name, "{value:?}");
+        for (name, value, reason) in cases {
+            let malformed = parse(name, value).unwrap_err();
+            assert_eq!((&*malformed.field, malformed.reason), (name, reason), "{value:?}");
         }
+        assert_eq!(parse(MIN_POSITION, "-1").unwrap_err().bounds(), Some((0, i64::MAX)));
     }
 
     #[test]
