@@ -53,8 +53,8 @@ pub fn fold(events: &[Recorded]) -> Documents {
                 }
             }
             for (id, document) in documents {
-                let document = bson::serialize_to_document(&document).unwrap();
-                self.documents.insert((V::NAME, id), document);
+                let stored = bson::serialize_to_raw_document_buf(&document).unwrap();
+                self.documents.insert((V::NAME, id), stored.try_into().unwrap());
             }
         }
     }

@@ -17,5 +17,6 @@ mod relay;
 mod restarts;
 mod retail;
 mod settings;
+mod sums;
 mod uniqueness;
 mod wire_format;

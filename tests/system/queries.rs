@@ -116,6 +116,8 @@ async fn bad_queries_are_refused_by_field() {
     let (system, _replicas) = System::complete().await;
     let cases = [
         ("user.get", json!({}), "id"),
+        ("user.get", json!({"id": "01900000-0000-7000-8000-000000000001", "email": "a@b.co"}), "email"),
+        ("user.list", json!({"sort": 1}), "sort"),
         ("user.get", json!({"id": "x"}), "id"),
         ("user.list", json!({"limit": 0}), "limit"),
         ("user.list", json!({"limit": 101}), "limit"),
@@ -159,7 +161,7 @@ async fn every_filter_and_sort_is_served_by_an_index() {
         for request in requests {
             let Ok(plan) = (found.plan)(request.to_string().as_bytes()) else { continue };
             let command = match plan {
-                Plan::Get { id } => doc! {"find": &collection, "filter": {"_id": id}},
+                Plan::Get(key) => doc! {"find": &collection, "filter": {key.field: key.value}},
                 Plan::List(list) => {
                     doc! {"find": &collection, "filter": list.filter, "sort": list.sort, "hint": list.hint}
                 }
@@ -223,7 +225,8 @@ fn requests(user: &str) -> Vec<(&'static str, Vec<Value>)> {
     .concat();
     let top = [&days[..], &[("by", vec![json!("revenue"), json!("units")]), currency][..]].concat();
     vec![
-        ("user.get", vec![json!({"id": user})]),
+        ("user.get", vec![json!({"id": user}), json!({"email": "ada@example.com"})]),
+        ("product.get", vec![json!({"id": user}), json!({"sku": "71053"})]),
         ("user.list", combine(&users)),
         ("product.search", combine(&products)),
         ("order.list", combine(&orders)),
@@ -272,6 +275,39 @@ async fn lookups_at_the_same_time_each_get_their_own_document() {
         }
     };
     join_all((0..2000).map(ask)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_is_got_by_email_and_a_product_by_sku_also_many_at_once() {
+    let (system, _replicas) = System::complete().await;
+    let register = |n: usize| json!({"email": format!("Ada{n}@Example.com"), "name": "Ada"});
+    let users = join_all((0..50).map(|n| system.accept("user.register", register(n)))).await;
+    let product = json!({"sku": "BANK CHARGES", "name": "Charges", "price": {"amount": 1, "currency": "GBP"}});
+    let product_id = system.accept("product.create", product.clone()).await.id;
+    let taken = system.try_command("product.create", product).await.failure();
+    assert_eq!((&*taken.code, &taken.details["id"]), ("sku_taken", &json!(product_id)));
+    let taken = system.try_command("user.register", register(7)).await.failure();
+    assert_eq!((&*taken.code, &taken.details["id"]), ("email_taken", &json!(users[7].id)));
+    let last = system.accept("user.update", json!({"id": users[7].id, "email": "grace@example.com"})).await.position;
+
+    let ask = async |n: usize| {
+        let (by_id, by_email) =
+            (json!({"id": users[n % 50].id}), json!({"email": format!("ADA{}@example.com", n % 50)}));
+        let reply = system.read("user.get", if n.is_multiple_of(3) { by_id } else { by_email.clone() }, last).await;
+        if n % 50 == 7 && !n.is_multiple_of(3) {
+            let failure = reply.failure();
+            assert_eq!((&*failure.code, &failure.details["email"]), ("not_found", &by_email["email"]));
+        } else {
+            assert_eq!(reply.data()["id"], json!(users[n % 50].id));
+        }
+    };
+    join_all((0..1000).map(ask)).await;
+    let user = system.read("user.get", json!({"id": null, "email": "Grace@example.com"}), last).await.data();
+    assert_eq!((&user["id"], &user["email"]), (&json!(users[7].id), &json!("grace@example.com")));
+    let product = system.read("product.get", json!({"sku": "BANK CHARGES"}), last).await.data();
+    assert_eq!(product["id"], json!(product_id));
+    let failure = system.read("product.get", json!({"sku": "bank"}), last).await.failure();
+    assert_eq!((failure.status, &failure.details["sku"]), (404, &json!("bank")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,13 +45,75 @@ async fn bad_commands_are_refused_by_field_and_spoil_nobodys_batch() {
         let failure = system.client.request(subject, body.clone().into(), &[]).await.unwrap().failure();
         let shown = &body[..body.len().min(200)];
         assert_eq!((failure.status, &*failure.code), (400, "malformed"), "{name} {shown}");
-        let named = failure.details["field"].as_str().unwrap_or_default();
+        let named = failure.details.get("field").and_then(Value::as_str).unwrap_or_default();
         assert!(named.starts_with(field), "{name} {shown}: {field:?} is named, not {named:?}");
         assert!(!failure.message.is_empty());
     }));
     let good = join_all((0..100).map(|_| system.accept("product.restock", json!({"id": product, "quantity": 1}))));
     tokio::join!(bad, good);
     assert_eq!(journal::events(&system).await.len(), before + 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_malformed_is_said_in_a_way_that_a_program_can_use() {
+    let (system, _replicas) = System::complete().await;
+    let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
+    let quantity =
+        |quantity: &str| format!(r#"{{"user":"{id}","lines":[{{"product":"{id}","quantity":{quantity}}}]}}"#);
+    let pieces = json!({
+        "field": "lines[0].quantity", "reason": "out_of_bounds", "expected": "a whole number of pieces from 1 to 1000000",
+        "min": 1, "max": 1_000_000,
+    });
+    let (list, limit) = ("qry.user.list", "a whole number from 1 to 100");
+    for (subject, body, details) in [
+        ("cmd.order.create", quantity("0"), pieces.clone()),
+        ("cmd.order.create", quantity("1e400"), pieces.clone()),
+        ("cmd.order.create", quantity(&"9".repeat(400)), pieces),
+        ("cmd.user.delete", "{}".to_owned(), json!({"field": "id", "reason": "missing"})),
+        (
+            "cmd.user.delete",
+            r#"{"colour":1}"#.to_owned(),
+            json!({"field": "colour", "reason": "unknown", "expected": "`id`"}),
+        ),
+        ("cmd.user.delete", format!(r#"{{"id":"{id}","id":"{id}"}}"#), json!({"field": "id", "reason": "duplicate"})),
+        ("cmd.user.delete", "[]".to_owned(), json!({"reason": "wrong_type", "expected": "an object"})),
+        ("cmd.user.delete", "{".to_owned(), json!({"reason": "not_json", "expected": "one JSON object in UTF-8"})),
+        (
+            list,
+            r#"{"sort":"size"}"#.to_owned(),
+            json!({
+                "field": "sort", "reason": "invalid", "expected": "one of `name`, `registered`, `spent`",
+            }),
+        ),
+        (
+            list,
+            r#"{"limit":101}"#.to_owned(),
+            json!({
+                "field": "limit", "reason": "out_of_bounds", "expected": limit, "min": 1, "max": 100,
+            }),
+        ),
+        (
+            list,
+            r#"{"limit":"5"}"#.to_owned(),
+            json!({
+                "field": "limit", "reason": "wrong_type", "expected": limit, "min": 1, "max": 100,
+            }),
+        ),
+    ] {
+        let subject = format!("{}.{subject}", system.prefix);
+        let failure = system.client.request(subject, body.clone().into(), &[]).await.unwrap().failure();
+        assert_eq!((failure.status, &*failure.code), (400, "malformed"), "{body:.200}");
+        assert_eq!(json!(failure.details), details, "{body:.200}");
+    }
+    let header = [("Expected-Version", "-1")];
+    let failure = system.client.command("user.delete", json!({"id": id}), &header).await.unwrap().failure();
+    let expected = "a whole number from 0 to 9223372036854775807";
+    assert_eq!(
+        json!(failure.details),
+        json!({
+            "field": "Expected-Version", "reason": "out_of_bounds", "expected": expected, "min": 0, "max": i64::MAX,
+        })
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

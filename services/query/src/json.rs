@@ -6,12 +6,15 @@
 use std::str;
 
 use bson::RawDocument;
+use views::Whole;
 
 /// Why a stored document cannot be written as JSON.
 #[derive(Debug, thiserror::Error)]
 pub enum Unencodable {
     #[error("a value of BSON type {0:#04x} has no form in a reply")]
     Type(u8),
+    #[error("a Decimal128 that is no whole number has no form in a reply")]
+    Decimal,
     #[error("broken BSON")]
     Broken,
     #[error("not UTF-8: {0}")]
@@ -78,6 +81,10 @@ fn write_value(out: &mut Vec<u8>, value: Value<'_>) -> Result<(), Unencodable> {
         Value::String(text) => write_text(out, text)?,
         Value::Int32(number) => serde_json::to_writer(out, &number)?,
         Value::Int64(number) => serde_json::to_writer(out, &number)?,
+        Value::Decimal128(bytes) => {
+            let number = Whole::from_decimal128(bytes).ok_or(Unencodable::Decimal)?;
+            serde_json::to_writer(out, &number)?;
+        }
         // JSON has no infinity and no NaN: they become null.
         Value::Double(number) => serde_json::to_writer(out, &number)?,
         Value::Boolean(flag) => out.extend_from_slice(if flag { b"true" } else { b"false" }),
@@ -127,6 +134,7 @@ enum Value<'a> {
     Null,
     Int32(i32),
     Int64(i64),
+    Decimal128([u8; 16]),
 }
 
 impl<'a> Elements<'a> {
@@ -158,6 +166,7 @@ impl<'a> Elements<'a> {
             0x0a => Value::Null,
             0x10 => Value::Int32(i32::from_le_bytes(self.take()?)),
             0x12 => Value::Int64(i64::from_le_bytes(self.take()?)),
+            0x13 => Value::Decimal128(self.take()?),
             other => return Err(Unencodable::Type(*other)),
         };
         Ok(Some((key, value)))
@@ -232,6 +241,24 @@ mod tests {
         assert_eq!(text(&document), r#"{"a":null,"b":null,"c":null,"d":-0.0,"e":1e+300}"#);
     }
 
+    fn decimal(text: &str) -> Document {
+        doc! { "a": text.parse::<bson::Decimal128>().unwrap() }
+    }
+
+    #[test]
+    fn a_decimal_is_written_as_a_plain_whole_number() {
+        for digits in ["0", "7", "1000", "9223372036854775808", "9999999999999999999999999999999999"] {
+            assert_eq!(text(&decimal(digits)), format!(r#"{{"a":{digits}}}"#));
+        }
+        for (other, digits) in [("1E+3", "1000"), ("5.00", "5"), ("0E-3", "0"), ("-0", "0")] {
+            assert_eq!(text(&decimal(other)), format!(r#"{{"a":{digits}}}"#));
+        }
+        for other in ["-1", "0.5", "1E+34", "NaN", "Infinity"] {
+            let document = RawDocumentBuf::try_from(&decimal(other)).unwrap();
+            assert!(matches!(write_document(&mut Vec::new(), &document), Err(Unencodable::Decimal)), "{other}");
+        }
+    }
+
     #[test]
     fn strings_are_escaped() {
         let strings =
@@ -263,7 +290,7 @@ mod tests {
         };
         assert!(is_read(whole.as_bytes()));
         for at in 0..whole.as_bytes().len() {
-            for byte in [0x00, 0x01, 0x02, 0x03, 0x10, 0x70, 0x7f, 0x80, 0xff] {
+            for byte in [0x00, 0x01, 0x02, 0x03, 0x10, 0x13, 0x70, 0x7f, 0x80, 0xff] {
                 let mut bytes = whole.as_bytes().to_vec();
                 bytes[at] = byte;
                 // Whatever it makes of them, it does not panic.

@@ -1,4 +1,4 @@
-//! Documents by their ids. Those that are asked for at the same time share one `find`; one that is asked for alone is
+//! Documents by their ids, or by another key. Those that are asked for at the same time share one `find`; one that is asked for alone is
 //! fetched at once: nobody waits for a batch to fill, only for one of the few finds in flight to come back.
 //!
 //! A find takes requests that were queued before it started, and their positions were known by then: it shows at least
@@ -15,6 +15,7 @@ use futures_util::TryStreamExt;
 use runtime::micro::{Reply, Request};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
+use views::Key;
 use wire::Failure;
 
 use crate::{
@@ -26,14 +27,14 @@ use crate::{
 
 /// Finds of one view in flight. The second uses the round trip of the first; more make the batches small.
 const FINDS: usize = 2;
-/// Ids in one find at most.
+/// Keys in one find at most.
 const BATCH: usize = 256;
 
 /// A request for one document.
 pub struct Wanted {
     pub request: Request,
     pub noun: &'static str,
-    pub id: String,
+    pub key: Key,
     /// The view as it was when the request was queued.
     pub reached: Reached,
     /// Held until the reply is out.
@@ -82,32 +83,33 @@ impl Lookup {
         }
     }
 
-    /// Takes what waits, as far as it is for the same generation. If nothing waits, the task has ended.
+    /// Takes what waits, as far as it is for the same field of the same generation. If nothing waits, the task has ended.
     fn take(&self) -> Option<(Reached, Vec<Wanted>)> {
         let mut queue = self.queue();
-        let Some(Wanted { reached, .. }) = queue.wanted.front() else {
+        let Some(Wanted { reached, key, .. }) = queue.wanted.front() else {
             queue.finds -= 1;
             return None;
         };
-        let reached = *reached;
-        let same = |wanted: &&Wanted| wanted.reached.generation == reached.generation;
+        let (reached, field) = (*reached, key.field);
+        let same = |wanted: &&Wanted| (wanted.reached.generation, wanted.key.field) == (reached.generation, field);
         let count = queue.wanted.iter().take(BATCH).take_while(same).count();
         Some((reached, queue.wanted.drain(..count).collect()))
     }
 
-    /// The documents of a batch as JSON, by id; what is not there is left out.
+    /// The documents of a batch as JSON, by key; what is not there is left out.
     async fn find(&self, reached: Reached, batch: &[Wanted]) -> Result<Found, Failure> {
+        let Some(Wanted { key: Key { field, .. }, .. }) = batch.first() else { return Ok(Found::new()) };
         let collection = self.store.collection(self.view, reached);
         // One more than can come: the server then sees the end, and keeps no cursor.
         let batch_size = u32::try_from(batch.len() + 1).unwrap_or(u32::MAX);
-        let find = collection.find(any_of(batch)).batch_size(batch_size).max_time(MAX_TIME).batch();
+        let find = collection.find(any_of(field, batch)).batch_size(batch_size).max_time(MAX_TIME).batch();
         let mut replies = self.store.read(self.view, find).await?;
         let mut found = Found::with_capacity(batch.len());
         while let Some(reply) = self.store.read(self.view, replies.try_next()).await? {
             for document in self.store.documents(self.view, &reply)? {
                 let document = document?;
-                let id = document.get_str("_id").map_err(|error| internal(self.view, error))?;
-                found.insert(id.to_owned(), self.encode(document));
+                let value = document.get_str(field).map_err(|error| internal(self.view, error))?;
+                found.insert(value.to_owned(), self.encode(document));
             }
         }
         Ok(found)
@@ -121,13 +123,13 @@ impl Lookup {
     }
 
     async fn answer(&self, wanted: Wanted, found: &Result<Found, Failure>) {
-        let Wanted { request, noun, id, reached, permit } = wanted;
+        let Wanted { request, noun, key, reached, permit } = wanted;
         let response = match found {
             Err(failure) => Err(failure.clone()),
-            Ok(found) => match found.get(&id) {
+            Ok(found) => match found.get(&key.value) {
                 Some(Ok(body)) => Ok(Reply { position: reached.position, body: body.clone() }),
                 Some(Err(failure)) => Err(failure.clone()),
-                None => Err(reply::not_found(noun, &id, reached)),
+                None => Err(reply::not_found(noun, &key, reached)),
             },
         };
         request.respond(response).await;
@@ -140,15 +142,15 @@ impl Lookup {
     }
 }
 
-fn any_of(batch: &[Wanted]) -> Document {
+fn any_of(field: &str, batch: &[Wanted]) -> Document {
     match batch {
         // The server has a shorter way for a single id.
-        [Wanted { id, .. }] => doc! { "_id": id },
+        [Wanted { key, .. }] => doc! { field: &key.value },
         batch => {
-            let mut ids: Vec<&str> = batch.iter().map(|wanted| wanted.id.as_str()).collect();
-            ids.sort_unstable();
-            ids.dedup();
-            doc! { "_id": { "$in": ids } }
+            let mut values: Vec<&str> = batch.iter().map(|wanted| wanted.key.value.as_str()).collect();
+            values.sort_unstable();
+            values.dedup();
+            doc! { field: { "$in": values } }
         }
     }
 }

@@ -2,13 +2,15 @@
 
 use std::fmt::Display;
 
+use views::Key;
 use wire::{Code, Failure};
 
 use crate::positions::Reached;
 
-pub fn not_found(noun: &str, id: &str, reached: Reached) -> Failure {
-    let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the id {id}"));
-    failure.with("id", id).with("position", reached.position)
+pub fn not_found(noun: &str, key: &Key, reached: Reached) -> Failure {
+    let (name, asked) = (key.name(), &*key.asked);
+    let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the {name} {asked}"));
+    failure.with(name, asked).with("position", reached.position)
 }
 
 pub fn not_built(view: &str) -> Failure {

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use runtime::micro::{Reply, Request};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
-use views::{Plan, Query};
+use views::{Key, Plan, Query};
 use wire::{Failure, RequestHeaders};
 
 use crate::{
@@ -67,10 +67,10 @@ impl Responder {
                 self.shared.tasks.spawn(request.respond(Err(failure)));
             }
             // By far the most frequent case needs no task of its own.
-            (Ok(Asked { plan: Plan::Get { id }, min_position, permit }), Some(reached))
+            (Ok(Asked { plan: Plan::Get(key), min_position, permit }), Some(reached))
                 if reached.position >= min_position =>
             {
-                self.look_up(request, id, reached, permit);
+                self.look_up(request, key, reached, permit);
             }
             (Ok(asked), _) => {
                 self.shared.tasks.spawn(Arc::clone(self).answer(request, asked));
@@ -87,8 +87,8 @@ impl Responder {
         Ok(Asked { plan, min_position: headers.min_position.unwrap_or(0), permit })
     }
 
-    fn look_up(&self, request: Request, id: String, reached: Reached, permit: OwnedSemaphorePermit) {
-        self.lookup.add(Wanted { request, noun: self.query.noun, id, reached, permit });
+    fn look_up(&self, request: Request, key: Key, reached: Reached, permit: OwnedSemaphorePermit) {
+        self.lookup.add(Wanted { request, noun: self.query.noun, key, reached, permit });
     }
 
     async fn answer(self: Arc<Self>, request: Request, asked: Asked) {
@@ -99,7 +99,7 @@ impl Responder {
             Err(failure) => return request.respond(Err(failure)).await,
         };
         let body = match plan {
-            Plan::Get { id } => return self.look_up(request, id, reached, permit),
+            Plan::Get(key) => return self.look_up(request, key, reached, permit),
             Plan::List(list) => page::read(&shared.store, view, reached, list, shared.max_reply_bytes).await,
             Plan::Report(report) => report::read(&shared.store, view, reached, report, shared.max_reply_bytes).await,
         };

@@ -21,16 +21,16 @@ mod rejection;
 mod request;
 #[cfg(test)]
 mod scenario;
-mod strict;
+pub mod strict;
 mod text;
 mod timestamp;
 pub mod user;
 
 pub use aggregates::{Aggregates, Changed, Claim, Kind};
 pub use id::{Id, InvalidId};
-pub use money::{Currency, InvalidCurrency, MAX_AMOUNT, Money};
+pub use money::{Amount, Currency, InvalidCurrency, MAX_AMOUNT, Money};
 pub use rejection::{Rejection, RejectionKind};
-pub use request::{CommandType, Malformed, Undecodable, parse};
+pub use request::{CommandType, Malformed, Reason, Undecodable, parse};
 pub use text::{Country, Email, InvalidText, Name, Sku};
 pub use timestamp::{InvalidTimestamp, Timestamp};
 

@@ -41,19 +41,25 @@ impl<'de> Deserialize<'de> for Money {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Fields {
-            #[serde(deserialize_with = "amount")]
-            amount: i64,
+            amount: Amount,
             currency: Currency,
         }
 
-        let Object(Fields { amount, currency }) = Object::deserialize(deserializer)?;
+        let Object(Fields { amount: Amount(amount), currency }) = Object::deserialize(deserializer)?;
         Ok(Self { amount, currency })
     }
 }
 
-fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    let expected = format_args!("a whole number of minor units from 0 to {MAX_AMOUNT}");
-    strict::whole_number(deserializer, expected, |amount| (0..=MAX_AMOUNT).contains(&amount))
+/// Minor units of a request, from 0 to [`MAX_AMOUNT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+#[schemars(inline)]
+pub struct Amount(#[schemars(range(min = 0, max = MAX_AMOUNT))] pub i64);
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = format_args!("a whole number of minor units from 0 to {MAX_AMOUNT}");
+        strict::whole_number(deserializer, expected, |amount| (0..=MAX_AMOUNT).contains(&amount)).map(Self)
+    }
 }
 
 /// A currency in use, by its ISO 4217 code.

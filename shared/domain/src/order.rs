@@ -19,6 +19,9 @@ pub const KIND: &str = "order";
 pub const MAX_LINES: usize = 2_000;
 /// Pieces in one line.
 pub const MAX_QUANTITY: i64 = 1_000_000;
+/// How far the clock of a client may be ahead: an order placed "now" is not refused for that. What the client says is
+/// kept as it is.
+const CLOCK_DIFFERENCE_MILLIS: i64 = 5_000;
 
 commands! {
     Order {
@@ -34,8 +37,8 @@ commands! {
 #[serde(deny_unknown_fields)]
 pub struct Create {
     /// Made by the service if absent; UUID version 7 recommended.
-    #[serde(default)]
-    #[schemars(skip_serializing_if = "Id::is_none")]
+    #[serde(default, deserialize_with = "strict::or_default")]
+    #[schemars(with = "Option<Id>", skip_serializing_if = "Id::is_none")]
     pub id: Id,
     /// Who buys.
     pub user: Id,
@@ -43,7 +46,7 @@ pub struct Create {
     #[serde(deserialize_with = "lines")]
     #[schemars(length(min = 1, max = MAX_LINES))]
     pub lines: Vec<RequestedLine>,
-    /// When it was placed, if not now; not in the future.
+    /// When it was placed, if not now; not in the future, but for 5 seconds that clocks may differ by.
     pub placed_at: Option<Timestamp>,
 }
 
@@ -205,7 +208,7 @@ impl Create {
         aggregates.require_new(id)?;
         user::require_living(aggregates, user)?;
         let placed_at = placed_at.unwrap_or(now);
-        if placed_at > now {
+        if placed_at.unix_millis() > now.unix_millis() + CLOCK_DIFFERENCE_MILLIS {
             return Err(Rejection::refused(
                 "placed_in_future",
                 format!("placed_at: expected a time that is not in the future, it is {now} now"),
@@ -359,7 +362,7 @@ fn lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RequestedLine
     if (1..=MAX_LINES).contains(&lines.len()) {
         return Ok(lines.into_iter().map(|Object(line)| line).collect());
     }
-    Err(de::Error::custom(format_args!("expected 1 to {MAX_LINES} lines, got {}", lines.len())))
+    Err(de::Error::invalid_length(lines.len(), &&*format!("1 to {MAX_LINES} lines")))
 }
 
 fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
@@ -557,6 +560,8 @@ mod tests {
             ("2010-12-01T08:26:00Z", "2010-12-01T08:26:00.000Z"),
             ("2010-12-01T09:26:00+01:00", "2010-12-01T08:26:00.000Z"),
             ("2026-01-31T09:30:00.000Z", "2026-01-31T09:30:00.000Z"),
+            // The client's clock is ahead.
+            ("2026-01-31T09:30:05Z", "2026-01-31T09:30:05.000Z"),
         ] {
             let lines = json!([line(10, "A", 1, 250)]);
             given(shop()).when(create_at(told)).then([
@@ -568,7 +573,7 @@ mod tests {
 
     #[test]
     fn an_order_cannot_have_been_placed_in_the_future() {
-        for told in ["2026-01-31T09:30:00.001Z", "9999-12-31T23:59:59.999Z"] {
+        for told in ["2026-01-31T09:30:05.001Z", "9999-12-31T23:59:59.999Z"] {
             let placed_at: crate::Timestamp = told.parse().unwrap();
             given(shop()).when(create_at(told)).then_refused(
                 Refused,

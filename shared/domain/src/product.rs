@@ -24,15 +24,15 @@ commands! {
 #[serde(deny_unknown_fields)]
 pub struct Create {
     /// Made by the service if absent; UUID version 7 recommended.
-    #[serde(default)]
-    #[schemars(skip_serializing_if = "Id::is_none")]
+    #[serde(default, deserialize_with = "strict::or_default")]
+    #[schemars(with = "Option<Id>", skip_serializing_if = "Id::is_none")]
     pub id: Id,
     pub sku: Sku,
     pub name: Name,
     pub price: Money,
     /// Pieces in stock from the start.
     #[serde(default, deserialize_with = "stock")]
-    #[schemars(range(min = 0, max = MAX_STOCK))]
+    #[schemars(with = "Option<i64>", range(min = 0, max = MAX_STOCK))]
     pub stock: i64,
 }
 
@@ -284,20 +284,29 @@ pub(crate) fn out_of_stock(id: Id, product: &Living, requested: i64) -> Rejectio
 
 fn require_free(aggregates: &Aggregates, id: Id, sku: &Sku) -> Result<(), Rejection> {
     match aggregates.holder(&claim(sku)) {
-        Some(holder) if holder != id => {
-            Err(Rejection::conflict("sku_taken", "another product has this SKU").with("sku", &**sku))
-        }
+        Some(holder) if holder != id => Err(Rejection::conflict("sku_taken", "another product has this SKU")
+            .with("sku", &**sku)
+            .with("id", holder.to_string())),
         Some(_) | None => Ok(()),
     }
 }
 
 fn claim(sku: &Sku) -> Claim {
-    Claim { scope: "product.sku", value: sku.to_string() }
+    Claim { scope: "product.sku", value: sku.normalized() }
 }
 
 fn stock<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    let expected = format_args!("a whole number of pieces from 0 to {MAX_STOCK}");
-    strict::whole_number(deserializer, expected, |stock| (0..=MAX_STOCK).contains(&stock))
+    #[derive(Default)]
+    struct Stock(i64);
+
+    impl<'de> Deserialize<'de> for Stock {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let expected = format_args!("a whole number of pieces from 0 to {MAX_STOCK}");
+            strict::whole_number(deserializer, expected, |stock| (0..=MAX_STOCK).contains(&stock)).map(Self)
+        }
+    }
+
+    strict::or_default(deserializer).map(|Stock(stock)| stock)
 }
 
 fn restock_quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
@@ -353,7 +362,7 @@ mod tests {
     fn a_sku_is_unique() {
         let past = [create_product(10, "A", 5), create_product(11, "B", 5)];
         for command in [create_product(12, " A ", 5), command("product.update", json!({ "id": id(11), "sku": "A" }))] {
-            given(past.clone()).when(command).then_refused(Conflict, "sku_taken", json!({ "sku": "A" }));
+            given(past.clone()).when(command).then_refused(Conflict, "sku_taken", json!({ "sku": "A", "id": id(10) }));
         }
     }
 
@@ -384,7 +393,7 @@ mod tests {
         given([create_product(10, "A", 5), change]).when(create_product(11, "B", 5)).then_refused(
             Conflict,
             "sku_taken",
-            json!({ "sku": "B" }),
+            json!({ "sku": "B", "id": id(10) }),
         );
     }
 

@@ -139,7 +139,7 @@ fn line() -> impl Strategy<Value = Value> {
 }
 
 fn placed_at() -> impl Strategy<Value = Option<&'static str>> {
-    prop_oneof![8 => Just(None), 2 => Just(Some("2010-12-01T08:26:00Z")), 1 => Just(Some("2026-01-31T09:30:00.001Z"))]
+    prop_oneof![8 => Just(None), 2 => Just(Some("2010-12-01T08:26:00Z")), 1 => Just(Some("2026-01-31T09:30:05.001Z"))]
 }
 
 /// What came of a sequence of commands that were all decided in one memory.

@@ -2,9 +2,13 @@
 
 use std::{fmt, marker::PhantomData};
 
+use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer,
-    de::{self, MapAccess, value::MapAccessDeserializer},
+    de::{
+        self, IntoDeserializer, MapAccess, Unexpected,
+        value::{Error, MapAccessDeserializer},
+    },
 };
 
 /// A JSON object, read as `T`. A derived struct alone would also take an array, its fields by their order.
@@ -30,11 +34,55 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
+/// One of a few words, read as `T`. A derived enum alone would also take an object, and does not say of another value
+/// what it expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(inline)]
+pub struct Choice<T>(pub T);
+
+impl<'de, T: for<'a> Deserialize<'a>> Deserialize<'de> for Choice<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+
+        impl<T: for<'a> Deserialize<'a>> Visitor<T> {
+            fn read(text: &str) -> Result<T, Error> {
+                T::deserialize(text.into_deserializer())
+            }
+        }
+
+        impl<T: for<'a> Deserialize<'a>> de::Visitor<'_> for Visitor<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                // The error about a word that is none of them names them.
+                let error = Self::read("").err().map(|error| error.to_string()).unwrap_or_default();
+                f.write_str(error.rsplit_once(", expected ").map_or("a string", |(_, words)| words))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+                Self::read(text).map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+            }
+        }
+
+        deserializer.deserialize_str(Visitor(PhantomData)).map(Self)
+    }
+}
+
+/// Reads what need not be there and has a default: `null` is as if it were not.
+///
+/// # Errors
+/// Those of `T`.
+pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 /// Reads a string with `read`.
 ///
 /// # Errors
 /// If it is no string, or `read` gives `None`; `expected` goes on from "expected".
-pub(crate) fn text<'de, D: Deserializer<'de>, T>(
+pub fn text<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expected: &'static str,
     read: fn(&str) -> Option<T>,
@@ -52,7 +100,7 @@ pub(crate) fn text<'de, D: Deserializer<'de>, T>(
         }
 
         fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-            (self.read)(text).ok_or_else(|| E::custom(format_args!("expected {}", self.expected)))
+            (self.read)(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
         }
     }
 
@@ -63,7 +111,7 @@ pub(crate) fn text<'de, D: Deserializer<'de>, T>(
 ///
 /// # Errors
 /// If it is no number, has a fraction or an exponent, or is not allowed; `expected` goes on from "expected".
-pub(crate) fn whole_number<'de, D: Deserializer<'de>>(
+pub fn whole_number<'de, D: Deserializer<'de>>(
     deserializer: D,
     expected: fmt::Arguments<'_>,
     allowed: fn(i64) -> bool,
@@ -84,13 +132,23 @@ pub(crate) fn whole_number<'de, D: Deserializer<'de>>(
             if (self.allowed)(number) {
                 return Ok(number);
             }
-            Err(E::custom(format_args!("expected {}, got {number}", self.expected)))
+            Err(E::invalid_value(Unexpected::Signed(number), &self))
         }
 
         fn visit_u64<E: de::Error>(self, number: u64) -> Result<i64, E> {
             match i64::try_from(number) {
                 Ok(number) => self.visit_i64(number),
-                Err(_) => Err(E::custom(format_args!("expected {}, got {number}", self.expected))),
+                Err(_) => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
+            }
+        }
+
+        fn visit_f64<E: de::Error>(self, number: f64) -> Result<i64, E> {
+            let got = Unexpected::Float(number);
+            // A whole number of more than 64 bits is read as a float.
+            if number.abs() >= i64::MAX as f64 {
+                Err(E::invalid_value(got, &self))
+            } else {
+                Err(E::invalid_type(got, &self))
             }
         }
     }

@@ -118,6 +118,13 @@ impl Email {
     }
 }
 
+impl Sku {
+    /// The SKU as it is compared.
+    pub fn normalized(&self) -> String {
+        self.0.clone()
+    }
+}
+
 /// The shape alone: whether an address works shows only when something is sent to it.
 fn is_email(text: &str) -> bool {
     let Some((local, domain)) = text.rsplit_once('@') else {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Aggregates, Claim, Country, Email, Id, Name, Rejection, Timestamp};
+use crate::{Aggregates, Claim, Country, Email, Id, Name, Rejection, Timestamp, strict};
 
 pub const KIND: &str = "user";
 
@@ -19,8 +19,8 @@ commands! {
 #[serde(deny_unknown_fields)]
 pub struct Register {
     /// Made by the service if absent; UUID version 7 recommended.
-    #[serde(default)]
-    #[schemars(skip_serializing_if = "Id::is_none")]
+    #[serde(default, deserialize_with = "strict::or_default")]
+    #[schemars(with = "Option<Id>", skip_serializing_if = "Id::is_none")]
     pub id: Id,
     pub email: Email,
     pub name: Name,
@@ -180,9 +180,9 @@ fn living(aggregates: &Aggregates, id: Id) -> Result<(&Email, &Name, &Option<Cou
 
 fn require_free(aggregates: &Aggregates, id: Id, email: &Email) -> Result<(), Rejection> {
     match aggregates.holder(&claim(email)) {
-        Some(holder) if holder != id => {
-            Err(Rejection::conflict("email_taken", "another user has this e-mail address").with("email", &**email))
-        }
+        Some(holder) if holder != id => Err(Rejection::conflict("email_taken", "another user has this e-mail address")
+            .with("email", &**email)
+            .with("id", holder.to_string())),
         Some(_) | None => Ok(()),
     }
 }
@@ -241,7 +241,7 @@ mod tests {
         given([register(1, ADA)]).when(register(2, "Ada@EXAMPLE.com")).then_refused(
             Conflict,
             "email_taken",
-            json!({ "email": "Ada@EXAMPLE.com" }),
+            json!({ "email": "Ada@EXAMPLE.com", "id": id(1) }),
         );
     }
 
@@ -251,7 +251,7 @@ mod tests {
         given([register(1, ADA), register(2, BOB)]).when(update).then_refused(
             Conflict,
             "email_taken",
-            json!({ "email": "ADA@example.com" }),
+            json!({ "email": "ADA@example.com", "id": id(1) }),
         );
     }
 
@@ -273,7 +273,7 @@ mod tests {
         given([register(1, ADA), change]).when(register(2, BOB)).then_refused(
             Conflict,
             "email_taken",
-            json!({ "email": BOB }),
+            json!({ "email": BOB, "id": id(1) }),
         );
     }
 

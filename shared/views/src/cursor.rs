@@ -3,7 +3,7 @@
 //! of it but plain strings and integers ever gets into a filter.
 
 use bson::{Bson, Document, RawBsonRef, RawDocument, doc};
-use domain::Malformed;
+use domain::{Malformed, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::Inapplicable;
@@ -64,7 +64,8 @@ impl Cursor {
             }
             Some(_) | None => Err(Malformed::new(
                 "cursor",
-                "expected the `next` of an earlier reply to this query, with the same filters and sort",
+                Reason::Invalid,
+                "the `next` of an earlier reply to this query, with the same filters and sort",
             )),
         }
     }

@@ -5,19 +5,27 @@
 
 mod cursor;
 #[cfg(test)]
+mod extremes;
+#[cfg(test)]
 mod given;
 pub mod layout;
 pub mod orders;
 pub mod products;
 mod query;
+#[cfg(test)]
+mod requests;
 pub mod sales;
+#[cfg(test)]
+mod strictness;
 mod tally;
 pub mod users;
+mod whole;
 mod words;
 
 pub use cursor::Cursor;
-pub use query::{List, Plan, Query, Report};
+pub use query::{Key, List, Plan, Query, Report};
 pub use tally::Sum;
+pub use whole::Whole;
 
 use std::time::Duration;
 
@@ -150,9 +158,9 @@ mod tests {
                 for id in concerned {
                     let document = V::evolve(documents.remove(&id), &id, event).unwrap();
                     if let Some(document) = document {
-                        let stored = bson::serialize_to_document(&document).unwrap();
+                        let stored = bson::serialize_to_raw_document_buf(&document).unwrap();
                         assert_eq!(stored.get_str("_id").unwrap(), id);
-                        assert!(bson::deserialize_from_document::<V::Document>(stored).unwrap() == document);
+                        assert!(bson::deserialize_from_slice::<V::Document>(stored.as_bytes()).unwrap() == document);
                         documents.insert(id, document);
                     }
                 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use domain::{
-    Currency, Event, Id, Malformed, Money, Recorded, Timestamp,
+    Currency, Event, Id, Malformed, Money, Reason, Recorded, Timestamp,
     order::{self, Line},
+    strict::Choice,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -125,7 +126,7 @@ impl Order {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 enum Sort {
@@ -139,30 +140,30 @@ enum Sort {
 struct ListOrders {
     /// Orders of this user only.
     user: Option<Id>,
-    status: Option<Status>,
+    status: Option<Choice<Status>>,
     /// Placed then or later.
     from: Option<Timestamp>,
     /// Placed before that.
     to: Option<Timestamp>,
-    #[serde(default)]
-    sort: Sort,
+    #[schemars(extend("default" = "date"))]
+    sort: Option<Choice<Sort>>,
     /// Needed with, and only with, `sort` by `total`: orders in this currency only.
     currency: Option<Currency>,
     /// Descending if absent: the latest, or the largest, first.
-    order: Option<Direction>,
-    #[serde(default)]
-    limit: Limit,
+    order: Option<Choice<Direction>>,
+    limit: Option<Limit>,
     /// The `next` of the reply before.
     cursor: Option<String>,
 }
 
 fn list(body: &[u8]) -> Result<Plan, Malformed> {
     let ListOrders { user, status, from, to, sort, currency, order, limit, cursor } = domain::parse(body)?;
+    let Choice(sort) = sort.unwrap_or_default();
     let mut filter = Document::new();
     if let Some(user) = user {
         filter.insert("user", user.to_string());
     }
-    if let Some(status) = status {
+    if let Some(Choice(status)) = status {
         filter.insert("status", status.name());
     }
     if from.is_some() || to.is_some() {
@@ -170,13 +171,15 @@ fn list(body: &[u8]) -> Result<Plan, Malformed> {
     }
     let keys = match (sort, currency) {
         (Sort::Date, None) => ["placed_at", "_id"],
-        (Sort::Date, Some(_)) => return Err(Malformed::new("currency", "expected only with sort by total")),
+        (Sort::Date, Some(_)) => {
+            return Err(Malformed::new("currency", Reason::Unexpected, "it only with `sort` by `total`"));
+        }
         (Sort::Total, Some(currency)) => {
             filter.insert("total.currency", currency.as_str());
             ["total.amount", "_id"]
         }
         (Sort::Total, None) => {
-            return Err(Malformed::new("currency", "expected a currency, as the totals of one are sorted"));
+            return Err(Malformed::new("currency", Reason::Missing, "a currency, as the totals of one are sorted"));
         }
     };
     // Of the orders of one user, those in a status are picked by the index's last key.
@@ -185,7 +188,7 @@ fn list(body: &[u8]) -> Result<Plan, Malformed> {
         (None, Some(_)) => Some("status"),
         (None, None) => None,
     };
-    let sorted = order.unwrap_or(Direction::Desc).over(&keys);
+    let sorted = order.map_or(Direction::Desc, |Choice(order)| order).over(&keys);
     List::page("order.list", filter, sorted, index(among, sort), limit, cursor.as_deref()).map(Plan::List)
 }
 
@@ -213,7 +216,7 @@ fn range(from: Option<Timestamp>, to: Option<Timestamp>) -> Result<Document, Mal
     }
     if let Some(to) = to {
         if from.is_some_and(|from| from >= to) {
-            return Err(Malformed::new("to", "expected a moment after `from`"));
+            return Err(Malformed::new("to", Reason::OutOfBounds, "a moment after `from`"));
         }
         range.insert("$lt", to.to_string());
     }

@@ -4,13 +4,15 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use bson::{Document, doc};
-use domain::{Currency, Event, Id, MAX_AMOUNT, Malformed, Money, Name, Recorded, Sku, Timestamp, product};
+use domain::{
+    Amount, Currency, Event, Id, Malformed, Money, Name, Reason, Recorded, Sku, Timestamp, product, strict::Choice,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Inapplicable, Query, View, absent, present,
-    query::{Direction, Limit, List, Plan},
+    query::{Direction, Key, Limit, List, Plan, get_by, one_of},
     words::{normalized, words},
 };
 
@@ -35,6 +37,8 @@ pub struct Product {
     pub in_stock: bool,
     pub version: u64,
     pub updated_at: Timestamp,
+    #[serde(rename = "_sku")]
+    normalized_sku: String,
     #[serde(rename = "_name")]
     normalized_name: String,
     /// How many words the name has, then the name: the fewer words, the more of the name does a search cover.
@@ -46,7 +50,7 @@ pub struct Product {
 
 impl View for Products {
     const NAME: &'static str = "products";
-    const VERSION: i32 = 1;
+    const VERSION: i32 = 2;
     type Document = Product;
     const GATHERS: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["product"];
@@ -89,11 +93,18 @@ impl View for Products {
     }
 
     fn indexes() -> Vec<Document> {
-        vec![index(Sort::Relevance), index(Sort::Name), index(Sort::Price)]
+        // Not a unique index: a SKU may pass from one to another within a batch, whose writes have no order.
+        vec![doc! { "_sku": 1 }, index(Sort::Relevance), index(Sort::Name), index(Sort::Price)]
     }
 
     const QUERIES: &'static [Query] = &[
-        Query::get("product", "A product by its id"),
+        Query {
+            noun: "product",
+            verb: "get",
+            description: "A product by its id or SKU",
+            schema: || schemars::schema_for!(GetProduct),
+            plan: get,
+        },
         Query {
             noun: "product",
             verb: "search",
@@ -116,6 +127,7 @@ impl Product {
             in_stock: stock > 0,
             version: event.version,
             updated_at: event.at,
+            normalized_sku: String::new(),
             normalized_name: String::new(),
             rank: String::new(),
             tokens: BTreeSet::new(),
@@ -123,8 +135,9 @@ impl Product {
         product.indexed()
     }
 
-    /// With the fields for the indexes as they follow from the name.
+    /// With the fields for the indexes as they follow from the SKU and the name.
     fn indexed(mut self) -> Self {
+        self.normalized_sku = self.sku.normalized();
         let words = words(&self.name);
         self.normalized_name = normalized(&self.name);
         // Three digits: a name has 200 characters at most. One text, since a page that began at a number of words would
@@ -140,6 +153,20 @@ impl Product {
 /// The beginnings of a word, up to [`MAX_PREFIX`] characters.
 fn beginnings(word: &str) -> impl Iterator<Item = &str> {
     word.char_indices().take(MAX_PREFIX).map(|(at, c)| &word[..at + c.len_utf8()])
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = one_of("sku")))]
+struct GetProduct {
+    id: Option<Id>,
+    sku: Option<Sku>,
+}
+
+fn get(body: &[u8]) -> Result<Plan, Malformed> {
+    let GetProduct { id, sku } = domain::parse(body)?;
+    let key = |sku: Sku| Key { field: "_sku", value: sku.normalized(), asked: sku.to_string() };
+    get_by(id, "sku", sku.map(key))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -158,21 +185,18 @@ struct SearchProducts {
     /// more than 16 characters is to be a whole word.
     text: Option<Name>,
     /// The lowest price, in minor units; with `currency`.
-    #[schemars(range(min = 0, max = MAX_AMOUNT))]
-    price_min: Option<i64>,
+    price_min: Option<Amount>,
     /// The highest price, in minor units; with `currency`.
-    #[schemars(range(min = 0, max = MAX_AMOUNT))]
-    price_max: Option<i64>,
+    price_max: Option<Amount>,
     /// Products only that are priced in this currency. Needed with `price_min`, `price_max` and `sort` by `price`.
     currency: Option<Currency>,
     /// Products only that are in stock, or only those that are not.
     in_stock: Option<bool>,
     /// If absent: by relevance with `text`, by name without. The most relevant are those with the fewest other words.
-    sort: Option<Sort>,
+    sort: Option<Choice<Sort>>,
     /// Ascending if absent. Not with `sort` by `relevance`, whose best always come first.
-    order: Option<Direction>,
-    #[serde(default)]
-    limit: Limit,
+    order: Option<Choice<Direction>>,
+    limit: Option<Limit>,
     /// The `next` of the reply before.
     cursor: Option<String>,
 }
@@ -180,6 +204,7 @@ struct SearchProducts {
 fn search(body: &[u8]) -> Result<Plan, Malformed> {
     let SearchProducts { text, price_min, price_max, currency, in_stock, sort, order, limit, cursor } =
         domain::parse(body)?;
+    let sort = sort.map(|Choice(sort)| sort);
     let mut filter = doc! { "_tokens": { "$all": tokens(text.as_deref())? } };
     if let Some(in_stock) = in_stock {
         filter.insert("in_stock", in_stock);
@@ -189,7 +214,7 @@ fn search(body: &[u8]) -> Result<Plan, Malformed> {
             filter.insert("price.currency", currency.as_str());
         }
         None if price_min.is_some() || price_max.is_some() || sort == Some(Sort::Price) => {
-            return Err(Malformed::new("currency", "expected a currency, as prices of one are compared"));
+            return Err(Malformed::new("currency", Reason::Missing, "a currency, as prices of one are compared"));
         }
         None => {}
     }
@@ -197,20 +222,22 @@ fn search(body: &[u8]) -> Result<Plan, Malformed> {
         filter.insert("price.amount", range(price_min, price_max)?);
     }
     let sort = match (sort, &text) {
-        (Some(Sort::Relevance), None) => return Err(Malformed::new("text", "expected words, as relevance is to them")),
+        (Some(Sort::Relevance), None) => {
+            return Err(Malformed::new("text", Reason::Missing, "words, as relevance is to them"));
+        }
         (Some(sort), _) => sort,
         (None, Some(_)) => Sort::Relevance,
         (None, None) => Sort::Name,
     };
     let keys: &[&str] = match sort {
         Sort::Relevance if order.is_some() => {
-            return Err(Malformed::new("order", "expected only with sort by name or price"));
+            return Err(Malformed::new("order", Reason::Unexpected, "it only with `sort` by `name` or `price`"));
         }
         Sort::Relevance => &["_rank", "_id"],
         Sort::Name => &["_name", "_id"],
         Sort::Price => &["price.amount", "_id"],
     };
-    let sorted = order.unwrap_or(Direction::Asc).over(keys);
+    let sorted = order.map_or(Direction::Asc, |Choice(order)| order).over(keys);
     List::page("product.search", filter, sorted, index(sort), limit, cursor.as_deref()).map(Plan::List)
 }
 
@@ -234,25 +261,20 @@ fn tokens(text: Option<&str>) -> Result<Vec<String>, Malformed> {
     };
     let words: BTreeSet<String> = words(text).into_iter().collect();
     match words.len() {
-        0 => Err(Malformed::new("text", "expected at least one letter or digit")),
+        0 => Err(Malformed::new("text", Reason::Invalid, "at least one letter or digit")),
         1..=MAX_WORDS => Ok(words.into_iter().collect()),
-        n => Err(Malformed::new("text", format!("expected at most {MAX_WORDS} words, got {n}"))),
+        n => Err(Malformed::new("text", Reason::OutOfBounds, format!("at most {MAX_WORDS} words, not {n}"))),
     }
 }
 
-fn range(min: Option<i64>, max: Option<i64>) -> Result<Document, Malformed> {
-    for (field, price) in [("price_min", min), ("price_max", max)] {
-        if price.is_some_and(|price| !(0..=MAX_AMOUNT).contains(&price)) {
-            return Err(Malformed::new(field, format!("expected minor units from 0 to {MAX_AMOUNT}")));
-        }
-    }
+fn range(min: Option<Amount>, max: Option<Amount>) -> Result<Document, Malformed> {
     let mut range = Document::new();
-    if let Some(min) = min {
+    if let Some(Amount(min)) = min {
         range.insert("$gte", min);
     }
-    if let Some(max) = max {
-        if min.is_some_and(|min| min > max) {
-            return Err(Malformed::new("price_max", "expected `price_min` or more"));
+    if let Some(Amount(max)) = max {
+        if min.is_some_and(|Amount(min)| min > max) {
+            return Err(Malformed::new("price_max", Reason::OutOfBounds, "`price_min` or more"));
         }
         range.insert("$lte", max);
     }
@@ -278,7 +300,7 @@ mod tests {
         let product = fold(&[created(1, "Red  T-LIGHT", 255, 3)]).unwrap();
         assert_eq!(
             serde_json::to_string(&product).unwrap(),
-            r#"{"_id":"00000000-0000-0000-0000-000000000001","sku":"S1","name":"Red  T-LIGHT","price":{"amount":255,"currency":"GBP"},"stock":3,"in_stock":true,"version":1,"updated_at":"2011-01-01T00:00:00.000Z","_name":"red t-light","_rank":"003/red t-light","_tokens":["","l","li","lig","ligh","light","r","re","red","t"]}"#
+            r#"{"_id":"00000000-0000-0000-0000-000000000001","sku":"S1","name":"Red  T-LIGHT","price":{"amount":255,"currency":"GBP"},"stock":3,"in_stock":true,"version":1,"updated_at":"2011-01-01T00:00:00.000Z","_sku":"S1","_name":"red t-light","_rank":"003/red t-light","_tokens":["","l","li","lig","ligh","light","r","re","red","t"]}"#
         );
     }
 

@@ -1,9 +1,10 @@
 //! What a query asks of its view: a request, parsed strictly, becomes a plan, which the query service carries out.
 
 use bson::{Document, RawDocumentBuf};
-use domain::{Id, Malformed};
+use domain::{Id, Malformed, Reason, strict};
 use schemars::{JsonSchema, Schema};
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
 
 use crate::{Cursor, Inapplicable};
 
@@ -28,12 +29,23 @@ pub struct Query {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "one per request, and most are lists")]
 pub enum Plan {
-    /// The document with this identifier, as the whole reply; `not_found` with its `noun` if there is none.
-    Get { id: String },
+    /// The document with this key, as the whole reply; `not_found` with its `noun` if there is none.
+    Get(Key),
     /// A page: `{"items":[…],"next":"…"}`, `next` only where more follow.
     List(List),
     /// A few documents made into one reply.
     Report(Report),
+}
+
+/// What at most one document has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The document's field, indexed and a text. The request's field has its name without the `_` in front.
+    pub field: &'static str,
+    /// As documents have it.
+    pub value: String,
+    /// As the request has it.
+    pub asked: String,
 }
 
 /// A page of documents in the order of an index, never skipped to.
@@ -81,7 +93,37 @@ struct Get {
 
 fn get(body: &[u8]) -> Result<Plan, Malformed> {
     let Get { id } = domain::parse(body)?;
-    Ok(Plan::Get { id: id.to_string() })
+    Ok(Plan::Get(Key::id(id)))
+}
+
+impl Key {
+    fn id(id: Id) -> Self {
+        Self { field: "_id", value: id.to_string(), asked: id.to_string() }
+    }
+
+    /// The name of the request's field.
+    pub fn name(&self) -> &'static str {
+        self.field.trim_start_matches('_')
+    }
+}
+
+/// The document with the identifier or the other key, named `name` in the request, whichever of the two was sent.
+///
+/// # Errors
+/// If neither was sent, or both.
+pub(crate) fn get_by(id: Option<Id>, name: &str, other: Option<Key>) -> Result<Plan, Malformed> {
+    match (id, other) {
+        (Some(id), None) => Ok(Plan::Get(Key::id(id))),
+        (None, Some(key)) => Ok(Plan::Get(key)),
+        (None, None) => Err(Malformed::new("id", Reason::Missing, format!("`id` or `{name}`"))),
+        (Some(_), Some(_)) => Err(Malformed::new(name, Reason::Unexpected, format!("`id` or `{name}`, not both"))),
+    }
+}
+
+/// In the JSON Schema of such a query: exactly one of the two.
+pub(crate) fn one_of(name: &str) -> Value {
+    let only = |name: &str| json!({ "required": [name], "properties": { name: { "type": "string" } } });
+    json!([only("id"), only(name)])
 }
 
 impl List {
@@ -94,7 +136,7 @@ impl List {
         filter: Document,
         sort: Document,
         hint: Document,
-        limit: Limit,
+        limit: Option<Limit>,
         after: Option<&str>,
     ) -> Result<Self, Malformed> {
         let cursor = Cursor::new(query, &filter, &sort);
@@ -102,13 +144,13 @@ impl List {
             Some(text) => bson::doc! { "$and": [filter, cursor.after(text)?] },
             None => filter,
         };
-        Ok(Self { filter, sort, hint, limit: limit.0, cursor })
+        Ok(Self { filter, sort, hint, limit: limit.unwrap_or_default().0, cursor })
     }
 }
 
 /// Documents on a page at most.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
-#[schemars(inline)]
+#[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[schemars(inline, extend("default" = DEFAULT_LIMIT))]
 pub(crate) struct Limit(#[schemars(range(min = 1, max = MAX_LIMIT))] pub i64);
 
 impl Default for Limit {
@@ -119,11 +161,8 @@ impl Default for Limit {
 
 impl<'de> Deserialize<'de> for Limit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let limit = i64::deserialize(deserializer)?;
-        if (1..=MAX_LIMIT).contains(&limit) {
-            return Ok(Self(limit));
-        }
-        Err(de::Error::custom(format_args!("expected a number from 1 to {MAX_LIMIT}, got {limit}")))
+        let expected = format_args!("a whole number from 1 to {MAX_LIMIT}");
+        strict::whole_number(deserializer, expected, |limit| (1..=MAX_LIMIT).contains(&limit)).map(Self)
     }
 }
 
@@ -156,7 +195,7 @@ mod tests {
         let query = Query::get("order", "");
         let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
         let body = format!(r#"{{"id":"{}"}}"#, id.to_uppercase());
-        assert_eq!((query.plan)(body.as_bytes()), Ok(Plan::Get { id: id.to_owned() }));
+        assert_eq!((query.plan)(body.as_bytes()), Ok(Plan::Get(Key::id(id.parse().unwrap()))));
         assert_eq!((query.plan)(br#"{"id":"1"}"#).unwrap_err().field, "id");
         assert_eq!((query.plan)(br#"{"id":"1","x":1}"#).unwrap_err().field, "id");
         for bad in ["", "[]", "{}", "null", r#"{"ids":[]}"#] {

@@ -5,14 +5,17 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use bson::{Document, RawDocumentBuf, doc};
-use domain::{Currency, Id, Malformed, Name, Recorded, Sku, Timestamp};
+use domain::{
+    Currency, Id, Malformed, Name, Reason, Recorded, Sku, Timestamp,
+    strict::{self, Choice},
+};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
-    Inapplicable, Query, View,
+    Inapplicable, Query, View, Whole,
     query::{Limit, Plan, Report},
-    tally::{self, Counted, Sum, Tally},
+    tally::{self, Counted, Sum, Tally, whole},
 };
 
 /// Days in a period at most: a leap year.
@@ -36,9 +39,9 @@ pub struct DayFigures {
     #[serde(rename = "_id")]
     pub id: String,
     pub day: String,
-    pub orders: i64,
+    pub orders: Whole,
     /// Pieces.
-    pub units: i64,
+    pub units: Whole,
     pub revenue: Vec<Sum>,
 }
 
@@ -55,14 +58,14 @@ pub struct ProductFigures {
     pub sku: Sku,
     pub name: Name,
     /// Pieces.
-    pub units: i64,
+    pub units: Whole,
     /// Minor units.
-    pub revenue: i64,
+    pub revenue: Whole,
 }
 
 impl View for Sales {
     const NAME: &'static str = "sales";
-    const VERSION: i32 = 1;
+    const VERSION: i32 = 2;
     type Document = Figures;
     const GATHERS: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["order"];
@@ -123,7 +126,7 @@ impl View for Sales {
 impl DayFigures {
     fn zero(order: &Counted<'_>) -> Self {
         let day = order.placed_at.day();
-        Self { id: day.clone(), day, orders: 0, units: 0, revenue: vec![] }
+        Self { id: day.clone(), day, orders: Whole::ZERO, units: Whole::ZERO, revenue: vec![] }
     }
 }
 
@@ -139,8 +142,8 @@ impl ProductFigures {
             product,
             sku: line.sku.clone(),
             name: line.name.clone(),
-            units: 0,
-            revenue: 0,
+            units: Whole::ZERO,
+            revenue: Whole::ZERO,
         })
     }
 }
@@ -150,23 +153,23 @@ fn product_key(order: &Counted<'_>, product: Id) -> String {
 }
 
 fn count_day(mut figures: DayFigures, order: &Counted<'_>) -> Result<Option<Figures>, Inapplicable> {
-    figures.orders = order.tally.apply(figures.orders, 1)?;
-    figures.units = order.tally.apply(figures.units, tally::units(order.lines)?)?;
-    order.tally.apply_money(&mut figures.revenue, order.total.amount, order.total.currency)?;
-    Ok((figures.orders > 0).then_some(Figures::Day(figures)))
+    figures.orders = order.tally.apply(figures.orders, whole(1)?)?;
+    figures.units = order.tally.apply(figures.units, whole(tally::units(order.lines)?)?)?;
+    order.tally.apply_money(&mut figures.revenue, &order.total.try_into()?)?;
+    Ok((figures.orders > Whole::ZERO).then_some(Figures::Day(figures)))
 }
 
 fn count_product(mut figures: ProductFigures, order: &Counted<'_>) -> Result<Option<Figures>, Inapplicable> {
     for line in order.lines.iter().filter(|line| line.product == figures.product) {
         let amount = line.unit_price.times(line.quantity);
         let amount = amount.ok_or_else(|| Inapplicable(format!("the amount of a line of {} overflows", line.sku)))?;
-        figures.units = order.tally.apply(figures.units, line.quantity)?;
-        figures.revenue = order.tally.apply(figures.revenue, amount.amount)?;
+        figures.units = order.tally.apply(figures.units, whole(line.quantity)?)?;
+        figures.revenue = order.tally.apply(figures.revenue, whole(amount.amount)?)?;
         if order.tally == Tally::Count {
             (figures.sku, figures.name) = (line.sku.clone(), line.name.clone());
         }
     }
-    Ok((figures.units > 0).then_some(Figures::Product(figures)))
+    Ok((figures.units > Whole::ZERO).then_some(Figures::Product(figures)))
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -185,11 +188,10 @@ struct TopSales {
     from: Day,
     /// Its last day; 366 days at most.
     to: Day,
-    by: By,
+    by: Choice<By>,
     /// Sales in this currency only. Needed with `by` `revenue`.
     currency: Option<Currency>,
-    #[serde(default)]
-    limit: Limit,
+    limit: Option<Limit>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -206,9 +208,8 @@ struct Day(Timestamp);
 
 impl<'de> Deserialize<'de> for Day {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let begin = (text.len() == 10).then(|| format!("{text}T00:00:00Z").parse().ok()).flatten();
-        begin.map(Self).ok_or_else(|| de::Error::custom("expected a day such as 2026-01-31"))
+        let read = |text: &str| (text.len() == 10).then(|| format!("{text}T00:00:00Z").parse().ok()).flatten();
+        strict::text(deserializer, "a day such as 2026-01-31", read).map(Self)
     }
 }
 
@@ -229,10 +230,10 @@ impl JsonSchema for Day {
 /// The condition on `day`.
 fn period(from: Day, to: Day) -> Result<Document, Malformed> {
     if from > to {
-        return Err(Malformed::new("to", "expected the day `from` or a later one"));
+        return Err(Malformed::new("to", Reason::OutOfBounds, "the day `from` or a later one"));
     }
     if (to.0.unix_millis() - from.0.unix_millis()) / DAY_MILLIS >= MAX_DAYS {
-        return Err(Malformed::new("to", format!("expected a period of at most {MAX_DAYS} days")));
+        return Err(Malformed::new("to", Reason::OutOfBounds, format!("a period of at most {MAX_DAYS} days")));
     }
     Ok(doc! { "$gte": from.0.day(), "$lte": to.0.day() })
 }
@@ -246,8 +247,8 @@ fn daily(body: &[u8]) -> Result<Plan, Malformed> {
 #[derive(Serialize, Deserialize)]
 struct DayItem {
     day: String,
-    orders: i64,
-    units: i64,
+    orders: Whole,
+    units: Whole,
     revenue: Vec<Sum>,
 }
 
@@ -260,8 +261,8 @@ fn render_daily(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
 
     #[derive(Default, Serialize)]
     struct Total {
-        orders: i64,
-        units: i64,
+        orders: Whole,
+        units: Whole,
         revenue: Vec<Sum>,
     }
 
@@ -271,22 +272,23 @@ fn render_daily(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
         total.orders = Tally::Count.apply(total.orders, day.orders)?;
         total.units = Tally::Count.apply(total.units, day.units)?;
         for sum in &day.revenue {
-            Tally::Count.apply_money(&mut total.revenue, sum.amount, sum.currency)?;
+            Tally::Count.apply_money(&mut total.revenue, sum)?;
         }
     }
     write(&Reply { days, total })
 }
 
 fn top(body: &[u8]) -> Result<Plan, Malformed> {
-    let TopSales { from, to, by, currency, limit } = domain::parse(body)?;
+    let TopSales { from, to, by: Choice(by), currency, limit } = domain::parse(body)?;
     let days = period(from, to)?;
-    let best = |key: &str| [doc! { "$sort": { key: -1, "_id": 1 } }, doc! { "$limit": limit.0 }];
+    let Limit(limit) = limit.unwrap_or_default();
+    let best = |key: &str| [doc! { "$sort": { key: -1, "_id": 1 } }, doc! { "$limit": limit }];
     let stages = match (by, currency) {
         (By::Revenue, Some(currency)) => [in_currency(days, currency), best("amount").into()],
         (By::Units, Some(currency)) => [in_currency(days, currency), best("units").into()],
         (By::Units, None) => [in_all_currencies(days), best("units").into()],
         (By::Revenue, None) => {
-            return Err(Malformed::new("currency", "expected a currency, as revenues in one are compared"));
+            return Err(Malformed::new("currency", Reason::Missing, "a currency, as revenues in one are compared"));
         }
     };
     Ok(Plan::Report(Report { pipeline: stages.concat(), render: render_top }))
@@ -340,7 +342,7 @@ fn render_top(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
         product: Id,
         sku: Sku,
         name: Name,
-        units: i64,
+        units: Whole,
         revenue: Vec<Sum>,
     }
 
@@ -354,12 +356,12 @@ fn render_top(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
         product: Id,
         sku: Sku,
         name: Name,
-        units: i64,
+        units: Whole,
         revenue: Vec<Sum>,
     }
 
     let item = |Group { product, sku, name, units, mut revenue }| {
-        revenue.retain(|sum| sum.amount != 0);
+        revenue.retain(|sum| sum.amount != Whole::ZERO);
         revenue.sort_by_key(|sum| sum.currency);
         Item { product, sku, name, units, revenue }
     };
@@ -367,7 +369,7 @@ fn render_top(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
 }
 
 /// # Errors
-/// If a sum overflowed: MongoDB then goes on with a float, which is not read as an integer.
+/// If one of them is not what the pipeline makes.
 fn read<T: de::DeserializeOwned>(documents: &[RawDocumentBuf]) -> Result<Vec<T>, Inapplicable> {
     let read = |document: &RawDocumentBuf| bson::deserialize_from_slice(document.as_bytes());
     documents.iter().map(read).collect::<Result<_, _>>().map_err(|error| Inapplicable(error.to_string()))
@@ -384,8 +386,17 @@ mod tests {
 
     const DAY: &str = "2010-12-01";
 
+    fn number(number: i64) -> Whole {
+        whole(number).unwrap()
+    }
+
     fn day(orders: i64, units: i64, revenue: &[(i64, &str)]) -> Figures {
-        let sum = |&(amount, currency): &(i64, &str)| Sum { amount, currency: currency.parse().unwrap() };
+        let revenue: Vec<_> = revenue.iter().map(|&(amount, currency)| (number(amount), currency)).collect();
+        day_of(number(orders), number(units), &revenue)
+    }
+
+    fn day_of(orders: Whole, units: Whole, revenue: &[(Whole, &str)]) -> Figures {
+        let sum = |&(amount, currency): &(Whole, &str)| Sum { amount, currency: currency.parse().unwrap() };
         let revenue = revenue.iter().map(sum).collect();
         Figures::Day(DayFigures { id: DAY.into(), day: DAY.into(), orders, units, revenue })
     }
@@ -395,6 +406,10 @@ mod tests {
     }
 
     fn product(currency: &str, n: u128, units: i64, revenue: i64) -> Figures {
+        product_of(currency, n, number(units), number(revenue))
+    }
+
+    fn product_of(currency: &str, n: u128, units: Whole, revenue: Whole) -> Figures {
         Figures::Product(ProductFigures {
             id: product_key(currency, n),
             day: DAY.into(),
@@ -460,7 +475,7 @@ mod tests {
         let Some(Figures::Product(figures)) = given::fold::<Sales>(&product_key("GBP", 1), &events) else {
             panic!("no figures");
         };
-        assert_eq!((&*figures.name, figures.units), ("NEW NAME", 3));
+        assert_eq!((&*figures.name, figures.units), ("NEW NAME", number(3)));
     }
 
     #[test]
@@ -484,11 +499,11 @@ mod tests {
         for (document, id, event) in [
             (None, DAY, cancelled(&order, 2, false)),
             (None, &*key, cancelled(&order, 2, false)),
-            (Some(day(i64::MAX, 0, &[])), DAY, order.clone()),
-            (Some(day(1, i64::MAX, &[])), DAY, order.clone()),
-            (Some(day(1, 1, &[(i64::MAX, "GBP")])), DAY, order.clone()),
-            (Some(product("GBP", 1, i64::MAX, 1)), &*key, order.clone()),
-            (Some(product("GBP", 1, 1, i64::MAX)), &*key, order.clone()),
+            (Some(day_of(Whole::MAX, Whole::ZERO, &[])), DAY, order.clone()),
+            (Some(day_of(number(1), Whole::MAX, &[])), DAY, order.clone()),
+            (Some(day_of(number(1), number(1), &[(Whole::MAX, "GBP")])), DAY, order.clone()),
+            (Some(product_of("GBP", 1, Whole::MAX, number(1))), &*key, order.clone()),
+            (Some(product_of("GBP", 1, number(1), Whole::MAX)), &*key, order.clone()),
             (None, DAY, huge.clone()),
             (None, &*key, huge.clone()),
             (Some(day(1, 1, &[])), &*key, order.clone()),
@@ -496,6 +511,10 @@ mod tests {
         ] {
             assert!(Sales::evolve(document.clone(), id, &event).is_err(), "{document:?} {id}");
         }
+    }
+
+    fn stored(figures: &Figures) -> Document {
+        bson::serialize_to_raw_document_buf(figures).unwrap().try_into().unwrap()
     }
 
     fn report(plan: fn(&[u8]) -> Result<Plan, Malformed>, body: &str) -> Report {
@@ -517,15 +536,19 @@ mod tests {
             report.pipeline[0],
             doc! { "$match": { "kind": "day", "day": { "$gte": "2010-12-01", "$lte": "2010-12-31" } } }
         );
-        let document = |figures: Figures| bson::serialize_to_document(&figures).unwrap();
+        let document = |figures: Figures| stored(&figures);
         let days = [day(2, 3, &[(30, "EUR"), (500, "GBP")]), day(1, 1, &[(70, "GBP")])].map(document);
         assert_eq!(
             rendered(&report, &days).unwrap(),
             r#"{"days":[{"day":"2010-12-01","orders":2,"units":3,"revenue":[{"amount":30,"currency":"EUR"},{"amount":500,"currency":"GBP"}]},{"day":"2010-12-01","orders":1,"units":1,"revenue":[{"amount":70,"currency":"GBP"}]}],"total":{"orders":3,"units":4,"revenue":[{"amount":30,"currency":"EUR"},{"amount":570,"currency":"GBP"}]}}"#
         );
         assert_eq!(rendered(&report, &[]).unwrap(), r#"{"days":[],"total":{"orders":0,"units":0,"revenue":[]}}"#);
-        let rich = document(day(1, i64::MAX, &[]));
-        assert!(rendered(&report, &[rich.clone(), rich]).is_err());
+        // The sums of a whole year of days, each beyond 64 bits.
+        let rich = document(day_of(number(i64::MAX), number(i64::MAX), &[(number(i64::MAX), "GBP")]));
+        let sum = i128::from(i64::MAX) * 366;
+        let total =
+            format!(r#""total":{{"orders":{sum},"units":{sum},"revenue":[{{"amount":{sum},"currency":"GBP"}}]}}}}"#);
+        assert!(rendered(&report, &vec![rich; 366]).unwrap().ends_with(&total));
     }
 
     #[test]
@@ -537,14 +560,16 @@ mod tests {
             &doc! { "kind": "product", "day": { "$gte": "2010-12-01", "$lte": "2010-12-01" }, "currency": "GBP" }
         );
         assert!(report.pipeline.ends_with(&[doc! { "$sort": { "amount": -1, "_id": 1 } }, doc! { "$limit": 3_i64 }]));
+        let decimal = |digits: &str| digits.parse::<bson::Decimal128>().unwrap();
         let group = |units: bson::Bson| {
+            let pounds = doc! { "amount": decimal("500"), "currency": "GBP" };
+            let euros = doc! { "amount": decimal("30"), "currency": "EUR" };
             doc! {
-                "_id": id(1).to_string(), "sku": "S1", "name": "LANTERN", "units": units,
-                "revenue": [{ "amount": 500_i64, "currency": "GBP" }, { "amount": 30_i64, "currency": "EUR" }],
+                "_id": id(1).to_string(), "sku": "S1", "name": "LANTERN", "units": units, "revenue": [pounds, euros],
             }
         };
         assert_eq!(
-            rendered(&report, &[group(7_i64.into())]).unwrap(),
+            rendered(&report, &[group(decimal("7").into())]).unwrap(),
             r#"{"items":[{"product":"00000000-0000-0000-0000-000000000001","sku":"S1","name":"LANTERN","units":7,"revenue":[{"amount":30,"currency":"EUR"},{"amount":500,"currency":"GBP"}]}]}"#
         );
         assert!(rendered(&report, &[group(1e19.into())]).is_err());

@@ -1,5 +1,5 @@
-//! Counting orders: an order counts when it is placed and no more when it is cancelled. The invariant: every sum is
-//! checked and never below zero, and cancelling takes back exactly what placing added.
+//! Counting orders: an order counts when it is placed and no more when it is cancelled. The invariant: cancelling takes
+//! back exactly what placing added, so that no sum falls below zero, and none overflows ([`Whole`]).
 
 use domain::{
     Currency, Event, Id, Money, Recorded, Timestamp,
@@ -7,13 +7,13 @@ use domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::Inapplicable;
+use crate::{Inapplicable, Whole};
 
 /// A sum of money. Unlike a price or a total it may exceed [`domain::MAX_AMOUNT`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sum {
     /// Minor units.
-    pub amount: i64,
+    pub amount: Whole,
     pub currency: Currency,
 }
 
@@ -58,68 +58,98 @@ impl Tally {
     /// The sum with the part added, or taken back.
     ///
     /// # Errors
-    /// If it leaves the range from 0 to `i64::MAX`.
-    pub(crate) fn apply(self, sum: i64, part: i64) -> Result<i64, Inapplicable> {
+    /// If it falls below zero, which no event of the domain does to it, or overflows, for which there are not enough.
+    pub(crate) fn apply(self, sum: Whole, part: Whole) -> Result<Whole, Inapplicable> {
         let result = match self {
-            Self::Count => sum.checked_add(part),
-            Self::TakeBack => sum.checked_sub(part),
+            Self::Count => sum.plus(part),
+            Self::TakeBack => sum.minus(part),
         };
-        result
-            .filter(|sum| *sum >= 0)
-            .ok_or_else(|| Inapplicable(format!("{self:?} {part} does not go with the sum {sum}")))
+        result.ok_or_else(|| Inapplicable(format!("{self:?} {part} does not go with the sum {sum}")))
     }
 
     /// The same for the sums of several currencies. They are in the order of the currencies, and none is zero.
-    pub(crate) fn apply_money(self, sums: &mut Vec<Sum>, amount: i64, currency: Currency) -> Result<(), Inapplicable> {
+    pub(crate) fn apply_money(self, sums: &mut Vec<Sum>, part: &Sum) -> Result<(), Inapplicable> {
+        let currency = part.currency;
         let found = sums.binary_search_by_key(&currency, |sum| sum.currency);
-        let before = found.ok().and_then(|at| sums.get(at)).map_or(0, |sum| sum.amount);
-        let sum = Sum { amount: self.apply(before, amount)?, currency };
+        let before = found.ok().and_then(|at| sums.get(at)).map_or(Whole::ZERO, |sum| sum.amount);
+        let sum = Sum { amount: self.apply(before, part.amount)?, currency };
         match (found, sum.amount) {
-            (Ok(at), 0) => drop(sums.remove(at)),
+            (Ok(at), Whole::ZERO) => drop(sums.remove(at)),
             (Ok(at), _) => sums[at] = sum,
-            (Err(_), 0) => {}
+            (Err(_), Whole::ZERO) => {}
             (Err(at), _) => sums.insert(at, sum),
         }
         Ok(())
     }
 }
 
+impl TryFrom<Money> for Sum {
+    type Error = Inapplicable;
+
+    fn try_from(Money { amount, currency }: Money) -> Result<Self, Inapplicable> {
+        Ok(Self { amount: whole(amount)?, currency })
+    }
+}
+
+/// A count or an amount of an event.
+///
+/// # Errors
+/// If it is below zero, which the domain accepts of neither.
+pub(crate) fn whole(number: i64) -> Result<Whole, Inapplicable> {
+    Whole::try_from(number).map_err(|_| Inapplicable(format!("{number} is below zero")))
+}
+
 /// The pieces in the lines.
 ///
 /// # Errors
-/// If they exceed `i64::MAX`.
+/// If they are below zero, or more than `i64::MAX`: an order of the domain has two billion at most.
 pub(crate) fn units<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Result<i64, Inapplicable> {
-    lines.into_iter().try_fold(0, |sum, line| Tally::Count.apply(sum, line.quantity))
+    let add = |sum: i64, line: &Line| sum.checked_add(line.quantity).filter(|sum| *sum >= 0);
+    let sum = lines.into_iter().try_fold(0, add);
+    sum.ok_or_else(|| Inapplicable("the pieces of the lines cannot be counted".to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn number(number: i64) -> Whole {
+        whole(number).unwrap()
+    }
+
     fn sum(amount: i64, currency: &str) -> Sum {
-        Sum { amount, currency: currency.parse().unwrap() }
+        Sum { amount: number(amount), currency: currency.parse().unwrap() }
     }
 
     #[test]
     fn sums_are_kept_by_currency_in_order_and_without_zeros() {
         let mut sums = vec![];
-        for (amount, currency) in [(5, "GBP"), (0, "USD"), (7, "EUR"), (1, "GBP")] {
-            Tally::Count.apply_money(&mut sums, amount, currency.parse().unwrap()).unwrap();
+        for part in [sum(5, "GBP"), sum(0, "USD"), sum(7, "EUR"), sum(1, "GBP")] {
+            Tally::Count.apply_money(&mut sums, &part).unwrap();
         }
         assert_eq!(sums, [sum(7, "EUR"), sum(6, "GBP")]);
-        Tally::TakeBack.apply_money(&mut sums, 7, "EUR".parse().unwrap()).unwrap();
+        Tally::TakeBack.apply_money(&mut sums, &sum(7, "EUR")).unwrap();
         assert_eq!(sums, [sum(6, "GBP")]);
     }
 
     #[test]
     fn a_sum_that_overflows_or_falls_below_zero_is_refused() {
-        assert!(Tally::Count.apply(i64::MAX, 1).is_err());
-        assert!(Tally::Count.apply(0, -1).is_err());
-        assert!(Tally::TakeBack.apply(1, 2).is_err());
-        assert!(Tally::TakeBack.apply(1, i64::MIN).is_err());
+        assert!(Tally::Count.apply(Whole::MAX, number(1)).is_err());
+        assert!(Tally::TakeBack.apply(number(1), number(2)).is_err());
+        assert!(whole(-1).is_err());
+        let rich = Sum { amount: Whole::MAX, ..sum(0, "GBP") };
+        let mut sums = vec![rich.clone()];
+        assert!(Tally::Count.apply_money(&mut sums, &sum(1, "GBP")).is_err());
+        assert!(Tally::TakeBack.apply_money(&mut sums, &sum(1, "EUR")).is_err());
+        assert_eq!(sums, [rich]);
+    }
+
+    #[test]
+    fn a_sum_goes_on_beyond_64_bits_and_comes_back() {
         let mut sums = vec![sum(i64::MAX, "GBP")];
-        assert!(Tally::Count.apply_money(&mut sums, 1, "GBP".parse().unwrap()).is_err());
-        assert!(Tally::TakeBack.apply_money(&mut sums, 1, "EUR".parse().unwrap()).is_err());
+        for tally in [Tally::Count, Tally::TakeBack] {
+            (0..3).for_each(|_| tally.apply_money(&mut sums, &sum(i64::MAX, "GBP")).unwrap());
+        }
         assert_eq!(sums, [sum(i64::MAX, "GBP")]);
     }
 }

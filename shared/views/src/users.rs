@@ -4,14 +4,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bson::{Document, doc};
-use domain::{Country, Currency, Email, Event, Id, Malformed, Name, Recorded, Timestamp, user};
+use domain::{Country, Currency, Email, Event, Id, Malformed, Name, Reason, Recorded, Timestamp, strict::Choice, user};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Inapplicable, Query, View, absent, present,
-    query::{Direction, Limit, List, Plan},
-    tally::{Counted, Sum},
+    Inapplicable, Query, View, Whole, absent, present,
+    query::{Direction, Key, Limit, List, Plan, get_by, one_of},
+    tally::{Counted, Sum, whole},
     words::normalized,
 };
 
@@ -26,10 +26,12 @@ pub struct User {
     pub country: Option<Country>,
     pub registered_at: Timestamp,
     /// Placed and not cancelled.
-    pub orders: i64,
+    pub orders: Whole,
     /// The totals of those orders, by currency.
     pub spent: Vec<Sum>,
     pub version: u64,
+    #[serde(rename = "_email")]
+    normalized_email: String,
     #[serde(rename = "_name")]
     normalized_name: String,
     /// For each currency, alone and with the country: the amount and the id in one text ([`spent_key`]). One field
@@ -40,7 +42,7 @@ pub struct User {
 
 impl View for Users {
     const NAME: &'static str = "users";
-    const VERSION: i32 = 1;
+    const VERSION: i32 = 2;
     type Document = User;
     const GATHERS: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["user", "order"];
@@ -85,6 +87,8 @@ impl View for Users {
 
     fn indexes() -> Vec<Document> {
         vec![
+            // Not a unique index: an address may pass from one to another within a batch, whose writes have no order.
+            doc! { "_email": 1 },
             index(false, Sort::Name),
             index(true, Sort::Name),
             index(false, Sort::Registered),
@@ -94,7 +98,13 @@ impl View for Users {
     }
 
     const QUERIES: &'static [Query] = &[
-        Query::get("user", "A user by its id"),
+        Query {
+            noun: "user",
+            verb: "get",
+            description: "A user by its id or e-mail address",
+            schema: || schemars::schema_for!(GetUser),
+            plan: get,
+        },
         Query {
             noun: "user",
             verb: "list",
@@ -114,9 +124,10 @@ impl User {
             name,
             country,
             registered_at: event.at,
-            orders: 0,
+            orders: Whole::ZERO,
             spent: vec![],
             version: event.version,
+            normalized_email: String::new(),
             normalized_name: String::new(),
             spent_texts: BTreeMap::new(),
         };
@@ -125,18 +136,19 @@ impl User {
 
     /// The version stays: it is the user's, and an order is no event of the user.
     fn counting(mut self, order: &Counted<'_>) -> Result<Self, Inapplicable> {
-        self.orders = order.tally.apply(self.orders, 1)?;
-        order.tally.apply_money(&mut self.spent, order.total.amount, order.total.currency)?;
+        self.orders = order.tally.apply(self.orders, whole(1)?)?;
+        order.tally.apply_money(&mut self.spent, &order.total.try_into()?)?;
         Ok(self.indexed())
     }
 
     /// With the fields for the indexes as they follow from the others.
     fn indexed(mut self) -> Self {
+        self.normalized_email = self.email.normalized();
         self.normalized_name = normalized(&self.name);
         self.spent_texts.clear();
         for Sum { amount, currency } in &self.spent {
-            // As many digits as `i64::MAX` has, so that the order of the texts is that of the amounts.
-            let text = format!("{amount:019}/{}", self.id);
+            // As many digits as any sum has, so that the order of the texts is that of the amounts.
+            let text = format!("{amount:0digits$}/{}", self.id, digits = Whole::DIGITS as usize);
             if let Some(country) = &self.country {
                 self.spent_texts.insert(spent_key(*currency, Some(country)), text.clone());
             }
@@ -146,7 +158,22 @@ impl User {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = one_of("email")))]
+struct GetUser {
+    id: Option<Id>,
+    /// In whatever letter case.
+    email: Option<Email>,
+}
+
+fn get(body: &[u8]) -> Result<Plan, Malformed> {
+    let GetUser { id, email } = domain::parse(body)?;
+    let key = |email: Email| Key { field: "_email", value: email.normalized(), asked: email.to_string() };
+    get_by(id, "email", email.map(key))
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 enum Sort {
@@ -163,20 +190,20 @@ struct ListUsers {
     country: Option<Country>,
     /// Users only whose name begins so, in any letter case. Only with `sort` by `name`.
     name_prefix: Option<Name>,
-    #[serde(default)]
-    sort: Sort,
+    #[schemars(extend("default" = "name"))]
+    sort: Option<Choice<Sort>>,
     /// Needed with, and only with, `sort` by `spent`: users only who spent anything in this currency.
     currency: Option<Currency>,
     /// If absent, names ascend, registrations and amounts spent descend.
-    order: Option<Direction>,
-    #[serde(default)]
-    limit: Limit,
+    order: Option<Choice<Direction>>,
+    limit: Option<Limit>,
     /// The `next` of the reply before.
     cursor: Option<String>,
 }
 
 fn list(body: &[u8]) -> Result<Plan, Malformed> {
     let ListUsers { country, name_prefix, sort, currency, order, limit, cursor } = domain::parse(body)?;
+    let Choice(sort) = sort.unwrap_or_default();
     let mut filter = Document::new();
     let (keys, default_order) = match (sort, currency) {
         (Sort::Name, None) => (vec!["_name".to_owned(), "_id".to_owned()], Direction::Asc),
@@ -187,10 +214,10 @@ fn list(body: &[u8]) -> Result<Plan, Malformed> {
             (vec![key], Direction::Desc)
         }
         (Sort::Spent, None) => {
-            return Err(Malformed::new("currency", "expected a currency, as the amounts of one are sorted"));
+            return Err(Malformed::new("currency", Reason::Missing, "a currency, as the amounts of one are sorted"));
         }
         (Sort::Name | Sort::Registered, Some(_)) => {
-            return Err(Malformed::new("currency", "expected only with sort by spent"));
+            return Err(Malformed::new("currency", Reason::Unexpected, "it only with `sort` by `spent`"));
         }
     };
     if let Some(country) = country.as_deref().filter(|_| sort != Sort::Spent) {
@@ -198,13 +225,13 @@ fn list(body: &[u8]) -> Result<Plan, Malformed> {
     }
     if let Some(prefix) = name_prefix {
         if sort != Sort::Name {
-            return Err(Malformed::new("name_prefix", "expected only with sort by name"));
+            return Err(Malformed::new("name_prefix", Reason::Unexpected, "it only with `sort` by `name`"));
         }
         let prefix = normalized(&prefix);
         filter.insert("_name", doc! { "$gte": &prefix, "$lt": format!("{prefix}{}", char::MAX) });
     }
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    let sorted = order.unwrap_or(default_order).over(&keys);
+    let sorted = order.map_or(default_order, |Choice(order)| order).over(&keys);
     let hint = index(country.is_some(), sort);
     List::page("user.list", filter, sorted, hint, limit, cursor.as_deref()).map(Plan::List)
 }
@@ -249,7 +276,7 @@ mod tests {
     }
 
     fn sum(amount: i64, currency: &str) -> Sum {
-        Sum { amount, currency: currency.parse().unwrap() }
+        Sum { amount: whole(amount).unwrap(), currency: currency.parse().unwrap() }
     }
 
     #[test]
@@ -257,7 +284,7 @@ mod tests {
         let user = fold(&[registered(9, "Ada  LOVELACE", Some("United Kingdom"))]).unwrap();
         assert_eq!(
             serde_json::to_string(&user).unwrap(),
-            r#"{"_id":"00000000-0000-0000-0000-000000000009","email":"user9@example.com","name":"Ada  LOVELACE","country":"United Kingdom","registered_at":"2011-01-01T00:00:00.000Z","orders":0,"spent":[],"version":1,"_name":"ada lovelace","_spent":{}}"#
+            r#"{"_id":"00000000-0000-0000-0000-000000000009","email":"user9@example.com","name":"Ada  LOVELACE","country":"United Kingdom","registered_at":"2011-01-01T00:00:00.000Z","orders":0,"spent":[],"version":1,"_email":"user9@example.com","_name":"ada lovelace","_spent":{}}"#
         );
     }
 
@@ -269,7 +296,7 @@ mod tests {
             user_updated(9, 2, "Grace", None),
         ])
         .unwrap();
-        assert_eq!((&*user.name, user.country, user.version, user.orders), ("Grace", None, 2, 1));
+        assert_eq!((&*user.name, user.country, user.version, user.orders), ("Grace", None, 2, whole(1).unwrap()));
         assert_eq!(user.normalized_name, "grace");
         assert_eq!(user.spent_texts.keys().collect::<Vec<_>>(), ["GBP"]);
     }
@@ -286,17 +313,17 @@ mod tests {
             order_deleted(7, 4),
         ])
         .unwrap();
-        assert_eq!((user.orders, user.version), (3, 1));
+        assert_eq!((user.orders, user.version), (whole(3).unwrap(), 1));
         assert_eq!(user.spent, [sum(30, "EUR"), sum(506, "GBP")]);
         let texts = user.spent_texts.into_iter().collect::<Vec<_>>();
         let text = |key: &str, amount: &str| (key.to_owned(), format!("{amount}/{ID}"));
         assert_eq!(
             texts,
             [
-                text("EUR", "0000000000000000030"),
-                text("EUR|St%2E Lucia", "0000000000000000030"),
-                text("GBP", "0000000000000000506"),
-                text("GBP|St%2E Lucia", "0000000000000000506"),
+                text("EUR", "0000000000000000000000000000000030"),
+                text("EUR|St%2E Lucia", "0000000000000000000000000000000030"),
+                text("GBP", "0000000000000000000000000000000506"),
+                text("GBP|St%2E Lucia", "0000000000000000000000000000000506"),
             ]
         );
     }
@@ -326,7 +353,7 @@ mod tests {
         let user = fold(&[registered(9, "Ada", None)]).unwrap();
         let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
         assert!(Users::evolve(Some(user.clone()), ID, &cancelled(&order, 2, false)).is_err());
-        let rich = User { spent: vec![sum(i64::MAX, "GBP")], ..user.clone() };
+        let rich = User { spent: vec![Sum { amount: Whole::MAX, ..sum(0, "GBP") }], ..user.clone() };
         assert!(Users::evolve(Some(rich), ID, &order).is_err());
         assert!(Users::evolve(Some(user), ID, &registered(9, "Ada", None)).is_err());
         for event in [user_updated(9, 2, "Ada", None), user_deleted(9, 2)] {
@@ -341,6 +368,27 @@ mod tests {
         assert_eq!(Users::concerns(&cancelled(&order, 2, true)), [id(9).to_string()]);
         for event in [paid(7, 2), shipped(7, 3), order_deleted(7, 4)] {
             assert!(Users::concerns(&event).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_user_is_got_by_id_or_email_but_not_by_both_or_none() {
+        let key = |field, value: &str, asked: &str| {
+            Plan::Get(Key { field, value: value.to_owned(), asked: asked.to_owned() })
+        };
+        let by_id = get(format!(r#"{{"id":"{ID}"}}"#).as_bytes());
+        assert_eq!(by_id, Ok(key("_id", ID, ID)));
+        let by_email = get(br#"{"email":"ADA@Example.com","id":null}"#);
+        assert_eq!(by_email, Ok(key("_email", "ada@example.com", "ADA@Example.com")));
+        let user = fold(&[registered(9, "Ada", None)]).unwrap();
+        assert_eq!(user.normalized_email, user.email.normalized());
+        for (body, field) in [
+            ("{}".to_owned(), "id"),
+            (r#"{"id":null,"email":null}"#.to_owned(), "id"),
+            (format!(r#"{{"id":"{ID}","email":"ada@example.com"}}"#), "email"),
+            (r#"{"email":"ada"}"#.to_owned(), "email"),
+        ] {
+            assert_eq!(get(body.as_bytes()).unwrap_err().field, field);
         }
     }
 
@@ -375,7 +423,11 @@ mod tests {
         let last = bson::serialize_to_raw_document_buf(&user).unwrap();
         let next = page(list, &body("")).cursor.next(&last).unwrap();
         let second = page(list, &body(&format!(r#","cursor":"{next}""#)));
-        assert!(second.filter.to_string().contains(&format!("0000000000000000500/{ID}")), "{}", second.filter);
+        assert!(
+            second.filter.to_string().contains(&format!("0000000000000000000000000000000500/{ID}")),
+            "{}",
+            second.filter
+        );
         let other = format!(r#"{{"sort":"spent","currency":"GBP","cursor":"{next}"}}"#);
         assert_eq!(refusal(list, &other), "cursor");
     }

@@ -106,23 +106,47 @@ impl From<Rejection> for Failure {
 
 impl From<Malformed> for Failure {
     fn from(malformed: Malformed) -> Self {
-        Self::new(Code::Malformed, malformed.to_string())
-            .with("field", malformed.field)
-            .with("expected", malformed.expected)
+        let failure = Self::new(Code::Malformed, malformed.to_string()).with("reason", malformed.reason.as_str());
+        let failure = match malformed.bounds() {
+            Some((min, max)) => failure.with("min", min).with("max", max),
+            None => failure,
+        };
+        let texts = [("field", malformed.field), ("expected", malformed.expected)];
+        let said = texts.into_iter().filter(|(_, text)| !text.is_empty());
+        said.fold(failure, |failure, (name, text)| failure.with(name, text))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use domain::Reason;
+
     use super::*;
 
     #[test]
     fn a_body_names_code_message_and_details() {
-        let failure = Failure::from(Malformed::new("lines[0].quantity", "expected a number"));
+        let failure = Failure::from(Malformed::new("lines[0].quantity", Reason::OutOfBounds, "a number from 1 to 5"));
         assert_eq!(failure.status, 400);
         let body: Value = serde_json::from_slice(&failure.body()).unwrap();
-        assert_eq!(body["error"]["code"], "malformed");
-        assert_eq!(body["error"]["details"]["field"], "lines[0].quantity");
+        assert_eq!(
+            body["error"],
+            json!({
+                "code": "malformed",
+                "message": "lines[0].quantity: expected a number from 1 to 5",
+                "details": {
+                    "field": "lines[0].quantity", "reason": "out_of_bounds", "expected": "a number from 1 to 5",
+                    "min": 1, "max": 5,
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn details_leave_out_what_there_is_not() {
+        let failure = Failure::from(Malformed::new("id", Reason::Missing, ""));
+        assert_eq!(json!(failure.details), json!({ "field": "id", "reason": "missing" }));
+        let failure = Failure::from(Malformed::new("", Reason::NotJson, "one JSON object in UTF-8"));
+        assert_eq!(json!(failure.details), json!({ "reason": "not_json", "expected": "one JSON object in UTF-8" }));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The request headers, read strictly: a header that cannot be read is an error, not a header that is not there.
 
-use domain::Malformed;
+use domain::{Malformed, Reason};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 /// The command's idempotency key: 1 to 128 visible ASCII characters.
@@ -46,7 +46,7 @@ impl RequestHeaders {
         for (name, value) in lines(block)? {
             let Some(known) = KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name)) else { continue };
             if seen.contains(&known) {
-                return Err(Malformed::new(known, "expected once, the header is there again"));
+                return Err(Malformed::new(known, Reason::Duplicate, ""));
             }
             seen.push(known);
             match known {
@@ -64,7 +64,7 @@ impl RequestHeaders {
 /// The lines of a header block, each as name and value. A line ends with CR and LF together: neither alone ends one.
 fn lines(block: &[u8]) -> Result<Vec<(&str, &[u8])>, Malformed> {
     let unreadable =
-        || Malformed::new("", "expected a header block of NATS/1.0, and lines of a name, a colon and a value");
+        || Malformed::new("", Reason::Invalid, "a header block of NATS/1.0, and lines of a name, a colon and a value");
     let text = block.strip_suffix(b"\r\n\r\n").ok_or_else(unreadable)?;
     let mut lines = split_lines(text);
     let version = lines.next().unwrap_or_default();
@@ -107,23 +107,26 @@ fn key(name: &str, value: &[u8]) -> Result<String, Malformed> {
     if (1..=MAX_LENGTH).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic) {
         return Ok(String::from_utf8_lossy(value).into_owned());
     }
-    Err(Malformed::new(name, format!("expected 1 to {MAX_LENGTH} visible ASCII characters without spaces")))
+    Err(Malformed::new(name, Reason::Invalid, format!("1 to {MAX_LENGTH} visible ASCII characters without spaces")))
 }
 
 fn actor(value: &[u8]) -> Result<String, Malformed> {
     let is_allowed =
         |value: &&str| (1..=MAX_LENGTH).contains(&value.chars().count()) && !value.chars().any(char::is_control);
     let value = std::str::from_utf8(value).ok().map(str::trim).filter(is_allowed);
-    let expected = format!("expected 1 to {MAX_LENGTH} characters in UTF-8 without control characters");
-    value.map(str::to_owned).ok_or_else(|| Malformed::new(ACTOR, expected))
+    let expected = format!("1 to {MAX_LENGTH} characters in UTF-8 without control characters");
+    value.map(str::to_owned).ok_or_else(|| Malformed::new(ACTOR, Reason::Invalid, expected))
 }
 
 /// Up to `i64::MAX`, which is as far as the stores count.
 fn number(name: &str, value: &[u8]) -> Result<u64, Malformed> {
+    let digits = value.strip_prefix(b"-").unwrap_or(value);
+    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    let reason = if is_number { Reason::OutOfBounds } else { Reason::Invalid };
     let number: Option<u64> = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
     number
         .filter(|number| *number <= i64::MAX as u64)
-        .ok_or_else(|| Malformed::new(name, "expected a whole number from 0 to 9223372036854775807"))
+        .ok_or_else(|| Malformed::new(name, reason, "a whole number from 0 to 9223372036854775807"))
 }
 
 /// `<version>-<trace id>-<parent id>-<flags>` in lower-case hexadecimal digits, by W3C Trace Context, level 1, section
@@ -184,21 +187,24 @@ mod tests {
     fn what_cannot_be_read_is_refused_by_name() {
         let long = "x".repeat(129);
         let cases = [
-            (MSG_ID, ""),
-            (MSG_ID, "a b"),
-            (MSG_ID, "a\0b"),
-            (MSG_ID, &long),
-            (EXPECTED_VERSION, "-1"),
-            (EXPECTED_VERSION, "x"),
-            (MIN_POSITION, "99999999999999999999"),
-            (ACTOR, ""),
-            (ACTOR, "a\0b"),
-            (ACTOR, "Ada\rLovelace"),
-            (ACTOR, "Ada\nLovelace"),
+            (MSG_ID, "", Reason::Invalid),
+            (MSG_ID, "a b", Reason::Invalid),
+            (MSG_ID, "a\0b", Reason::Invalid),
+            (MSG_ID, &long, Reason::Invalid),
+            (EXPECTED_VERSION, "-1", Reason::OutOfBounds),
+            (EXPECTED_VERSION, "x", Reason::Invalid),
+            (EXPECTED_VERSION, "", Reason::Invalid),
+            (MIN_POSITION, "99999999999999999999", Reason::OutOfBounds),
+            (ACTOR, "", Reason::Invalid),
+            (ACTOR, "a\0b", Reason::Invalid),
+            (ACTOR, "Ada\rLovelace", Reason::Invalid),
+            (ACTOR, "Ada\nLovelace", Reason::Invalid),
         ];
-        for (name, value) in cases {
-            assert_eq!(parse(name, value).unwrap_err().field, name, "{value:?}");
+        for (name, value, reason) in cases {
+            let malformed = parse(name, value).unwrap_err();
+            assert_eq!((&*malformed.field, malformed.reason), (name, reason), "{value:?}");
         }
+        assert_eq!(parse(MIN_POSITION, "-1").unwrap_err().bounds(), Some((0, i64::MAX)));
         assert_eq!(RequestHeaders::parse(&block(&[b"Actor: \xff"])).unwrap_err().field, ACTOR);
     }
 

@@ -1,0 +1,151 @@
+//! Requests for tests, made from their JSON Schemas: every field at the ends of what the domain accepts, the optional
+//! ones also left out. A command, a query or a field that is new is covered without a word here.
+
+use domain::CommandType;
+use proptest::{collection::vec, prelude::*, sample::select};
+use serde_json::{Map, Value, json};
+
+use crate::given;
+
+/// How many aggregates of each kind the requests name.
+const NAMED: usize = 5;
+/// Moments; each test has one at which everything happens, and what lies behind it is refused.
+const MOMENTS: [&str; 4] =
+    ["0000-01-01T00:00:00Z", "2010-12-01T23:59:59.999Z", "2010-12-02T00:30:00+01:00", "9999-12-31T23:59:59.999Z"];
+/// What texts are filled with: characters of one to four bytes, such as grow when they are put in lower case or in a
+/// compatible form, and what means something to MongoDB or to JSON.
+const FILLERS: [&str; 14] = ["x", "é", "ß", "İ", "ﷺ", "한", "𝄞", "👩", "$", ".", "%", "/", "\"", " a"];
+
+/// The names of the aggregates of one kind that requests use.
+pub fn ids(kind: &str) -> Vec<String> {
+    let first = kind.bytes().fold(0, |sum, byte| sum * 31 % 1_000_000 + u128::from(byte)) * 1_000;
+    (0..NAMED as u128).map(|n| given::id(first + n).to_string()).collect()
+}
+
+/// Requests for a command.
+pub fn command(command: &CommandType) -> BoxedStrategy<Value> {
+    let schema = (command.schema)().to_value();
+    request(&schema, command.aggregate)
+}
+
+/// Requests of a schema; `id` in them is one of an aggregate of this kind.
+pub fn request(schema: &Value, kind: &str) -> BoxedStrategy<Value> {
+    Maker { definitions: &schema["$defs"], kind }.value("", schema)
+}
+
+struct Maker<'a> {
+    definitions: &'a Value,
+    kind: &'a str,
+}
+
+impl Maker<'_> {
+    fn value(&self, name: &str, schema: &Value) -> BoxedStrategy<Value> {
+        if let Some(reference) = schema["$ref"].as_str() {
+            let definition = reference.strip_prefix("#/$defs/").unwrap();
+            return self.value(name, &self.definitions[definition]);
+        }
+        if let Some(choices) = schema["anyOf"].as_array() {
+            let any = choices.iter().map(|choice| self.value(name, choice)).collect::<Vec<_>>();
+            return proptest::strategy::Union::new(any).boxed();
+        }
+        if let Some(choices) = schema["enum"].as_array() {
+            return select(choices.clone()).boxed();
+        }
+        let types = schema["type"].as_array().cloned().unwrap_or_else(|| vec![schema["type"].clone()]);
+        let of_type = |kind: &Value| match kind.as_str().unwrap() {
+            "null" => Just(Value::Null).boxed(),
+            "boolean" => any::<bool>().prop_map(Value::from).boxed(),
+            "integer" => integer(schema),
+            "string" => self.string(name, schema),
+            "array" => self.array(name, schema),
+            "object" => self.object(schema),
+            other => panic!("say here how to make a value of the type {other}"),
+        };
+        proptest::strategy::Union::new(types.iter().map(of_type).collect::<Vec<_>>()).boxed()
+    }
+
+    fn string(&self, name: &str, schema: &Value) -> BoxedStrategy<Value> {
+        let texts: Vec<String> = match (schema["format"].as_str(), schema["pattern"].as_str()) {
+            (Some("uuid"), _) => ids(if name == "id" { self.kind } else { name }),
+            (Some("date-time"), _) => MOMENTS.map(str::to_owned).to_vec(),
+            (Some("date"), _) => MOMENTS.map(|moment| moment[..10].to_owned()).to_vec(),
+            (Some(other), _) => panic!("say here how to make a text of the format {other}"),
+            (None, Some("^[A-Z]{3}$")) => ["GBP", "EUR", "JPY"].map(str::to_owned).to_vec(),
+            (None, Some(other)) => panic!("say here how to make a text of the pattern {other}"),
+            (None, None) if name == "email" => return emails(),
+            (None, None) => return text(schema),
+        };
+        select(texts).prop_map(Value::from).boxed()
+    }
+
+    fn array(&self, name: &str, schema: &Value) -> BoxedStrategy<Value> {
+        let item = self.value(name, &schema["items"]);
+        let (min, max) = (size(schema, "minItems", 0), size(schema, "maxItems", 3));
+        let full = item.clone().prop_map(move |item| vec![item; max]);
+        prop_oneof![40 => vec(item, min..=min + 2), 1 => full].prop_map(Value::from).boxed()
+    }
+
+    fn object(&self, schema: &Value) -> BoxedStrategy<Value> {
+        let required: Vec<&str> =
+            schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let field = |(name, property): (&String, &Value)| {
+            let (name, value) = (name.clone(), self.value(name, property));
+            let is_there = if required.contains(&&*name) { Just(true).boxed() } else { any::<bool>().boxed() };
+            (Just(name), value, is_there)
+        };
+        let fields: Vec<_> = schema["properties"].as_object().unwrap().iter().map(field).collect();
+        let object = |fields: Vec<(String, Value, bool)>| {
+            let there = fields.into_iter().filter(|(.., is_there)| *is_there);
+            Value::Object(there.map(|(name, value, _)| (name, value)).collect::<Map<_, _>>())
+        };
+        fields.prop_map(object).boxed()
+    }
+}
+
+/// Both ends, and what lies so far below the upper one that a million of it are no more.
+fn integer(schema: &Value) -> BoxedStrategy<Value> {
+    let end = |name: &str| schema[name].as_i64().unwrap_or_else(|| panic!("{name} is not said: {schema}"));
+    let (min, max) = (end("minimum"), end("maximum"));
+    select(vec![min, min + 1, (max / 1_000_000).max(min), max / 2, max]).prop_map(Value::from).boxed()
+}
+
+fn text(schema: &Value) -> BoxedStrategy<Value> {
+    let (min, max) = (size(schema, "minLength", 1), size(schema, "maxLength", 100));
+    let filled = |length: usize| {
+        let text = move |(n, filler): (u32, &str)| {
+            let filled = n.to_string() + &filler.repeat(length);
+            Value::from(filled.chars().take(length).collect::<String>())
+        };
+        (0..1_000_u32, select(FILLERS.to_vec())).prop_map(text)
+    };
+    // The shortest are few, and soon taken where they must differ.
+    prop_oneof![1 => filled(min), 4 => filled(max), 4 => filled(max / 2)].boxed()
+}
+
+fn emails() -> BoxedStrategy<Value> {
+    let short = (0..100).prop_map(|n| format!("{n}@a.bc"));
+    let long = (0..100).prop_map(|n| {
+        let (local, label) = (format!("{n:0>64}"), "x".repeat(61));
+        format!("{local}@{label}.{label}.{label}.co")
+    });
+    let wide = (0..100).prop_map(|n| format!("{n}{}@ÉXAMPLE.com", "é".repeat(30)));
+    prop_oneof![short, long, wide].prop_map(Value::from).boxed()
+}
+
+fn size(schema: &Value, name: &str, otherwise: usize) -> usize {
+    schema[name].as_u64().map_or(otherwise, |size| usize::try_from(size).unwrap())
+}
+
+/// What every example must be good for: each is read by its own parser.
+#[test]
+fn most_requests_are_well_formed() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    for known in domain::commands() {
+        let requests = command(known);
+        let made = (0..100).map(|_| requests.new_tree(&mut runner).unwrap().current());
+        let read = made.filter(|request| (known.parse)(request.to_string().as_bytes(), given::id(1)).is_ok()).count();
+        assert!(read > 40, "{}.{}: {read} of 100", known.aggregate, known.verb);
+    }
+    let nothing = json!({ "type": "object", "properties": {} });
+    assert_eq!(request(&nothing, "").new_tree(&mut runner).unwrap().current(), json!({}));
+}
