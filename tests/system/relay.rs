@@ -180,8 +180,14 @@ async fn a_foreign_message_at_a_takeover_is_found_and_healed_by_deleting_the_str
         if before {
             forge(&relay, &system, sound, true).await;
         }
-        // Some of these are taken by the killed one no more.
-        let load = mixed_load(&system, 4, 5);
+        // Those that the killed one had been sent are not answered.
+        let load = async {
+            for _ in 0..10 {
+                let email = format!("{}@example.com", uuid::Uuid::now_v7().simple());
+                let register = system.client.command("user.register", json!({"email": email, "name": "Ada"}), &[]);
+                let _ = tokio::time::timeout(Duration::from_secs(1), register).await;
+            }
+        };
         let forging = async {
             if !before {
                 forge(&relay, &system, sound, false).await;
