@@ -40,7 +40,7 @@ pub struct User {
 
 impl View for Users {
     const NAME: &'static str = "users";
-    const VERSION: i32 = 1;
+    const VERSION: i32 = 2;
     type Document = User;
     const GATHERS: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["user", "order"];
@@ -160,8 +160,10 @@ enum Sort {
 #[serde(deny_unknown_fields)]
 struct ListUsers {
     /// Users of this country only, spelled as they registered it.
+    #[serde(default, deserialize_with = "Country::requested_if_any")]
     country: Option<Country>,
-    /// Users only whose name begins so, in any letter case. Only with `sort` by `name`.
+    /// Users only whose name begins so, in any letter case and spelling. Only with `sort` by `name`.
+    #[serde(default, deserialize_with = "Name::requested_if_any")]
     name_prefix: Option<Name>,
     #[serde(default)]
     sort: Sort,
@@ -360,6 +362,19 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_is_in_the_form_of_the_names() {
+        for (prefix, name) in
+            [("STRASS", "Straße"), ("\u{212b}", "åsa"), ("ﬁ", "Fiona"), ("ΣΑΣ", "σασα"), ("किता", "किताब")]
+        {
+            let filter = page(list, &format!(r#"{{"name_prefix":"{prefix}"}}"#)).filter;
+            let range = filter.get_document("_name").unwrap();
+            let user = fold(&[registered(9, name, None)]).unwrap();
+            assert!(range.get_str("$gte").unwrap() <= &*user.normalized_name, "{prefix} {name}");
+            assert!(range.get_str("$lt").unwrap() > &*user.normalized_name, "{prefix} {name}");
+        }
+    }
+
+    #[test]
     fn the_country_of_a_spender_is_in_the_field() {
         let page = page(list, r#"{"sort":"spent","currency":"GBP","country":"$t. Lucia 5%"}"#);
         assert_eq!(page.filter, doc! { "_spent.GBP|%24t%2E Lucia 5%25": { "$gt": "" } });
@@ -385,6 +400,7 @@ mod tests {
         for (body, field) in [
             (r#"{"country":""}"#, "country"),
             (r#"{"name_prefix":"  "}"#, "name_prefix"),
+            (r#"{"name_prefix":"\u200b"}"#, "name_prefix"),
             (r#"{"name_prefix":"a\u0000"}"#, "name_prefix"),
             (r#"{"name_prefix":"a","sort":"registered"}"#, "name_prefix"),
             (r#"{"name_prefix":"a","sort":"spent","currency":"GBP"}"#, "name_prefix"),
