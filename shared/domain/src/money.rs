@@ -68,7 +68,7 @@ impl Currency {
 
     /// The first day, such as `2023-01-01`, on which the currency was in use no more.
     pub fn withdrawn(&self) -> Option<&'static str> {
-        WITHDRAWN.iter().find(|(code, _)| *code == self.as_str()).map(|(_, day)| *day)
+        WITHDRAWN.iter().find(|(code, _)| code.as_bytes() == self.0).map(|(_, day)| *day)
     }
 }
 
@@ -76,12 +76,11 @@ impl std::str::FromStr for Currency {
     type Err = InvalidCurrency;
 
     fn from_str(text: &str) -> Result<Self, InvalidCurrency> {
-        match text.as_bytes() {
-            // Each code and the space after it are four bytes.
-            &[a, b, c] if CODES.as_bytes().chunks(4).any(|code| code.starts_with(&[a, b, c])) => Ok(Self([a, b, c])),
-            &[a, b, c] if WITHDRAWN.iter().any(|(code, _)| *code == text) => Ok(Self([a, b, c])),
-            _ => Err(InvalidCurrency),
-        }
+        let &[a, b, c] = text.as_bytes() else { return Err(InvalidCurrency) };
+        let code = [a, b, c];
+        // Each code and the space after it are four bytes.
+        let is_active = CODES.as_bytes().chunks(4).any(|active| active.starts_with(&code));
+        if is_active || Self(code).withdrawn().is_some() { Ok(Self(code)) } else { Err(InvalidCurrency) }
     }
 }
 

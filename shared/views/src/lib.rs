@@ -216,6 +216,23 @@ mod tests {
         visit(&mut Check);
     }
 
+    /// There are sales of the time when it was in use.
+    #[test]
+    fn queries_take_a_currency_that_is_withdrawn() {
+        let bodies = [
+            ("user.list", r#"{"sort":"spent","currency":"HRK"}"#),
+            ("product.search", r#"{"currency":"HRK","price_min":1}"#),
+            ("order.list", r#"{"sort":"total","currency":"HRK"}"#),
+            ("sales.top", r#"{"from":"2010-12-01","to":"2010-12-01","by":"revenue","currency":"HRK"}"#),
+        ];
+        for (name, body) in bodies {
+            let queries = queries();
+            let (_, query) = queries.iter().find(|(_, it)| format!("{}.{}", it.noun, it.verb) == name).unwrap();
+            assert!((query.plan)(body.as_bytes()).is_ok(), "{name}");
+            assert!((query.plan)(body.replace("HRK", "XXX").as_bytes()).is_err(), "{name}");
+        }
+    }
+
     #[test]
     fn queries_have_names_of_their_own_and_strict_schemas() {
         let queries = queries();
