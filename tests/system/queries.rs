@@ -112,6 +112,55 @@ async fn products_are_found_by_words_and_their_beginnings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn texts_are_found_as_people_write_them() {
+    let (system, _replicas) = System::complete().await;
+    let price = json!({"amount": 339, "currency": "GBP"});
+    let long = "A very long name, don’t you think, of a lantern that is white, has more than eight words, and T-lights";
+    // What has no blanks asks for many tokens.
+    let run: String = ('\u{5000}'..).take(200).collect();
+    let mut position = 0;
+    for (sku, name) in [
+        ("A", "Straße"),
+        ("B", "東京タワー 模型"),
+        ("C", "หนังสือภาษาไทย"),
+        ("D", long),
+        ("E", "Ångström"),
+        ("F", "Fish"),
+        ("G", &run),
+    ] {
+        let product = json!({"sku": sku, "name": name, "price": price});
+        system.accept("product.create", product).await;
+        let user = json!({"email": format!("{sku}@example.com"), "name": name});
+        position = system.accept("user.register", user).await.position;
+    }
+    let found = async |query: &str, request: Value, field: &str| -> String {
+        let data = system.read(query, request, position).await.data();
+        data["items"].as_array().unwrap().iter().map(|item| item[field].as_str().unwrap().to_owned() + " ").collect()
+    };
+    let mut reversed: Vec<&str> = long.split(' ').collect();
+    reversed.reverse();
+    for (text, sku) in [
+        ("STRASSE", "A "),
+        ("タワー", "B "),
+        ("京", "B "),
+        ("ﾀﾜｰ 模型", "B "),
+        ("ภาษา", "C "),
+        ("สือ", "C "),
+        (long, "D "),
+        (&long.to_uppercase(), "D "),
+        (&reversed.join(" "), "D "),
+        ("\u{212b}NGSTRO\u{308}M", "E "),
+        ("ﬁ", "F "),
+        (&run, "G "),
+    ] {
+        assert_eq!(found("product.search", json!({"text": text}), "sku").await, sku, "{text}");
+    }
+    for (prefix, email) in [("STRAS", "A@example.com "), ("\u{212b}", "E@example.com "), ("ﬁ", "F@example.com ")] {
+        assert_eq!(found("user.list", json!({"name_prefix": prefix}), "email").await, email, "{prefix}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_queries_are_refused_by_field() {
     let (system, _replicas) = System::complete().await;
     let cases = [

@@ -89,3 +89,65 @@ async fn a_sku_is_free_again_after_delete_and_rename_even_at_once() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_spellings_that_are_one_to_the_eye_are_one_address_and_one_sku() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let register = |email: &str| system.try_command("user.register", json!({"email": email, "name": "Ada"}));
+    register("amélie@münchen.de").await.accepted();
+    for email in ["AME\u{301}LIE@MÜNCHEN.DE", "amélie@xn--mnchen-3ya.de", "ａｍélie@mu\u{308}nchen.de"] {
+        assert_eq!(register(email).await.code(), "email_taken", "{email}");
+    }
+    for email in ["am\u{200b}élie@münchen.de", "amélie@mün\u{ad}chen.de", "\u{3164}@example.com"] {
+        assert_eq!(register(email).await.code(), "malformed", "{email:?}");
+    }
+    let price = json!({"amount": 1, "currency": "EUR"});
+    let create =
+        |sku: &str| system.try_command("product.create", json!({"sku": sku, "name": "Lantern", "price": price}));
+    create("É1").await.accepted();
+    create("é1").await.accepted();
+    assert_eq!(create("E\u{301}1").await.code(), "sku_taken");
+    assert_eq!(create("É\u{200d}1").await.code(), "malformed");
+}
+
+/// Before, addresses were compared in lower case, and SKUs as they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_older_version_claimed_is_claimed_as_it_is_compared_now() {
+    let system = System::new().await;
+    let command = system.command().await;
+    let register = |email: &str| system.try_command("user.register", json!({"email": email, "name": "Ada"}));
+    let price = json!({"amount": 1, "currency": "EUR"});
+    let create =
+        |sku: &str| system.try_command("product.create", json!({"sku": sku, "name": "Lantern", "price": price}));
+    let [sharp, double, munich] = {
+        let journal = system.journal().await;
+        let claimed_before = async |id: domain::Id, value: &str| {
+            journal.execute("update claims set value = $2 where id = $1", &[&id.0, &value]).await.unwrap();
+            id
+        };
+        let sharp = claimed_before(register("straße@example.com").await.id(), "straße@example.com").await;
+        // By those rules this was another address.
+        let double = register("strasse@example.com").await.id();
+        let munich = claimed_before(register("ada@münchen.de").await.id(), "ada@münchen.de").await;
+        claimed_before(create("É1").await.id(), "E\u{301}1").await;
+        command.stop().await;
+        journal.execute("delete from migrations where version = 3", &[]).await.unwrap();
+        [sharp, double, munich]
+    };
+
+    let _command = system.command().await;
+    for email in ["STRASSE@example.com", "STRAßE@example.com", "ada@xn--mnchen-3ya.de", "ADA@MÜNCHEN.DE"] {
+        assert_eq!(register(email).await.code(), "email_taken", "{email}");
+    }
+    assert_eq!(create("É1").await.code(), "sku_taken");
+    // Neither of the two who have one address by now loses it by what the other does.
+    system.accept("user.update", json!({"id": sharp, "name": "Grace"})).await;
+    system.accept("user.update", json!({"id": double, "name": "Grace"})).await;
+    system.accept("user.delete", json!({"id": sharp})).await;
+    assert_eq!(register("straße@example.com").await.code(), "email_taken");
+    system.accept("user.delete", json!({"id": double})).await;
+    register("straße@example.com").await.accepted();
+    system.accept("user.delete", json!({"id": munich})).await;
+    register("ada@münchen.de").await.accepted();
+}

@@ -197,7 +197,7 @@ pub struct Decided {
     events: Vec<Event>,
     ledger: Vec<LedgerEntry>,
     changes: journal::Changes,
-    released: Vec<Claim>,
+    released: Vec<(Claim, Id)>,
     taken: Vec<(Claim, Id)>,
 }
 
@@ -253,7 +253,7 @@ pub fn decide(
         let targets = makers.map(|command| command.command.target());
         changes.absent.extend(targets.filter(|id| !aggregates.exists(*id)));
     }
-    let released = aggregates.released_claims().cloned().collect();
+    let released = aggregates.released_claims().map(|(claim, id)| (claim.clone(), id)).collect();
     let taken = aggregates.taken_claims().map(|(claim, id)| (claim.clone(), id)).collect();
     for (id, version, state) in aggregates.into_states() {
         let bytes = bytes.get(&id).copied().unwrap_or_default();

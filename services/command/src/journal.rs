@@ -242,12 +242,14 @@ impl Session {
         Ok(())
     }
 
-    pub async fn release(&self, claims: &[Claim]) -> Result<(), Error> {
+    /// Gives up what these hold; what another holds stays.
+    pub async fn release(&self, claims: &[(Claim, Id)]) -> Result<(), Error> {
         if claims.is_empty() {
             return Ok(());
         }
-        let (scopes, values) = columns(claims.iter());
-        self.client.execute(&self.release, &[&scopes, &values]).await?;
+        let (scopes, values) = columns(claims.iter().map(|(claim, _)| claim));
+        let ids: Vec<Uuid> = claims.iter().map(|(_, id)| id.0).collect();
+        self.client.execute(&self.release, &[&scopes, &values, &ids]).await?;
         Ok(())
     }
 
@@ -414,8 +416,8 @@ const STORE: &str = "
 
 const RELEASE: &str = "
     delete from claims
-    using unnest($1::text[], $2::text[]) as released (scope, value)
-    where claims.scope = released.scope and claims.value = released.value";
+    using unnest($1::text[], $2::text[], $3::uuid[]) as released (scope, value, id)
+    where claims.scope = released.scope and claims.value = released.value and claims.id = released.id";
 
 const CLAIM: &str = "
     insert into claims (scope, value, id)

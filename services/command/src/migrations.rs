@@ -1,17 +1,29 @@
 //! The schema's migrations, each run once, whoever comes first: replicas that start together wait for one another.
 
-use tokio_postgres::Client;
+use domain::{Claim, State};
+use tokio_postgres::{Client, Error, Transaction};
+use uuid::Uuid;
+
+enum Migration {
+    Statements(&'static str),
+    /// Claims as the present rules make them of the states.
+    ClaimAnew,
+}
 
 /// In order; what has been released is never changed, only added to.
-const MIGRATIONS: &[(i32, &str)] =
-    &[(1, include_str!("../migrations/0001_journal.sql")), (2, include_str!("../migrations/0002_identity.sql"))];
+const MIGRATIONS: &[(i32, Migration)] = &[
+    (1, Migration::Statements(include_str!("../migrations/0001_journal.sql"))),
+    (2, Migration::Statements(include_str!("../migrations/0002_identity.sql"))),
+    // Addresses were compared in lower case, SKUs as they were; since then by what the eye sees.
+    (3, Migration::ClaimAnew),
+];
 
 /// Any number, the same for all replicas.
 const LOCK: i64 = 0x7761_7465_7273;
 
 /// # Errors
 /// If a statement fails; then nothing of this run has been applied.
-pub async fn migrate(client: &mut Client) -> Result<(), tokio_postgres::Error> {
+pub async fn migrate(client: &mut Client) -> Result<(), Error> {
     let transaction = client.transaction().await?;
     // A table may be large, and another replica may be at it.
     transaction.batch_execute("set local statement_timeout = 0; set local lock_timeout = 0").await?;
@@ -25,10 +37,48 @@ pub async fn migrate(client: &mut Client) -> Result<(), tokio_postgres::Error> {
         )
         .await?;
     let applied: i32 = transaction.query_one("select coalesce(max(version), 0) from migrations", &[]).await?.get(0);
-    for (version, statements) in MIGRATIONS.iter().filter(|(version, _)| *version > applied) {
-        transaction.batch_execute(statements).await?;
+    for (version, migration) in MIGRATIONS.iter().filter(|(version, _)| *version > applied) {
+        match migration {
+            Migration::Statements(statements) => transaction.batch_execute(statements).await?,
+            Migration::ClaimAnew => claim_anew(&transaction).await?,
+        }
         transaction.execute("insert into migrations (version) values ($1)", &[version]).await?;
         tracing::info!(version, "schema migrated");
     }
     transaction.commit().await
 }
+
+/// Where two held what is now one value, it stays with the one who has it in this form, else with who was there first. The
+/// other keeps the address or SKU, without a claim.
+async fn claim_anew(transaction: &Transaction<'_>) -> Result<(), Error> {
+    let (mut scopes, mut values, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+    for row in transaction.query(CLAIMANTS, &[]).await? {
+        let (id, kind, state): (Uuid, &str, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        match State::decode(kind, state.as_bytes()) {
+            Ok(state) => state.claims().into_iter().for_each(|Claim { scope, value }| {
+                scopes.push(scope);
+                values.push(value);
+                ids.push(id);
+            }),
+            Err(error) => tracing::error!(%id, kind, %error, "a stored state cannot be read: its claims are gone"),
+        }
+    }
+    transaction.execute("delete from claims where octet_length(value) > char_length(value)", &[]).await?;
+    transaction.execute(CLAIM, &[&scopes, &values, &ids]).await?;
+    Ok(())
+}
+
+/// Who holds a value that is not ASCII, in the order of their first events. What is ASCII is compared as it was.
+const CLAIMANTS: &str = "
+    select aggregates.id, kind, state::text
+    from aggregates
+    join events on events.id = aggregates.id and events.version = 1
+    where aggregates.id in (select id from claims where octet_length(value) > char_length(value))
+    order by events.position";
+
+const CLAIM: &str = "
+    insert into claims (scope, value, id)
+    select scope, value, id
+    from unnest($1::text[], $2::text[], $3::uuid[]) with ordinality as claimed (scope, value, id, ordinal)
+    order by ordinal
+    on conflict do nothing";

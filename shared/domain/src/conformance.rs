@@ -162,6 +162,24 @@ fn a_value_of_the_wrong_type_is_named_wherever_it_stands() {
     }
 }
 
+/// Whoever adds a text to a command must name `requested` beside it: `Deserialize` takes whatever was stored.
+#[test]
+fn a_text_that_shows_nothing_or_cannot_be_is_refused_wherever_it_stands() {
+    for (name, example) in examples() {
+        for (pointer, path) in places(&example) {
+            for bad in ["", " ", "\u{200b}", "\u{3164}\u{fe0f}", "\u{2800}", "a\u{7}b", "a\u{2028}b", "a\u{202e}b"] {
+                let mut request = example.clone();
+                let place = request.pointer_mut(&pointer).unwrap();
+                if !place.is_string() {
+                    continue;
+                }
+                *place = json!(bad);
+                assert_eq!(refusal(name, request.to_string()).field, path, "{name} {bad:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn an_array_is_no_object_even_if_its_items_are_in_the_order_of_the_fields() {
     let id = json!(id(1));

@@ -11,6 +11,8 @@ mod define;
 mod aggregates;
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod frozen;
 mod id;
 mod money;
 pub mod order;
@@ -24,6 +26,7 @@ mod scenario;
 pub mod strict;
 mod text;
 mod timestamp;
+mod unicode;
 pub mod user;
 
 pub use aggregates::{Aggregates, Changed, Claim, Kind};
@@ -33,6 +36,7 @@ pub use rejection::{Rejection, RejectionKind};
 pub use request::{CommandType, Malformed, Reason, Undecodable, parse};
 pub use text::{Country, Email, InvalidText, Name, Sku};
 pub use timestamp::{InvalidTimestamp, Timestamp};
+pub use unicode::caseless;
 
 use request::decode_payload;
 

@@ -62,7 +62,7 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-/// A currency in use, by its ISO 4217 code.
+/// A currency that is or was in use, by its ISO 4217 code. What is withdrawn stays in what was sold for it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Currency([u8; 3]);
 
@@ -71,23 +71,28 @@ impl Currency {
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
+
+    /// The first day, such as `2023-01-01`, on which the currency was in use no more.
+    pub fn withdrawn(&self) -> Option<&'static str> {
+        WITHDRAWN.iter().find(|(code, _)| code.as_bytes() == self.0).map(|(_, day)| *day)
+    }
 }
 
 impl std::str::FromStr for Currency {
     type Err = InvalidCurrency;
 
     fn from_str(text: &str) -> Result<Self, InvalidCurrency> {
-        match text.as_bytes() {
-            // Each code and the space after it are four bytes.
-            &[a, b, c] if CODES.as_bytes().chunks(4).any(|code| code.starts_with(&[a, b, c])) => Ok(Self([a, b, c])),
-            _ => Err(InvalidCurrency),
-        }
+        let &[a, b, c] = text.as_bytes() else { return Err(InvalidCurrency) };
+        let code = [a, b, c];
+        // Each code and the space after it are four bytes.
+        let is_active = CODES.as_bytes().chunks(4).any(|active| active.starts_with(&code));
+        if is_active || Self(code).withdrawn().is_some() { Ok(Self(code)) } else { Err(InvalidCurrency) }
     }
 }
 
-const EXPECTED: &str = "an ISO 4217 currency code in use such as EUR";
+const EXPECTED: &str = "an ISO 4217 currency code such as EUR";
 
-/// The text is not an ISO 4217 code in use.
+/// The text is no ISO 4217 code.
 #[derive(Debug, thiserror::Error)]
 #[error("expected {EXPECTED}")]
 pub struct InvalidCurrency;
@@ -130,13 +135,74 @@ impl JsonSchema for Currency {
     }
 }
 
-/// The active codes of ISO 4217 (list one, 2025), without precious metals, funds, and codes for testing.
-const CODES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD \
+/// The active codes of ISO 4217 (list one, 2026), without precious metals, funds, and codes for testing. One that is
+/// withdrawn moves to the list below: what is stored must be read for ever.
+const CODES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD \
     CAD CDF CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD \
     HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD \
     MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG \
     QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD \
     TZS UAH UGX USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG";
+
+/// The codes that ISO 4217 has withdrawn since 1999 (list three), each with the first day on which one could not pay in
+/// the currency any more; where it went in steps, with the day of the month that the list names.
+const WITHDRAWN: &[(&str, &str)] = &[
+    ("ADP", "2002-03-01"),
+    ("AFA", "2003-01-01"),
+    ("ANG", "2025-07-01"),
+    ("AOR", "2000-02-01"),
+    ("ATS", "2002-03-01"),
+    ("AZM", "2006-01-01"),
+    ("BEF", "2002-03-01"),
+    ("BGL", "1999-07-05"),
+    ("BGN", "2026-01-01"),
+    ("BYB", "2001-01-01"),
+    ("BYR", "2017-01-01"),
+    ("CSD", "2006-10-25"),
+    ("CUC", "2021-07-01"),
+    ("CYP", "2008-01-01"),
+    ("DEM", "2002-03-01"),
+    ("ECS", "2000-09-15"),
+    ("EEK", "2011-01-01"),
+    ("ESP", "2002-03-01"),
+    ("FIM", "2002-03-01"),
+    ("FRF", "2002-03-01"),
+    ("GHC", "2008-01-01"),
+    ("GRD", "2002-03-01"),
+    ("HRK", "2023-01-01"),
+    ("IEP", "2002-03-01"),
+    ("ITL", "2002-03-01"),
+    ("LTL", "2015-01-01"),
+    ("LUF", "2002-03-01"),
+    ("LVL", "2014-01-01"),
+    ("MGF", "2005-01-01"),
+    ("MRO", "2018-01-01"),
+    ("MTL", "2008-01-01"),
+    ("MZM", "2006-07-01"),
+    ("NLG", "2002-03-01"),
+    ("PTE", "2002-03-01"),
+    ("ROL", "2005-07-01"),
+    ("RUR", "2004-01-01"),
+    ("SDD", "2007-07-01"),
+    ("SIT", "2007-01-01"),
+    ("SKK", "2009-01-01"),
+    ("SLL", "2024-01-01"),
+    ("SRG", "2004-01-01"),
+    ("STD", "2018-01-01"),
+    ("TJR", "2001-04-01"),
+    ("TMM", "2009-01-01"),
+    ("TPE", "2002-05-20"),
+    ("TRL", "2006-01-01"),
+    ("VEB", "2008-01-01"),
+    ("VEF", "2018-08-20"),
+    ("YUM", "2003-07-01"),
+    ("ZMK", "2013-01-01"),
+    ("ZRN", "1999-07-01"),
+    ("ZWD", "2006-08-22"),
+    ("ZWL", "2024-09-01"),
+    ("ZWN", "2008-08-01"),
+    ("ZWR", "2009-06-01"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -151,6 +217,18 @@ mod tests {
         assert_eq!(gbp(1).plus(gbp(MAX_AMOUNT - 1)), Some(gbp(MAX_AMOUNT)));
         assert_eq!(gbp(1).plus(gbp(MAX_AMOUNT)), None);
         assert_eq!(gbp(1).plus(Money { amount: 1, currency: "EUR".parse().unwrap() }), None);
+    }
+
+    #[test]
+    fn a_currency_is_in_use_or_withdrawn_on_a_day() {
+        for code in CODES.split(' ') {
+            assert_eq!(code.parse::<Currency>().unwrap().withdrawn(), None, "{code}");
+        }
+        for (code, day) in WITHDRAWN {
+            let (currency, noon) = (code.parse::<Currency>().unwrap(), format!("{day}T12:00:00Z"));
+            assert_eq!((currency.as_str(), currency.withdrawn()), (*code, Some(*day)));
+            assert_eq!(noon.parse::<crate::Timestamp>().unwrap().day(), *day);
+        }
     }
 
     #[test]

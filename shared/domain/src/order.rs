@@ -58,7 +58,7 @@ pub struct RequestedLine {
     #[serde(deserialize_with = "quantity")]
     #[schemars(range(min = 1, max = MAX_QUANTITY))]
     pub quantity: i64,
-    /// The product's price if absent.
+    /// The product's price if absent. In a currency that was in use when the order was placed.
     pub unit_price: Option<Money>,
 }
 
@@ -226,6 +226,7 @@ impl Create {
             })
             .collect::<Result<Vec<_>, Rejection>>()?;
         let total = total(&lines)?;
+        product::require_in_use(total.currency, placed_at, "lines[0].unit_price.currency")?;
         let stock_taken = take_stock(aggregates, id, &lines)?;
         let placed = Event::Placed(Placed { user, placed_at, lines, total });
         Ok([(id, crate::Event::Order(placed))].into_iter().chain(stock_taken).collect())
@@ -410,6 +411,34 @@ mod tests {
     fn create_at(placed_at: &str) -> Command {
         let lines = json!([{ "product": id(10), "quantity": 1 }]);
         command("order.create", json!({ "id": id(20), "user": id(1), "lines": lines, "placed_at": placed_at }))
+    }
+
+    #[test]
+    fn an_order_is_in_a_currency_that_was_in_use_when_it_was_placed() {
+        let order = |code: &str, placed_at: Value| {
+            let line = json!({ "product": id(10), "quantity": 1, "unit_price": { "amount": 5, "currency": code } });
+            command("order.create", json!({ "id": id(20), "user": id(1), "lines": [line], "placed_at": placed_at }))
+        };
+        for (code, last, first) in [
+            ("HRK", "2022-12-31T23:59:59.999Z", "2023-01-01T00:00:00Z"),
+            ("BGN", "2025-12-31T23:59:59.999Z", "2026-01-01T00:00:00Z"),
+            ("DEM", "2001-12-31T12:00:00Z", "2002-03-01T00:00:00Z"),
+            ("LTL", "2014-12-31T12:00:00Z", "2015-01-01T00:00:00Z"),
+            ("LVL", "2013-12-31T12:00:00Z", "2014-01-01T00:00:00Z"),
+            ("EEK", "2010-12-31T12:00:00Z", "2011-01-01T00:00:00Z"),
+            ("ANG", "2025-06-30T12:00:00Z", "2025-07-01T00:00:00Z"),
+            ("CUC", "2021-06-30T12:00:00Z", "2021-07-01T00:00:00Z"),
+            ("SLL", "2023-12-31T12:00:00Z", "2024-01-01T00:00:00Z"),
+            ("ZWL", "2024-08-31T12:00:00Z", "2024-09-01T00:00:00Z"),
+        ] {
+            given(shop()).when(order(code, json!(last))).then_accepted();
+            for late in [json!(first), json!(null)] {
+                let withdrawn = &first[..10];
+                let details =
+                    json!({ "field": "lines[0].unit_price.currency", "currency": code, "withdrawn": withdrawn });
+                given(shop()).when(order(code, late)).then_refused(Refused, "currency_withdrawn", details);
+            }
+        }
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Products and their stock. A SKU is unique among living products; stock never goes below zero.
+//! Products and their stock. A SKU is unique among living products, whatever its spelling;
+//! stock never goes below zero; a new price is in a currency that is in use.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Aggregates, Claim, Id, Money, Name, Rejection, Sku, Timestamp, strict};
+use crate::{Aggregates, Claim, Currency, Id, Money, Name, Rejection, Sku, Timestamp, strict};
 
 pub const KIND: &str = "product";
 
@@ -27,8 +28,11 @@ pub struct Create {
     #[serde(default, deserialize_with = "strict::or_default")]
     #[schemars(with = "Option<Id>", skip_serializing_if = "Id::is_none")]
     pub id: Id,
+    #[serde(deserialize_with = "Sku::requested")]
     pub sku: Sku,
+    #[serde(deserialize_with = "Name::requested")]
     pub name: Name,
+    /// In a currency that is in use.
     pub price: Money,
     /// Pieces in stock from the start.
     #[serde(default, deserialize_with = "stock")]
@@ -41,8 +45,11 @@ pub struct Create {
 #[serde(deny_unknown_fields)]
 pub struct Update {
     pub id: Id,
+    #[serde(default, deserialize_with = "Sku::requested_if_any")]
     pub sku: Option<Sku>,
+    #[serde(default, deserialize_with = "Name::requested_if_any")]
     pub name: Option<Name>,
+    /// In a currency that is in use, unless it is the price that the product has.
     pub price: Option<Money>,
 }
 
@@ -158,11 +165,11 @@ impl Command {
         }
     }
 
-    pub(crate) fn decide(self, aggregates: &Aggregates, _now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
+    pub(crate) fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
         let id = self.target();
         let event = match self {
-            Self::Create(command) => command.decide(aggregates).map(Some),
-            Self::Update(command) => command.decide(aggregates),
+            Self::Create(command) => command.decide(aggregates, now).map(Some),
+            Self::Update(command) => command.decide(aggregates, now),
             Self::Restock(command) => command.decide(aggregates).map(Some),
             Self::Delete(command) => command.decide(aggregates).map(Some),
         }?;
@@ -171,16 +178,17 @@ impl Command {
 }
 
 impl Create {
-    fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
+    fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Event, Rejection> {
         let Self { id, sku, name, price, stock } = self;
         aggregates.require_new(id)?;
         require_free(aggregates, id, &sku)?;
+        require_in_use(price.currency, now, "price.currency")?;
         Ok(Event::Created(Created { sku, name, price, stock }))
     }
 }
 
 impl Update {
-    fn decide(self, aggregates: &Aggregates) -> Result<Option<Event>, Rejection> {
+    fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Option<Event>, Rejection> {
         let product = living(aggregates, self.id)?;
         let updated = Updated {
             sku: self.sku.unwrap_or_else(|| product.sku.clone()),
@@ -190,7 +198,12 @@ impl Update {
         if (&updated.sku, &updated.name, updated.price) == (&product.sku, &product.name, product.price) {
             return Ok(None);
         }
-        require_free(aggregates, self.id, &updated.sku)?;
+        if claim(&updated.sku) != claim(&product.sku) {
+            require_free(aggregates, self.id, &updated.sku)?;
+        }
+        if updated.price != product.price {
+            require_in_use(updated.price.currency, now, "price.currency")?;
+        }
         Ok(Some(Event::Updated(updated)))
     }
 }
@@ -295,6 +308,21 @@ fn claim(sku: &Sku) -> Claim {
     Claim { scope: "product.sku", value: sku.normalized() }
 }
 
+/// # Errors
+/// If nobody could pay in this currency at that time.
+pub(crate) fn require_in_use(currency: Currency, at: Timestamp, field: &str) -> Result<(), Rejection> {
+    match currency.withdrawn() {
+        Some(day) if *at.day() >= *day => {
+            let message = format!("{field}: {currency} is in use no more since {day}");
+            Err(Rejection::refused("currency_withdrawn", message)
+                .with("field", field)
+                .with("currency", currency.as_str())
+                .with("withdrawn", day))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 fn stock<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     #[derive(Default)]
     struct Stock(i64);
@@ -322,9 +350,56 @@ mod tests {
 
     use super::MAX_STOCK;
     use crate::{
+        Aggregates,
         RejectionKind::{Conflict, NotFound, Refused},
-        scenario::{bare, command, create_order, create_product, gbp, given, id, register, restock},
+        scenario::{bare, command, create_order, create_product, gbp, given, id, now, register, restock},
     };
+
+    #[test]
+    fn a_sku_is_unique_whatever_its_spelling_but_letter_case_counts() {
+        given([create_product(10, "É1", 5)]).when(create_product(11, "E\u{301}1", 5)).then_refused(
+            Conflict,
+            "sku_taken",
+            json!({ "sku": "É1", "id": id(10) }),
+        );
+        given([create_product(10, "85123A", 5)]).when(create_product(11, "８５１２３Ａ", 5)).then_refused(
+            Conflict,
+            "sku_taken",
+            json!({ "sku": "８５１２３Ａ", "id": id(10) }),
+        );
+        given([create_product(10, "85123A", 5)]).when(create_product(11, "85123a", 5)).then_accepted();
+    }
+
+    /// It is 2026-01-31.
+    #[test]
+    fn a_new_price_is_in_a_currency_that_is_in_use() {
+        for (code, day) in [("BGN", "2026-01-01"), ("HRK", "2023-01-01"), ("DEM", "2002-03-01")] {
+            let price = json!({ "amount": 100, "currency": code });
+            let details = json!({ "field": "price.currency", "currency": code, "withdrawn": day });
+            let create = json!({ "id": id(10), "sku": "A", "name": "LANTERN", "price": price });
+            given([]).when(command("product.create", create)).then_refused(
+                Refused,
+                "currency_withdrawn",
+                details.clone(),
+            );
+            let update = command("product.update", json!({ "id": id(10), "price": price }));
+            given([create_product(10, "A", 5)]).when(update).then_refused(Refused, "currency_withdrawn", details);
+        }
+    }
+
+    #[test]
+    fn a_price_of_before_stays_when_its_currency_is_withdrawn() {
+        let price = json!({ "amount": 100, "currency": "BGN" });
+        let mut aggregates = Aggregates::default();
+        let before = "2025-12-31T23:59:59Z".parse().unwrap();
+        let create = json!({ "id": id(10), "sku": "A", "name": "LANTERN", "price": price, "stock": 5 });
+        aggregates.execute(command("product.create", create), None, before).unwrap();
+        let rename = json!({ "id": id(10), "name": "Lamp", "price": price });
+        assert_eq!(aggregates.execute(command("product.update", rename), None, now()).unwrap().len(), 1);
+        let dearer = json!({ "id": id(10), "price": { "amount": 101, "currency": "BGN" } });
+        let refused = aggregates.execute(command("product.update", dearer), None, now()).unwrap_err();
+        assert_eq!(refused.code, "currency_withdrawn");
+    }
 
     #[test]
     fn a_product_is_created() {

@@ -106,11 +106,11 @@ fn orders() -> impl Strategy<Value = u128> {
 }
 
 fn emails() -> impl Strategy<Value = &'static str> {
-    select(vec!["a@example.com", "A@Example.com", "b@example.com", "c@example.com", "d@example.com"])
+    select(vec!["a@example.com", "A@Example.com", "ａ@example.com", "b@example.com", "c@example.com", "d@example.com"])
 }
 
 fn skus() -> impl Strategy<Value = &'static str> {
-    select(vec!["A", "a", "B", "b", "C"])
+    select(vec!["A", "Ａ", "a", "B", "b", "C"])
 }
 
 fn money(amount: i64, currency: &str) -> Value {
@@ -119,7 +119,7 @@ fn money(amount: i64, currency: &str) -> Value {
 
 fn prices() -> impl Strategy<Value = Value> {
     let amount = prop_oneof![12 => 0..1_000_i64, 1 => Just(MAX_AMOUNT)];
-    let currency = prop_oneof![20 => Just("GBP"), 1 => Just("EUR")];
+    let currency = prop_oneof![20 => Just("GBP"), 1 => Just("EUR"), 3 => Just("HRK")];
     (amount, currency).prop_map(|(amount, currency)| money(amount, currency))
 }
 
@@ -210,6 +210,7 @@ fn the_sequences_meet_every_command_every_event_and_every_refusal() {
         }
     });
     let codes = [
+        "currency_withdrawn",
         "email_taken",
         "id_taken",
         "mixed_currencies",
@@ -446,8 +447,8 @@ impl Stored {
             assert_eq!(before, stored_version);
             assert!(version > stored_version);
         }
-        for claim in batch.released_claims() {
-            assert!(self.claims.remove(claim).is_some(), "released and not held: {claim:?}");
+        for (claim, id) in batch.released_claims() {
+            assert_eq!(self.claims.remove(claim), Some(id), "released and not held: {claim:?}");
         }
         for (claim, id) in batch.taken_claims() {
             assert_eq!(self.claims.insert(claim.clone(), id), None, "taken and still held: {claim:?}");
@@ -545,5 +546,33 @@ proptest! {
         let _ = (crate::Email::new(&text), crate::Name::new(&text), crate::Sku::new(&text), crate::Country::new(&text));
         let _ = (text.parse::<Id>(), text.parse::<Timestamp>(), text.parse::<crate::Currency>());
         let _ = Timestamp::from_unix_millis(millis).map(|time| time.day());
+    }
+
+    #[test]
+    fn a_text_that_is_taken_is_taken_again_as_it_is_and_read_back(text in "(\\PC|[a-zA-Z@. ]|[éÅßﬁ가한ไทย\\u{301}\\u{200d}]){1,20}", at in "[a-zé]{1,5}") {
+        fn check<T: std::ops::Deref<Target = str> + serde::Serialize + serde::de::DeserializeOwned>(
+            new: fn(&str) -> Result<T, crate::InvalidText>,
+            text: &str,
+        ) -> Result<(), TestCaseError> {
+            if let Ok(taken) = new(text) {
+                let again = new(&taken).map_err(|error| TestCaseError::fail(format!("{:?}: {error}", &*taken)))?;
+                prop_assert_eq!(&*again, &*taken);
+                let stored = serde_json::to_string(&taken).unwrap();
+                prop_assert_eq!(&*serde_json::from_str::<T>(&stored).unwrap(), &*taken);
+            }
+            Ok(())
+        }
+
+        check(crate::Name::new, &text)?;
+        check(crate::Sku::new, &text)?;
+        check(crate::Country::new, &text)?;
+        for email in [format!("{text}@example.com"), format!("ada@{at}{text}.com"), text.clone()] {
+            check(crate::Email::new, &email)?;
+            if let Ok(email) = crate::Email::new(&email) {
+                let normalized = email.normalized();
+                let stored: crate::Email = serde_json::from_value(json!(normalized)).unwrap();
+                prop_assert_eq!(stored.normalized(), normalized);
+            }
+        }
     }
 }

@@ -279,13 +279,13 @@ mod tests {
     const UUID: &str = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
     const A_UUID: &str =
         "expected a UUID of 36 characters such as 0192d3a0-7c1e-7b5a-9f00-3c2b1a000001, not the nil one";
-    const AN_EMAIL: &str = "expected an e-mail address such as ada@example.com, at most 254 characters";
-    const A_NAME: &str = "expected a text of 1 to 200 characters without control characters";
-    const A_SKU: &str =
-        "expected a SKU of 1 to 64 characters without control characters or white space other than spaces";
-    const A_COUNTRY: &str = "expected a country of 1 to 60 characters without control characters";
+    const AN_EMAIL: &str =
+        "expected an e-mail address such as ada@example.com, at most 254 bytes, without invisible characters";
+    const A_NAME: &str = "expected a text of 1 to 200 characters, not all invisible, without control characters";
+    const A_SKU: &str = "expected a SKU of 1 to 64 characters without control characters, invisible ones, or white space other than spaces";
+    const A_COUNTRY: &str = "expected a country of 1 to 60 characters, not all invisible, without control characters";
     const AN_AMOUNT: &str = "expected a whole number of minor units from 0 to 1000000000000000";
-    const A_CURRENCY: &str = "expected an ISO 4217 currency code in use such as EUR";
+    const A_CURRENCY: &str = "expected an ISO 4217 currency code such as EUR";
     const A_STOCK: &str = "expected a whole number of pieces from 0 to 1000000000000";
     const A_RESTOCK: &str = "expected a whole number of pieces from -1000000000000 to 1000000000000, not 0";
     const A_QUANTITY: &str = "expected a whole number of pieces from 1 to 1000000";

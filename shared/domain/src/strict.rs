@@ -107,6 +107,43 @@ pub fn text<'de, D: Deserializer<'de>, T>(
     deserializer.deserialize_str(Visitor { expected, read })
 }
 
+/// Reads a string with `read`, or `null`.
+///
+/// # Errors
+/// As [`text`].
+pub(crate) fn text_if_any<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    expected: &'static str,
+    read: fn(&str) -> Option<T>,
+) -> Result<Option<T>, D::Error> {
+    struct Visitor<T> {
+        expected: &'static str,
+        read: fn(&str) -> Option<T>,
+    }
+
+    impl<'de, T> de::Visitor<'de> for Visitor<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.expected)
+        }
+
+        fn visit_none<E: de::Error>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<T>, D::Error> {
+            text(deserializer, self.expected, self.read).map(Some)
+        }
+    }
+
+    deserializer.deserialize_option(Visitor { expected, read })
+}
+
 /// Reads a whole number that is `allowed`.
 ///
 /// # Errors

@@ -1,12 +1,19 @@
-//! Texts that cannot be wrong: trimmed, not empty, bounded in characters, without control characters (PostgreSQL's
-//! text cannot hold a NUL, and a line break in a name is somebody's mistake).
+//! Texts that cannot be wrong: trimmed, in NFC, not empty, bounded in characters, without control characters
+//! (PostgreSQL's text cannot hold a NUL, and a line break in a name is somebody's mistake).
+//!
+//! These rules are for requests. What is stored was accepted under the rules of its day, which were fewer, and must be
+//! read for ever: `Deserialize` takes any text, and the structs of commands name `requested` instead.
 
 use std::{borrow::Cow, fmt, ops::Deref};
 
+use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::strict;
+use crate::{
+    strict,
+    unicode::{caseless, compatible, composed, is_assigned, is_invisible, visible},
+};
 
 /// Declares a text type. A macro because four types differ in nothing but their name, bound and extra rule, and the
 /// boilerplate that a checked text needs is long.
@@ -20,13 +27,36 @@ macro_rules! texts {
             /// # Errors
             /// What was expected, in words for the one who sent the text.
             pub fn new(text: &str) -> Result<Self, InvalidText> {
-                let text = text.trim();
+                let composed = composed(text);
+                let text = composed.trim();
                 let bounded = !text.is_empty() && text.chars().count() <= $max;
                 let check: fn(&str) -> bool = $check;
-                if bounded && !text.chars().any(char::is_control) && check(text) {
+                if bounded && !text.contains(is_control) && check(text) {
                     return Ok(Self(text.to_owned()));
                 }
                 Err(InvalidText($expected))
+            }
+
+            /// The text in NFC, as requests bring it and as not all is that was stored before they did.
+            #[must_use]
+            pub fn composed(&self) -> Self {
+                Self(composed(&self.0).into_owned())
+            }
+
+            /// Reads the text of a request, by the rules of [`Self::new`]. For `deserialize_with`.
+            ///
+            /// # Errors
+            /// What was expected.
+            pub fn requested<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                strict::text(deserializer, $expected, |text| Self::new(text).ok())
+            }
+
+            /// The same where the text may be absent.
+            ///
+            /// # Errors
+            /// What was expected.
+            pub fn requested_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
+                strict::text_if_any(deserializer, $expected, |text| Self::new(text).ok())
             }
         }
 
@@ -56,9 +86,10 @@ macro_rules! texts {
             }
         }
 
+        /// A text that is stored, as it is.
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                strict::text(deserializer, $expected, |text| Self::new(text).ok())
+                strict::text(deserializer, "a text", |text| Some(Self(text.to_owned())))
             }
         }
 
@@ -79,30 +110,31 @@ macro_rules! texts {
 }
 
 texts! {
-    /// The name of a user or a product.
+    /// The name of a user or a product. Joiners and the like stay: scripts and emoji need them.
     Name {
         max: 200,
-        check: |_| true,
-        expected: "a text of 1 to 200 characters without control characters"
+        check: is_legible,
+        expected: "a text of 1 to 200 characters, not all invisible, without control characters"
     }
-    /// An e-mail address: a local part of at most 64 bytes, `@`, a domain.
+    /// An e-mail address: a local part of at most 64 bytes, `@`, a domain. Bytes are what mail servers count.
     Email {
         max: 254,
         check: is_email,
-        expected: "an e-mail address such as ada@example.com, at most 254 characters"
+        expected: "an e-mail address such as ada@example.com, at most 254 bytes, without invisible characters"
     }
     /// A stock-keeping unit, the seller's own code for a product. Letter case counts (85123A and 85123a are two), and
     /// real ones have spaces inside (BANK CHARGES).
     Sku {
         max: 64,
-        check: |text| text.chars().all(|c| c == ' ' || !c.is_whitespace()),
-        expected: "a SKU of 1 to 64 characters without control characters or white space other than spaces"
+        check: |text| text.chars().all(|c| c == ' ' || is_plain(c)),
+        expected: "a SKU of 1 to 64 characters without control characters, invisible ones, or white space other \
+            than spaces"
     }
     /// A country, by the name or code that the client uses.
     Country {
         max: 60,
-        check: |_| true,
-        expected: "a country of 1 to 60 characters without control characters"
+        check: is_legible,
+        expected: "a country of 1 to 60 characters, not all invisible, without control characters"
     }
 }
 
@@ -112,16 +144,24 @@ texts! {
 pub struct InvalidText(&'static str);
 
 impl Email {
-    /// The address as it is compared: `Ada@Example.com` and `ada@example.com` are one.
+    /// The address as it is compared: spellings that are one to every eye, or differ in letter case alone, are one
+    /// (`Ada@Example.com`, `ada@example.com`), and so are the two spellings of a domain that is not ASCII.
     pub fn normalized(&self) -> String {
-        self.0.to_lowercase()
+        match self.0.rsplit_once('@') {
+            Some((local, domain)) => {
+                // What is no domain by today's rules may be stored: it was accepted once.
+                let domain = ascii_domain(&visible(domain)).unwrap_or_else(|| caseless(domain));
+                format!("{}@{domain}", caseless(local))
+            }
+            None => caseless(&self.0),
+        }
     }
 }
 
 impl Sku {
-    /// The SKU as it is compared.
+    /// The code as it is compared: spellings that are one to every eye are one.
     pub fn normalized(&self) -> String {
-        self.0.clone()
+        compatible(&self.0)
     }
 }
 
@@ -130,14 +170,38 @@ fn is_email(text: &str) -> bool {
     let Some((local, domain)) = text.rsplit_once('@') else {
         return false;
     };
-    let label = |label: &str| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-');
-    let plain = |c: char| !c.is_whitespace() && !"@,;:<>()[]\\\"".contains(c);
-    text.chars().filter(|c| *c != '@').all(plain)
-        && !local.is_empty()
+    let Some(ascii) = ascii_domain(domain) else {
+        return false;
+    };
+    text.chars().all(|c| is_plain(c) && !",;:<>()[]\\\"".contains(c))
+        && (1..=64).contains(&local.len())
         && !local.contains('@')
-        && local.len() <= 64
-        && domain.contains('.')
-        && domain.split('.').all(label)
+        && ascii.contains('.')
+        && local.len() + 1 + domain.len().max(ascii.len()) <= 254
+}
+
+/// The domain as the domain name system knows it; `None` if it is none. Two domains are one if these are equal.
+fn ascii_domain(domain: &str) -> Option<String> {
+    let ascii =
+        Uts46::new().to_ascii(domain.as_bytes(), AsciiDenyList::URL, Hyphens::CheckFirstLast, DnsLength::Verify);
+    ascii.ok().map(Cow::into_owned)
+}
+
+/// Whether there is something to read, and no character that turns the text around it: with those a name shows as
+/// another than it is, or upsets the line that it stands in.
+fn is_legible(text: &str) -> bool {
+    text.chars().any(|c| !c.is_whitespace() && !is_invisible(c))
+        && !text.contains(|c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
+}
+
+/// Whether the character can be seen, and will be compared for ever as it is today.
+fn is_plain(c: char) -> bool {
+    !c.is_whitespace() && !is_invisible(c) && is_assigned(c)
+}
+
+/// Control characters, and what Unicode has besides to break lines.
+fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
 #[cfg(test)]
@@ -187,7 +251,138 @@ mod tests {
     }
 
     #[test]
-    fn an_email_is_compared_in_lower_case() {
-        assert_eq!(Email::new("Ada@Example.COM").unwrap().normalized(), "ada@example.com");
+    fn texts_are_composed() {
+        assert_eq!(&*Name::new("Cafe\u{301} \u{212b}").unwrap(), "Café Å");
+        assert_eq!(&*Sku::new("E\u{301}1").unwrap(), "É1");
+        assert_eq!(&*Country::new("Co\u{302}te d’Ivoire").unwrap(), "Côte d’Ivoire");
+        assert_eq!(&*Email::new("ame\u{301}lie@example.com").unwrap(), "amélie@example.com");
+        // Two hundred characters, whichever way each is written.
+        assert!(Name::new(&"e\u{301}".repeat(200)).is_ok() && Name::new(&"e\u{301}".repeat(201)).is_err());
+        assert!(Sku::new(&"e\u{301}".repeat(64)).is_ok() && Sku::new(&"é".repeat(65)).is_err());
+    }
+
+    #[test]
+    fn a_name_keeps_what_scripts_and_emoji_need_and_shows_something() {
+        for good in [
+            "👩\u{200d}🚀",
+            "❤\u{fe0f}",
+            "می\u{200c}خواهم",
+            "ක්\u{200d}ෂ",
+            "🏴\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f}",
+            "ภาษา\u{200b}ไทย",
+            "C++\u{200e} 5",
+            "Sham\u{ad}poo",
+            "★",
+            "!!!",
+        ] {
+            assert_eq!(&*Name::new(good).unwrap(), good);
+            assert_eq!(&*Country::new(good).unwrap(), good);
+        }
+        for bad in [
+            "\u{200b}",
+            "\u{200d}\u{fe0f}",
+            "\u{3164}",
+            "\u{115f}\u{1160}",
+            "\u{ffa0}",
+            "\u{2800} \u{2800}",
+            "\u{feff}",
+            "\u{34f}",
+            "\u{e0041}",
+            "\u{10ffff}",
+            "\u{ad}",
+            "gnp\u{202e}exe",
+            "a\u{2066}b",
+            "a\u{2028}b",
+            "a\u{2029}b",
+            "a\u{85}b",
+        ] {
+            assert!(Name::new(bad).is_err() && Country::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_email_and_a_sku_have_nothing_invisible_anywhere() {
+        for bad in "\u{ad}\u{34f}\u{61c}\u{600}\u{115f}\u{1160}\u{180e}\u{200b}\u{200c}\u{200d}\u{200e}\u{202e}\u{2060}\u{2800}\u{3164}\
+            \u{fe0f}\u{feff}\u{ffa0}\u{fff9}\u{fffe}\u{378}\u{e0041}\u{e0100}"
+            .chars()
+        {
+            for text in [format!("{bad}ada@example.com"), format!("a{bad}da@example.com"), format!("ada{bad}@example.com")] {
+                assert!(Email::new(&text).is_err(), "{text:?}");
+            }
+            for text in [format!("ada@{bad}example.com"), format!("ada@exam{bad}ple.com"), format!("ada@example.com{bad}")] {
+                assert!(Email::new(&text).is_err(), "{text:?}");
+            }
+            for text in [format!("{bad}A1"), format!("A{bad}1"), format!("A1{bad}"), bad.to_string()] {
+                assert!(Sku::new(&text).is_err(), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_email_is_bounded_in_bytes_as_mail_servers_count() {
+        let local = |local: &str| Email::new(&format!("{local}@example.com")).is_ok();
+        assert!(local(&"x".repeat(64)) && !local(&"x".repeat(65)));
+        assert!(local(&"é".repeat(32)) && !local(&"é".repeat(33)));
+        assert!(local(&"e\u{301}".repeat(32)), "composed first");
+        let domain = |labels: usize, last: usize| {
+            Email::new(&format!("{}@{}{}.com", "x".repeat(60), "abcdefghi.".repeat(labels), "x".repeat(last))).is_ok()
+        };
+        assert!(domain(18, 9) && !domain(18, 10), "254 bytes in all");
+        let label = |label: &str| Email::new(&format!("a@{label}.com")).is_ok();
+        assert!(label(&"x".repeat(63)) && !label(&"x".repeat(64)));
+        // In its ASCII form such a label is longer than it looks.
+        assert!(label("é") && !label(&"éa".repeat(30)));
+        let ascii_is_longer = format!("{}@{}com", "x".repeat(60), "ü.".repeat(60));
+        assert!(ascii_is_longer.len() < 254 && Email::new(&ascii_is_longer).is_err());
+    }
+
+    #[test]
+    fn spellings_that_are_one_to_every_eye_are_one_email() {
+        let one = [
+            ["Ada@Example.COM", "ada@example.com"],
+            ["amélie@example.com", "AME\u{301}LIE@example.com"],
+            ["\u{212b}sa@example.com", "åsa@example.com"],
+            ["ﬁona@example.com", "FIONA@example.com"],
+            ["STRASSE@example.com", "straße@example.com"],
+            ["ΣΑΣ@example.com", "σας@example.com"],
+            ["ａｄａ@example.com", "ada@example.com"],
+            ["ada@münchen.de", "ada@xn--mnchen-3ya.de"],
+            ["ada@MU\u{308}NCHEN.de", "ADA@XN--MNCHEN-3YA.DE"],
+            ["ada@例え。ｊｐ", "ada@例え.jp"],
+        ];
+        for [one, other] in one {
+            // The ideographic full stop counts as a dot of the domain.
+            let normalized = |text: &str| Email::new(text).unwrap_or_else(|_| panic!("{text}")).normalized();
+            assert_eq!(normalized(one), normalized(other), "{one} {other}");
+            assert!(normalized(one).rsplit_once('@').unwrap().1.is_ascii());
+        }
+        for [one, other] in [["ada@straße.de", "ada@strasse.de"], ["rene@example.com", "rené@example.com"]] {
+            assert_ne!(Email::new(one).unwrap().normalized(), Email::new(other).unwrap().normalized());
+        }
+    }
+
+    #[test]
+    fn spellings_that_are_one_to_every_eye_are_one_sku_but_letter_case_counts() {
+        let normalized = |text: &str| Sku::new(text).unwrap().normalized();
+        for [one, other] in [["E\u{301}1", "É1"], ["\u{212b}", "Å"], ["Ａ１", "A1"], ["ﬁ", "fi"], ["ｶﾞ", "ガ"]]
+        {
+            assert_eq!(normalized(one), normalized(other), "{one} {other}");
+        }
+        assert_ne!(normalized("85123A"), normalized("85123a"));
+        assert_ne!(normalized("É1"), normalized("é1"));
+        assert_eq!(normalized("BANK CHARGES"), "BANK CHARGES");
+        assert!(normalized(&"\u{fdfa}".repeat(64)).len() < 2_500, "PostgreSQL's index takes no longer ones");
+    }
+
+    #[test]
+    fn what_is_stored_is_read_as_it_is() {
+        for text in ["", " ", "\u{200b}", "a@b@c", "e\u{301}", "a\u{0}"] {
+            let json = serde_json::to_string(text).unwrap();
+            assert_eq!(&*serde_json::from_str::<Name>(&json).unwrap(), text);
+            assert_eq!(&*serde_json::from_str::<Sku>(&json).unwrap(), text);
+            assert_eq!(&*serde_json::from_str::<Country>(&json).unwrap(), text);
+            let email: Email = serde_json::from_str(&json).unwrap();
+            assert_eq!((&*email, email.normalized().is_empty()), (text, text.is_empty() || text == "\u{200b}"));
+        }
     }
 }

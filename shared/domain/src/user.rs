@@ -1,4 +1,4 @@
-//! Users, who place orders. An e-mail address is unique among living users, whatever its letter case.
+//! Users, who place orders. An e-mail address is unique among living users, whatever its letter case and spelling.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,11 @@ pub struct Register {
     #[serde(default, deserialize_with = "strict::or_default")]
     #[schemars(with = "Option<Id>", skip_serializing_if = "Id::is_none")]
     pub id: Id,
+    #[serde(deserialize_with = "Email::requested")]
     pub email: Email,
+    #[serde(deserialize_with = "Name::requested")]
     pub name: Name,
+    #[serde(default, deserialize_with = "Country::requested_if_any")]
     pub country: Option<Country>,
 }
 
@@ -32,8 +35,11 @@ pub struct Register {
 #[serde(deny_unknown_fields)]
 pub struct Update {
     pub id: Id,
+    #[serde(default, deserialize_with = "Email::requested_if_any")]
     pub email: Option<Email>,
+    #[serde(default, deserialize_with = "Name::requested_if_any")]
     pub name: Option<Name>,
+    #[serde(default, deserialize_with = "Country::requested_if_any")]
     pub country: Option<Country>,
 }
 
@@ -127,7 +133,9 @@ impl Update {
         if (&updated.email, &updated.name, &updated.country) == (email, name, country) {
             return Ok(None);
         }
-        require_free(aggregates, self.id, &updated.email)?;
+        if claim(&updated.email) != claim(email) {
+            require_free(aggregates, self.id, &updated.email)?;
+        }
         Ok(Some(Event::Updated(updated)))
     }
 }
@@ -243,6 +251,26 @@ mod tests {
             "email_taken",
             json!({ "email": "Ada@EXAMPLE.com", "id": id(1) }),
         );
+    }
+
+    #[test]
+    fn an_email_is_unique_whatever_its_spelling() {
+        for (one, other) in [
+            ("amélie@example.com", "AME\u{301}LIE@example.com"),
+            ("ﬁona@example.com", "fiona@example.com"),
+            ("ada@münchen.de", "ada@xn--mnchen-3ya.de"),
+        ] {
+            for (one, other) in [(one, other), (other, one)] {
+                // The service stores addresses composed.
+                let shown = other.replace("E\u{301}", "É");
+                given([register(1, one)]).when(register(2, other)).then_refused(
+                    Conflict,
+                    "email_taken",
+                    json!({ "email": shown, "id": id(1) }),
+                );
+                given([register(1, one), bare("user.delete", 1)]).when(register(2, other)).then_accepted();
+            }
+        }
     }
 
     #[test]

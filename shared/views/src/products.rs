@@ -13,13 +13,15 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Inapplicable, Query, View, absent, present,
     query::{Direction, Key, Limit, List, Plan, get_by, one_of},
-    words::{normalized, words},
+    words::{Word, normalized, pieces},
 };
 
-/// The longest beginning of a word that is found, in characters. Longer words are found whole.
-const MAX_PREFIX: usize = 16;
-/// Words in a search at most.
+/// Words in a search at most, as people count them: what stands between blanks. Those beyond are left out.
 const MAX_WORDS: usize = 8;
+/// Tokens in a search at most. One word may have several, such as each pair of letters where there are no blanks.
+const MAX_WANTED: usize = 32;
+/// Tokens of a product at most. What the words of a name can have is less, and all that a search can ask for is within.
+const MAX_TOKENS: usize = 600;
 /// The token of every product, so that a search without words reads the same indexes.
 const EVERY: &str = "";
 
@@ -41,7 +43,7 @@ pub struct Product {
     normalized_sku: String,
     #[serde(rename = "_name")]
     normalized_name: String,
-    /// How many words the name has, then the name: the fewer words, the more of the name does a search cover.
+    /// How many words the name has, then its key: the fewer words, the more of the name does a search cover.
     #[serde(rename = "_rank")]
     rank: String,
     #[serde(rename = "_tokens")]
@@ -138,21 +140,20 @@ impl Product {
     /// With the fields for the indexes as they follow from the SKU and the name.
     fn indexed(mut self) -> Self {
         self.normalized_sku = self.sku.normalized();
-        let words = words(&self.name);
+        let words = pieces(&self.name).concat();
         self.normalized_name = normalized(&self.name);
-        // Three digits: a name has 200 characters at most. One text, since a page that began at a number of words would
-        // have to find its place among all products that have so many.
-        self.rank = format!("{:03}/{}", words.len(), self.normalized_name);
-        self.tokens = words.iter().flat_map(|word| beginnings(word)).map(str::to_owned).collect();
-        self.tokens.extend(words);
-        self.tokens.insert(EVERY.to_owned());
+        // Three digits: more are worth nothing. One text, since a page that began at a number of words would have to find
+        // its place among all products that have so many.
+        let weight = words.iter().map(Word::weight).sum::<usize>().min(999);
+        self.rank = format!("{weight:03}/{}", self.normalized_name);
+        self.tokens = BTreeSet::from([EVERY.to_owned()]);
+        for token in words.iter().flat_map(Word::held) {
+            if self.tokens.len() < MAX_TOKENS {
+                self.tokens.insert(token);
+            }
+        }
         self
     }
-}
-
-/// The beginnings of a word, up to [`MAX_PREFIX`] characters.
-fn beginnings(word: &str) -> impl Iterator<Item = &str> {
-    word.char_indices().take(MAX_PREFIX).map(|(at, c)| &word[..at + c.len_utf8()])
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -160,6 +161,7 @@ fn beginnings(word: &str) -> impl Iterator<Item = &str> {
 #[schemars(extend("oneOf" = one_of("sku")))]
 struct GetProduct {
     id: Option<Id>,
+    #[serde(default, deserialize_with = "Sku::requested_if_any")]
     sku: Option<Sku>,
 }
 
@@ -181,8 +183,9 @@ enum Sort {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SearchProducts {
-    /// At most 8 words. Each is to be a word of the name or the beginning of one, in any letter case and order; one of
-    /// more than 16 characters is to be a whole word.
+    /// Words, of which the first 8 count. Each is to be a word of the name or the beginning of one, in any letter case,
+    /// spelling and order, as far as its first 16 characters; in scripts without blanks, any part of the name.
+    #[serde(default, deserialize_with = "Name::requested_if_any")]
     text: Option<Name>,
     /// The lowest price, in minor units; with `currency`.
     price_min: Option<Amount>,
@@ -259,12 +262,28 @@ fn tokens(text: Option<&str>) -> Result<Vec<String>, Malformed> {
     let Some(text) = text else {
         return Ok(vec![EVERY.to_owned()]);
     };
-    let words: BTreeSet<String> = words(text).into_iter().collect();
-    match words.len() {
-        0 => Err(Malformed::new("text", Reason::Invalid, "at least one letter or digit")),
-        1..=MAX_WORDS => Ok(words.into_iter().collect()),
-        n => Err(Malformed::new("text", Reason::OutOfBounds, format!("at most {MAX_WORDS} words, not {n}"))),
+    let (symbols, mut words): (Vec<Word>, Vec<Word>) =
+        first_pieces(text).into_iter().partition(|word| matches!(word, Word::Symbol(_)));
+    // A symbol is mostly an ornament, or a unit.
+    if words.is_empty() {
+        words = symbols;
     }
+    let tokens: BTreeSet<String> = words.iter().flat_map(Word::wanted).take(MAX_WANTED).collect();
+    if tokens.is_empty() {
+        return Err(Malformed::new("text", Reason::Invalid, "at least one letter, digit or symbol"));
+    }
+    Ok(tokens.into_iter().collect())
+}
+
+/// The words of the first [`MAX_WORDS`] distinct pieces.
+fn first_pieces(text: &str) -> Vec<Word> {
+    let mut first: Vec<Vec<Word>> = Vec::new();
+    for piece in pieces(text) {
+        if first.len() < MAX_WORDS && !first.contains(&piece) {
+            first.push(piece);
+        }
+    }
+    first.concat()
 }
 
 fn range(min: Option<Amount>, max: Option<Amount>) -> Result<Document, Malformed> {
@@ -283,10 +302,15 @@ fn range(min: Option<Amount>, max: Option<Amount>) -> Result<Document, Malformed
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::given::{
-        self, created, line, page, placed, product_deleted, product_updated, refusal, restocked, stock_returned,
-        stock_taken,
+    use crate::{
+        given::{
+            self, created, line, page, placed, product_deleted, product_updated, refusal, restocked, stock_returned,
+            stock_taken,
+        },
+        words,
     };
 
     const ID: &str = "00000000-0000-0000-0000-000000000001";
@@ -305,11 +329,99 @@ mod tests {
     }
 
     #[test]
-    fn a_long_word_can_be_found_by_sixteen_characters_or_whole() {
+    fn a_long_word_is_told_from_others_by_sixteen_characters() {
         let product = fold(&[created(1, &"é".repeat(20), 255, 0)]).unwrap();
         let lengths: Vec<usize> = product.tokens.iter().map(|token| token.chars().count()).collect();
-        assert_eq!(lengths, (0..=16).chain([20]).collect::<Vec<_>>());
+        assert_eq!(lengths, (0..=16).collect::<Vec<_>>());
         assert!(!product.in_stock);
+    }
+
+    /// Whether a search for the text finds a product of this name.
+    fn finds(text: &str, name: &str) -> bool {
+        let product = fold(&[created(1, name, 255, 3)]).unwrap();
+        tokens(Some(text)).unwrap().iter().all(|token| product.tokens.contains(token))
+    }
+
+    #[test]
+    fn a_search_finds_what_people_take_for_the_same() {
+        for (text, name) in [
+            ("STRASSE", "Straße 5"),
+            ("straße", "STRASSE"),
+            ("\u{212b}", "Ångström"),
+            ("angstro\u{308}m", "ANGSTRÖM"),
+            ("ﬁ", "Fish"),
+            ("fish", "ﬁsh"),
+            ("ΣΑΣ", "σασα"),
+            ("１２cm", "12CM"),
+            ("हिन्दी", "किताब हिन्दी"),
+            ("หนังสือ", "ซื้อหนังสือที่นี่"),
+            ("ที่นี่", "ซื้อหนังสือที่นี่"),
+            ("ือ", "ซื้อ"),
+            ("タワー", "東京タワー"),
+            ("ﾀﾜｰ", "東京タワー"),
+            ("京", "東京タワー"),
+            ("手机", "红色iPhone手机壳"),
+            ("iphone", "红色iPhone手机壳"),
+            ("ភាសា", "រៀនភាសាខ្មែរ"),
+            ("စာ", "မြန်မာစာ"),
+            ("ລາວ", "ພາສາລາວ"),
+            ("🎁", "Box 🎁"),
+            ("box 🎁", "Box"),
+            ("don’t", "Don’t panic"),
+            ("Donaudampfschifffahrtsges", "Donaudampfschifffahrtsgesellschaft"),
+        ] {
+            assert!(finds(text, name), "{text} {name}");
+        }
+        for (text, name) in [
+            ("antern", "lantern"),
+            ("京東", "東京タワー"),
+            ("ไทย", "ซื้อหนังสือ"),
+            ("rene", "rémy"),
+            ("🎁", "Box"),
+            ("क", "हिन्दी"),
+        ] {
+            assert!(!finds(text, name), "{text} {name}");
+        }
+    }
+
+    #[test]
+    fn words_beyond_eight_are_left_out_as_people_count_them() {
+        assert!(finds("a b c d e f g h i", "a b c d e f g h"));
+        assert!(finds("a a a a a a a a b", "a b") && !finds("a a a a a a a a b", "a c"));
+        let eight = "don’t can’t won’t isn’t aren’t wasn’t T-light";
+        assert!(finds(&format!("{eight} lamp"), &format!("{eight} lamp")));
+        assert!(!finds(&format!("{eight} lamp"), &format!("{eight} table")));
+        let devanagari = "हिन्दी किताब नई दिल्ली में मिलती है";
+        assert!(!finds(&format!("{devanagari} यहाँ"), devanagari));
+    }
+
+    #[test]
+    fn what_a_product_brings_into_the_indexes_is_bounded() {
+        let names = ["\u{fdfa}", "㌖", "東", "ß", "ab c-", "🎁", "ก", "a\u{301}"];
+        let varied: String = ('\u{3300}'..).filter(|c| !c.is_control()).take(200).collect();
+        for name in names.map(|part| part.chars().cycle().take(200).collect()).into_iter().chain([varied]) {
+            let name: String = name;
+            let product = fold(&[created(1, &name, 255, 3)]).unwrap();
+            assert!(product.tokens.len() <= MAX_TOKENS);
+            assert!(product.tokens.iter().all(|token| token.chars().count() <= 16));
+            assert!(product.rank.chars().count() <= 204 && product.normalized_name.chars().count() <= 200);
+            assert!(tokens(Some(&name)).unwrap().len() <= MAX_WANTED);
+            assert!(finds(&name, &name));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_name_is_found_by_its_own_text(text in words::arbitrary_text()) {
+            let Ok(name) = Name::new(&text) else { return Ok(()) };
+            if tokens(Some(&name)).is_ok() {
+                prop_assert!(finds(&name, &name));
+                prop_assert!(finds(&name.to_lowercase(), &name));
+                prop_assert!(finds(&normalized(&name), &name));
+            }
+        }
     }
 
     #[test]
@@ -397,7 +509,7 @@ mod tests {
         for (body, field) in [
             (r#"{"text":""}"#, "text"),
             (r#"{"text":"--"}"#, "text"),
-            (r#"{"text":"a b c d e f g h i"}"#, "text"),
+            (r#"{"text":"\u200b"}"#, "text"),
             (r#"{"sort":"relevance"}"#, "text"),
             (r#"{"price_min":1}"#, "currency"),
             (r#"{"price_max":1}"#, "currency"),

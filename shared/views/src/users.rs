@@ -77,7 +77,7 @@ impl View for Users {
                 Ok(Some(User::registered(event, registered)))
             }
             user::Event::Updated(user::Updated { email, name, country }) => {
-                let (email, name, country) = (email.clone(), name.clone(), country.clone());
+                let (email, name, country) = (email.clone(), name.clone(), country.as_ref().map(Country::composed));
                 let user = User { email, name, country, version: event.version, ..present(document, id)? };
                 Ok(Some(user.indexed()))
             }
@@ -122,7 +122,8 @@ impl User {
             id: event.id,
             email,
             name,
-            country,
+            // So that it meets the one that is asked for, whatever was accepted before.
+            country: country.as_ref().map(Country::composed),
             registered_at: event.at,
             orders: Whole::ZERO,
             spent: vec![],
@@ -163,7 +164,8 @@ impl User {
 #[schemars(extend("oneOf" = one_of("email")))]
 struct GetUser {
     id: Option<Id>,
-    /// In whatever letter case.
+    /// In whatever letter case and spelling.
+    #[serde(default, deserialize_with = "Email::requested_if_any")]
     email: Option<Email>,
 }
 
@@ -187,8 +189,10 @@ enum Sort {
 #[serde(deny_unknown_fields)]
 struct ListUsers {
     /// Users of this country only, spelled as they registered it.
+    #[serde(default, deserialize_with = "Country::requested_if_any")]
     country: Option<Country>,
-    /// Users only whose name begins so, in any letter case. Only with `sort` by `name`.
+    /// Users only whose name begins so, in any letter case and spelling. Only with `sort` by `name`.
+    #[serde(default, deserialize_with = "Name::requested_if_any")]
     name_prefix: Option<Name>,
     #[schemars(extend("default" = "name"))]
     sort: Option<Choice<Sort>>,
@@ -408,6 +412,31 @@ mod tests {
     }
 
     #[test]
+    fn a_country_of_before_is_found_by_the_spelling_of_requests() {
+        let before: Country = serde_json::from_str("\"Co\u{302}te d’Ivoire\"").unwrap();
+        let mut event = registered(9, "Ada", Some("France"));
+        if let Event::User(user::Event::Registered(registered)) = &mut event.event {
+            registered.country = Some(before);
+        }
+        let user = fold(&[event]).unwrap();
+        let filter = page(list, "{\"country\":\"Co\u{302}te d’Ivoire\"}").filter;
+        assert_eq!(filter.get_str("country").unwrap(), &*user.country.unwrap());
+    }
+
+    #[test]
+    fn a_prefix_is_in_the_form_of_the_names() {
+        for (prefix, name) in
+            [("STRASS", "Straße"), ("\u{212b}", "åsa"), ("ﬁ", "Fiona"), ("ΣΑΣ", "σασα"), ("किता", "किताब")]
+        {
+            let filter = page(list, &format!(r#"{{"name_prefix":"{prefix}"}}"#)).filter;
+            let range = filter.get_document("_name").unwrap();
+            let user = fold(&[registered(9, name, None)]).unwrap();
+            assert!(range.get_str("$gte").unwrap() <= &*user.normalized_name, "{prefix} {name}");
+            assert!(range.get_str("$lt").unwrap() > &*user.normalized_name, "{prefix} {name}");
+        }
+    }
+
+    #[test]
     fn the_country_of_a_spender_is_in_the_field() {
         let page = page(list, r#"{"sort":"spent","currency":"GBP","country":"$t. Lucia 5%"}"#);
         assert_eq!(page.filter, doc! { "_spent.GBP|%24t%2E Lucia 5%25": { "$gt": "" } });
@@ -437,6 +466,7 @@ mod tests {
         for (body, field) in [
             (r#"{"country":""}"#, "country"),
             (r#"{"name_prefix":"  "}"#, "name_prefix"),
+            (r#"{"name_prefix":"\u200b"}"#, "name_prefix"),
             (r#"{"name_prefix":"a\u0000"}"#, "name_prefix"),
             (r#"{"name_prefix":"a","sort":"registered"}"#, "name_prefix"),
             (r#"{"name_prefix":"a","sort":"spent","currency":"GBP"}"#, "name_prefix"),

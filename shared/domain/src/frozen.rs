@@ -1,0 +1,91 @@
+//! What was accepted once decodes for ever. The files hold what an older version of this program made of commands with
+//! all that it took: texts that are invisible, not normalised, or turned around; addresses that are none; currencies that
+//! were in use. They are never changed, only added to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::{Currency, Email, Event, Id, Name, Sku, State, events};
+
+/// Identifier, kind, name, schema, payload.
+const EVENTS: &str = include_str!("frozen/events.jsonl");
+/// Identifier, kind, state, claims as they were made then.
+const STATES: &str = include_str!("frozen/states.jsonl");
+/// The currencies that were accepted.
+const CURRENCIES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN \
+    BZD CAD CDF CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD \
+    HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD MAD \
+    MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RON \
+    RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD TZS UAH UGX \
+    USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG";
+/// Never accepted by an older version, since before its time: accepted now in orders of their time.
+const WITHDRAWN: [&str; 9] = ["HRK", "ANG", "CUC", "SLL", "ZWL", "LTL", "LVL", "EEK", "DEM"];
+
+fn rows(file: &str) -> impl Iterator<Item = Vec<Value>> {
+    file.lines().map(|line| serde_json::from_str(line).unwrap())
+}
+
+#[test]
+fn every_event_that_was_ever_written_decodes_to_what_it_said() {
+    let mut seen = BTreeSet::new();
+    let mut states: BTreeMap<Id, State> = BTreeMap::new();
+    for row in rows(EVENTS) {
+        let [id, kind, name, schema, payload] = &row[..] else { panic!("{row:?}") };
+        let (kind, name) = (kind.as_str().unwrap(), name.as_str().unwrap());
+        let schema = i16::try_from(schema.as_i64().unwrap()).unwrap();
+        let event = Event::decode(kind, name, schema, payload.to_string().as_bytes()).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&event.encode().unwrap()).unwrap(), *payload);
+        let id: Id = serde_json::from_value(id.clone()).unwrap();
+        let after = State::evolve(states.remove(&id), &event);
+        states.extend(after.map(|state| (id, state)));
+        seen.insert((event.aggregate(), event.name(), schema));
+    }
+    let version_1 = events().into_iter().filter(|(_, _, schema)| *schema == 1).collect();
+    assert!(seen.is_superset(&version_1), "an event's first schema is not in the file");
+}
+
+#[test]
+fn every_state_that_was_ever_stored_decodes_to_what_it_said_and_can_be_claimed_by() {
+    let mut seen = BTreeSet::new();
+    for row in rows(STATES) {
+        let [_, kind, stored, claims] = &row[..] else { panic!("{row:?}") };
+        let state = State::decode(kind.as_str().unwrap(), stored.to_string().as_bytes()).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&state.encode().unwrap()).unwrap(), *stored);
+        seen.insert(format!("{kind} {}", stored["status"]));
+        let now: Vec<_> = state.claims().into_iter().map(|claim| (claim.scope, claim.value)).collect();
+        let then: Vec<(String, String)> = serde_json::from_value(claims.clone()).unwrap();
+        assert_eq!(now.len(), then.len());
+        for ((scope, value), (old_scope, old_value)) in now.into_iter().zip(then) {
+            assert_eq!(scope, old_scope);
+            // The migration leaves alone what is ASCII.
+            assert!(value == old_value || !old_value.is_ascii(), "{old_value:?} {value:?}");
+            assert!(value.len() < 2_500, "PostgreSQL's index takes no longer ones");
+        }
+    }
+    assert_eq!(seen.len(), 9, "every state of every kind: {seen:?}");
+}
+
+/// The files are worth something only if they hold what is refused today.
+#[test]
+fn much_of_it_is_refused_today() {
+    let texts = |field: &'static str| {
+        rows(EVENTS).filter_map(move |row| Some(row[4].get(field)?.as_str()?.to_owned())).collect::<BTreeSet<_>>()
+    };
+    assert!(texts("email").iter().filter(|text| Email::new(text).is_err()).count() >= 12);
+    assert!(texts("sku").iter().filter(|text| Sku::new(text).is_err()).count() >= 8);
+    assert!(texts("name").iter().filter(|text| Name::new(text).is_err()).count() >= 6);
+    assert!(texts("email").iter().any(|text| Email::new(text).is_ok_and(|email| *email != **text)), "not normalised");
+}
+
+#[test]
+fn every_currency_that_was_ever_accepted_is_read() {
+    for code in CURRENCIES.split(' ').chain(WITHDRAWN) {
+        assert_eq!(code.parse::<Currency>().unwrap().as_str(), code);
+        let price = format!(r#"{{"amount":1,"currency":"{code}"}}"#);
+        assert!(serde_json::from_str::<crate::Money>(&price).is_ok(), "{code}");
+    }
+    for withdrawn in WITHDRAWN.into_iter().chain(["BGN"]) {
+        assert!(withdrawn.parse::<Currency>().unwrap().withdrawn().is_some(), "{withdrawn}");
+    }
+}
