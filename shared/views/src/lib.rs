@@ -197,7 +197,9 @@ mod tests {
                         }
                         if let Ok(Some(document)) = V::evolve(before, &id, event) {
                             let stored = bson::serialize_to_raw_document_buf(&document).unwrap();
-                            assert!(bson::deserialize_from_slice::<V::Document>(stored.as_bytes()).unwrap() == document);
+                            assert!(
+                                bson::deserialize_from_slice::<V::Document>(stored.as_bytes()).unwrap() == document
+                            );
                             documents.insert(id, document);
                         }
                     }
