@@ -121,7 +121,11 @@ async fn a_postgres_that_hangs_counts_as_away_until_it_goes_on() {
 async fn a_stranger_s_lock_holds_up_only_those_who_need_what_is_locked() {
     let system = System::new().await;
     let _command = system.command().await;
-    let (locked, free) = (system.product(0).await.id, Counted::new(&system).await);
+    let (locked, free) = (system.product(10).await.id, Counted::new(&system).await);
+    // Which products a cancelled order needs, only the order knows.
+    let lines = json!([{"product": locked, "quantity": 1}]);
+    let order = json!({"user": system.user().await.id, "lines": lines});
+    let order = system.accept("order.create", order).await.id;
     let stranger = system.journal().await;
     stranger.batch_execute("begin").await.unwrap();
     stranger.query("select from aggregates where id = $1 for update", &[&locked.0]).await.unwrap();
@@ -130,7 +134,11 @@ async fn a_stranger_s_lock_holds_up_only_those_who_need_what_is_locked() {
     let hindered = async {
         while !stopped.load(Relaxed) {
             let began = Instant::now();
-            let failure = system.try_command("product.restock", json!({"id": locked, "quantity": 1})).await.failure();
+            let (command, body) = match asked.load(Relaxed) % 2 {
+                0 => ("product.restock", json!({"id": locked, "quantity": 1})),
+                _ => ("order.cancel", json!({"id": order})),
+            };
+            let failure = system.try_command(command, body).await.failure();
             assert_eq!(failure.code, "overloaded");
             assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
             asked.fetch_add(1, Relaxed);

@@ -49,6 +49,9 @@ pub enum BatchError {
     /// Somebody else holds a lock that the batch needs, and has held it for long; nothing was written.
     #[error("somebody else holds a lock that the batch needs")]
     Locked,
+    /// The server answers, but took too long for this; nothing was written. It may be too much at once.
+    #[error("the batch takes too long")]
+    Slow,
     /// There is no connection; nothing was written.
     #[error("no connection to PostgreSQL: {0:#}")]
     NoConnection(anyhow::Error),
@@ -117,7 +120,7 @@ pub fn believe(known: &mut Known, commands: &[&Command]) -> Option<Loaded> {
 /// See [`BatchError`].
 pub async fn load(session: &Session, commands: &[&Command], patience: Patience) -> Result<Loaded, BatchError> {
     let loaded = answered(async { Ok::<_, Infallible>(load_all(session, commands, patience).await) }).await;
-    loaded.map_err(BatchError::NoConnection)?
+    loaded.map_err(|_| BatchError::Slow)?
 }
 
 async fn load_all(session: &Session, commands: &[&Command], patience: Patience) -> Result<Loaded, BatchError> {
@@ -153,11 +156,18 @@ async fn load_all(session: &Session, commands: &[&Command], patience: Patience) 
     Ok(Loaded { aggregates, bytes, ledger, is_believed: false })
 }
 
-/// Which commands need an aggregate that somebody else has locked; all of them if it is the journal's head.
+/// What somebody else has locked of what commands need.
+pub struct LockedOut {
+    /// Of each command, whether it needs something of it; all do if it is the journal's head, or a table.
+    pub commands: Vec<bool>,
+    pub ids: HashSet<Id>,
+}
+
+/// Asks what is locked of what the commands need.
 ///
 /// # Errors
 /// See [`BatchError`].
-pub async fn locked_out(session: &Session, commands: &[&Command]) -> Result<Vec<bool>, BatchError> {
+pub async fn locked_out(session: &Session, commands: &[&Command]) -> Result<LockedOut, BatchError> {
     let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
     let asked = async {
         let referring = session.peek(&referring).await?;
@@ -170,17 +180,21 @@ pub async fn locked_out(session: &Session, commands: &[&Command]) -> Result<Vec<
     };
     let (references, locked) = match answered(asked).await {
         Ok(found) => found,
-        // Somebody has locked a whole table.
-        Err(error) if error.downcast_ref::<Error>().is_some_and(|error| error.code().is_some()) => {
-            return Ok(vec![true; commands.len()]);
+        Err(error) => {
+            return match error.downcast_ref::<Error>().and_then(Error::code) {
+                // Somebody has locked a whole table.
+                Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                    Ok(LockedOut { commands: vec![true; commands.len()], ids: HashSet::new() })
+                }
+                Some(_) | None => Err(BatchError::NoConnection(error)),
+            };
         }
-        Err(error) => return Err(BatchError::NoConnection(error)),
     };
     let needs_locked = |command: &&Command| {
         let references = references.get(&command.command.target()).cloned().unwrap_or_default();
         locked.head || command.command.touches().iter().chain(&references).any(|id| locked.ids.contains(id))
     };
-    Ok(commands.iter().map(needs_locked).collect())
+    Ok(LockedOut { commands: commands.iter().map(needs_locked).collect(), ids: locked.ids })
 }
 
 fn state(stored: &StoredAggregate) -> Result<State, BatchError> {

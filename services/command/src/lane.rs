@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use wire::{Code, Failure};
 
 use crate::{
-    batch::{self, BatchError, Outcome, Unsettled, Written},
+    batch::{self, BatchError, LockedOut, Outcome, Unsettled, Written},
     handover::Handover,
     intake::{Command, Requester, Waiting},
     journal::{Patience, Session},
@@ -30,6 +30,8 @@ const CAUTION: u32 = 100;
 const SETTLE: Duration = Duration::from_secs(10);
 /// The same of a server that is silent: its clients have waited for long already.
 const SETTLE_SILENT: Duration = Duration::from_secs(2);
+/// How long other lanes may hold what is taken for a stranger's.
+const LET_GO: Duration = Duration::from_millis(50);
 /// For how long commands are run apart that need what somebody else held up.
 const SUSPECT: Duration = Duration::from_secs(5);
 /// What an event's headers may need of the largest message that the NATS server takes, in bytes.
@@ -66,55 +68,58 @@ impl Lane {
         }
         let (commands, requesters): (Vec<Command>, Vec<Requester>) =
             waiting.into_iter().map(|Waiting { command, requester }| (command, requester)).unzip();
-        let outcomes = self.answer(&commands).await;
-        self.replies.spawn(async move {
-            for (requester, outcome) in requesters.into_iter().zip(outcomes) {
-                requester.answer(outcome).await;
-            }
-        });
+        self.answer(&commands, requesters.into_iter().map(Some).collect()).await;
         true
     }
 
     /// Runs the commands, in one batch if that goes well. A batch that fails is split, so that one bad command cannot
-    /// take others with it; and so is one that somebody else holds up, so that only those wait whom that concerns.
-    async fn answer(&mut self, commands: &[Command]) -> Vec<Outcome> {
-        let mut outcomes: Vec<Option<Outcome>> = commands.iter().map(|_| None).collect();
+    /// take others with it; and so is one that somebody else holds up, so that only those wait whom that concerns. Each
+    /// part is answered as soon as it is done.
+    async fn answer(&mut self, commands: &[Command], mut requesters: Vec<Option<Requester>>) {
         let mut left = self.parts(commands);
         while let Some(part) = left.pop() {
-            let answers = match self.attempt(&part).await {
+            let (indexes, outcomes) = match self.attempt(&part).await {
                 Ok(written) => {
                     if let Some(committed) = written.committed {
                         self.handover.committed(&self.nats, committed).await;
                     }
-                    written.outcomes
+                    (part.indexes, written.outcomes)
                 }
                 Err(BatchError::Locked) => match self.locked_out(&part).await {
                     Ok(locked_out) => {
                         let refused = self.make_way(part, &locked_out, &mut left);
-                        refused.into_iter().for_each(|index| outcomes[index] = Some(Err(held_up())));
-                        continue;
+                        let outcomes = refused.iter().map(|_| Err(held_up())).collect();
+                        (refused, outcomes)
                     }
-                    Err(error) => self.failures(&error, &part),
+                    Err(error) => self.failed(&error, part),
                 },
                 Err(error) if part.commands.len() > 1 && error.is_for_one() => {
                     tracing::warn!(%error, commands = part.commands.len(), "a batch failed: split");
                     left.extend(part.halves());
                     continue;
                 }
-                Err(error) => self.failures(&error, &part),
+                Err(error) => self.failed(&error, part),
             };
-            for (index, answer) in part.indexes.into_iter().zip(answers) {
-                outcomes[index] = Some(answer);
-            }
+            let answered: Vec<_> =
+                indexes.into_iter().zip(outcomes).map(|(index, outcome)| (requesters[index].take(), outcome)).collect();
+            self.replies.spawn(async move {
+                for (requester, outcome) in answered {
+                    if let Some(requester) = requester {
+                        requester.answer(outcome).await;
+                    }
+                }
+            });
         }
-        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(held_up()))).collect()
     }
 
     /// What is run first stands last: commands that need what somebody else has lately held up come after all others.
     fn parts<'a>(&mut self, commands: &'a [Command]) -> Vec<Part<'a>> {
         self.held_up.retain(|_, since| since.elapsed() < SUSPECT);
-        let needs_suspect = |command: &Command| {
-            !self.held_up.is_empty() && command.command.touches().iter().any(|id| self.held_up.contains_key(id))
+        let needs_suspect = |Command { command, .. }: &Command| {
+            // What it refers to is known when it is loaded, and not before.
+            !self.held_up.is_empty()
+                && (command.touches_references_of().is_some()
+                    || command.touches().iter().any(|id| self.held_up.contains_key(id)))
         };
         let (suspect, other): (Vec<_>, Vec<_>) =
             commands.iter().enumerate().partition(|(_, command)| needs_suspect(command));
@@ -122,8 +127,21 @@ impl Lane {
         parts.into_iter().filter(|part| !part.commands.is_empty()).collect()
     }
 
-    /// Asks which of the commands are held up by somebody else's lock.
-    async fn locked_out(&mut self, part: &Part<'_>) -> Result<Vec<bool>, BatchError> {
+    /// Asks which of the commands are held up by somebody else's lock. Before some are refused for it, it must be so still
+    /// when others than strangers have let go.
+    async fn locked_out(&mut self, part: &Part<'_>) -> Result<LockedOut, BatchError> {
+        let mut locked_out = self.look_at_locks(part).await?;
+        if part.patience == Patience::Short && locked_out.commands.contains(&true) {
+            tokio::time::sleep(LET_GO).await;
+            let again = self.look_at_locks(part).await?;
+            for (first, again) in locked_out.commands.iter_mut().zip(again.commands) {
+                *first &= again;
+            }
+        }
+        Ok(locked_out)
+    }
+
+    async fn look_at_locks(&mut self, part: &Part<'_>) -> Result<LockedOut, BatchError> {
         let session = connected(&self.postgres, &mut self.session).await?;
         let locked_out = batch::locked_out(session, &part.commands).await;
         if locked_out.is_err() {
@@ -134,16 +152,15 @@ impl Lane {
 
     /// Leaves those that are held up for later, or, where they have waited already, says which are refused. The others go
     /// on at once.
-    fn make_way<'a>(&mut self, part: Part<'a>, locked_out: &[bool], left: &mut Vec<Part<'a>>) -> Vec<usize> {
+    fn make_way<'a>(&mut self, part: Part<'a>, locked_out: &LockedOut, left: &mut Vec<Part<'a>>) -> Vec<usize> {
         let Part { indexes, commands, patience } = part;
         tracing::warn!(commands = commands.len(), "somebody else has locked what commands need: the others go on");
-        let all = indexes.into_iter().zip(commands).zip(locked_out);
+        let all = indexes.into_iter().zip(commands).zip(&locked_out.commands);
         let (held_up, free): (Vec<_>, Vec<_>) = all.partition(|(_, locked_out)| **locked_out);
         let [held_up, free] =
             [held_up, free].map(|commands| commands.into_iter().map(|(command, _)| command).collect());
         let (held_up, free) = (Part::new(held_up, Patience::Short), Part::new(free, patience));
-        let touched = held_up.commands.iter().flat_map(|command| command.command.touches());
-        self.held_up.extend(touched.map(|id| (id, Instant::now())));
+        self.held_up.extend(locked_out.ids.iter().map(|id| (*id, Instant::now())));
         if held_up.commands.is_empty() {
             // It is gone by now, or it is nothing that can be asked for: half of them may not need it.
             match (free.commands.len(), patience) {
@@ -166,9 +183,11 @@ impl Lane {
         refused
     }
 
-    fn failures(&self, error: &BatchError, part: &Part<'_>) -> Vec<Outcome> {
+    /// What is answered to commands that could not be run.
+    fn failed(&self, error: &BatchError, part: Part<'_>) -> (Vec<usize>, Vec<Outcome>) {
         let failure = self.failure(error, &part.commands);
-        part.commands.iter().map(|_| Err(failure.clone())).collect()
+        let outcomes = part.commands.iter().map(|_| Err(failure.clone())).collect();
+        (part.indexes, outcomes)
     }
 
     /// Runs the commands as one batch, again where a lost race or a broken connection is to blame.
@@ -202,9 +221,16 @@ impl Lane {
                     match self.settle(&unsettled, if is_silent { SETTLE_SILENT } else { SETTLE }).await {
                         Some(Fate::Committed(base)) => return Ok(unsettled.decided.written(base)),
                         Some(Fate::RolledBack) if tries < RACES && !is_silent => {}
+                        // It answers, and what was too much at once was ended.
+                        Some(Fate::RolledBack) if is_silent => return Err(BatchError::Slow),
                         Some(Fate::RolledBack) => return Err(BatchError::NoConnection(error)),
                         Some(Fate::Untold) | None => return Err(BatchError::Unknown(error, unsettled)),
                     }
+                }
+                BatchError::Slow => {
+                    self.discard();
+                    let is_there = self.postgres.answers_now().await;
+                    return Err(if is_there { BatchError::Slow } else { BatchError::NoConnection(Silent.into()) });
                 }
                 error => {
                     self.discard();
@@ -319,6 +345,10 @@ impl Lane {
     /// What is said of commands that could not be run, after it has been logged.
     fn failure(&self, error: &BatchError, commands: &[&Command]) -> Failure {
         match error {
+            BatchError::Slow => {
+                tracing::error!(%error, commands = commands.len(), "a command failed");
+                Failure::new(Code::Unavailable, "the journal's database took too long; nothing was changed")
+            }
             BatchError::NoConnection(_) | BatchError::Away(_) => {
                 self.postgres.went_away();
                 away()
@@ -406,7 +436,7 @@ impl BatchError {
     /// Whether one command may be to blame, rather than the server.
     fn is_for_one(&self) -> bool {
         match self {
-            Self::Race | Self::Fault(_) => true,
+            Self::Race | Self::Slow | Self::Fault(_) => true,
             // Asking tells which.
             Self::Locked => false,
             Self::NoConnection(_) | Self::Away(_) | Self::Unknown(..) => false,

@@ -45,7 +45,8 @@ const MIGRATED_WITHIN: Duration = Duration::from_secs(1_800);
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
     // Boxed, the service is compiled here, once, and not again in every program that runs it.
     Box::pin(async move {
-        serve_again(&config.nats, "command", || Box::pin(serve_until(config.clone(), shutdown.clone()))).await
+        serve_again(&config.nats, "command", &shutdown, || Box::pin(serve_until(config.clone(), shutdown.clone())))
+            .await
     })
 }
 
@@ -91,7 +92,11 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         };
         lanes.spawn(lane.run());
     }
-    let service = serve(&nats, &config, &intake).await?;
+    let service = tokio::select! {
+        service = serve(&nats, &config, &intake) => service?,
+        () = shutdown.cancelled() => return Ok(()),
+        gone = nats.gone() => return Err(gone.into()),
+    };
     drop(intake);
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
@@ -106,9 +111,10 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         while lanes.join_next().await.is_some() {}
         replies.close();
         replies.wait().await;
-        service.close().await;
+        // The relay publishes what the lanes have committed last.
         stop_background.cancel();
         while background.join_next().await.is_some() {}
+        service.close().await;
         nats.close().await;
     };
     if timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {

@@ -14,6 +14,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// connection, nor does it heed its own time-outs. The statements take milliseconds.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
+/// How soon a server answers that has only much to do.
+const SOON: Duration = Duration::from_secs(1);
+
 /// A statement that takes longer is a fault: the batches' own take milliseconds. So is a lock that is waited for so long:
 /// other lanes hold theirs for milliseconds. All statements find their rows by keys; but a plan that is made while a table
 /// is small, and kept while it grows, would read all of it each time, and so such plans are ruled out.
@@ -94,15 +97,21 @@ impl Postgres {
         self.up.send_replace(true);
     }
 
+    /// Whether the server answers, and soon.
+    pub async fn answers_now(&self) -> bool {
+        timeout(SOON, self.ask()).await.is_ok_and(|answer| answer.is_ok())
+    }
+
+    async fn ask(&self) -> anyhow::Result<()> {
+        answered(self.pool.get().await?.simple_query("select 1")).await?;
+        Ok(())
+    }
+
     /// Returns when the server answers.
     pub async fn answers(&self) {
         let (mut backoff, mut repeats) = (Backoff::default(), Repeats::default());
         loop {
-            let asked = async {
-                answered(self.pool.get().await?.simple_query("select 1")).await?;
-                anyhow::Ok(())
-            };
-            match asked.await {
+            match self.ask().await {
                 Ok(()) => return,
                 Err(error) => {
                     let reason = reason(&error);

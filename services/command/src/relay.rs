@@ -21,7 +21,7 @@ use async_nats::{
     },
 };
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
-use runtime::{Backoff, Nats};
+use runtime::{Backoff, Nats, Repeats};
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
@@ -103,10 +103,9 @@ impl Relay {
 
     /// Runs until `stop`, and then until the stream has all that the journal has, if that can be reached.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut backoff = Backoff::default();
-        let mut complaint = String::new();
+        let (mut backoff, mut repeats) = (Backoff::default(), Repeats::default());
         while !stop.is_cancelled() {
-            let failed = match self.lead(&stop, &mut backoff).await {
+            let failed = match self.lead(&stop, &mut backoff, &mut repeats).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
@@ -114,21 +113,24 @@ impl Relay {
             if failed.is::<postgres::Silent>() {
                 self.postgres.went_away();
             }
-            // A trouble that lasts is told once.
             let reason = format!("{failed:#}");
-            if reason != complaint {
+            if repeats.is_due(&reason) {
                 match failed.downcast_ref::<Misaligned>() {
                     Some(_) => tracing::error!(%reason, "the relay has stopped and publishes nothing"),
                     None => tracing::warn!(%reason, "the relay was interrupted, trying again"),
                 }
-                complaint = reason;
             }
             stop.run_until_cancelled(backoff.wait()).await;
         }
     }
 
     /// Runs the relay as soon as no other replica does.
-    async fn lead(&mut self, stop: &CancellationToken, backoff: &mut Backoff) -> anyhow::Result<()> {
+    async fn lead(
+        &mut self,
+        stop: &CancellationToken,
+        backoff: &mut Backoff,
+        repeats: &mut Repeats,
+    ) -> anyhow::Result<()> {
         // Whoever does not hear NATS must not keep the relay from a replica that does.
         if stop.run_until_cancelled(self.nats.up()).await.is_none() {
             return Ok(());
@@ -146,6 +148,7 @@ impl Relay {
         self.handover.relay_is_here(true);
         let origin = answered(Origin::read(&client, &self.nats.subjects)).await?;
         let last = self.while_up(self.align(&client, &origin)).await?;
+        self.acknowledged = last;
         let mut stream = Stream { origin, last, acknowledged: last, is_behind: true, inbox, acknowledgements };
         tracing::info!(position = last, "this replica runs the relay");
         let mut is_stopping = false;
@@ -158,6 +161,7 @@ impl Relay {
                     () = handover.notified() => {}
                 }
                 backoff.reset();
+                repeats.reset();
                 continue;
             }
             if is_stopping {
@@ -173,6 +177,7 @@ impl Relay {
                 }
                 () = tokio::time::sleep(self.config.relay_poll()) => {
                     self.while_up(self.look_after(&client, &mut stream)).await?;
+                    self.acknowledged = stream.acknowledged;
                 }
             }
         }
@@ -247,8 +252,9 @@ impl Relay {
             return Err(Misaligned::Ahead { stream: last, journal }.into());
         }
         // Behind a foreign message there can be no more of ours than were on their way together. What was acknowledged
-        // here need not be looked at again, but for the last: the stream may be another by now.
-        let mut compared = self.acknowledged.min(last.saturating_sub(1)).max(last.saturating_sub(IN_FLIGHT));
+        // here need not be looked at again, but for the last; unless the stream is another by now, and shorter.
+        let sound = if last < self.acknowledged { 0 } else { self.acknowledged };
+        let mut compared = sound.min(last.saturating_sub(1)).max(last.saturating_sub(IN_FLIGHT));
         while compared < last {
             let mut recorded = answered(outbox::read(client, origin, compared)).await?;
             recorded.retain(|recorded| recorded.position <= last);

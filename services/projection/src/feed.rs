@@ -27,8 +27,8 @@ const WINDOW: usize = 4 << 20;
 const STAYING: usize = 128 << 10;
 /// How far a view that joins may be from the others, in events.
 const NEAR: u64 = 20_000;
-/// How long the slowest view may hold up the others. Then it goes on by itself. A view that gathers may be busy writing for
-/// longer when a shop is, and orders must not wait for its sums.
+/// How long the slowest view may hold up the others. Then it goes on by itself. While a shop is busy, a view that gathers may
+/// write for longer than this; orders must not wait for it.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 /// What the views of a replica read together.

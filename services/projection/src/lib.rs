@@ -44,7 +44,8 @@ use writer::Writers;
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
     // Boxed, the service is compiled here, once, and not again in every program that runs it.
     Box::pin(async move {
-        serve_again(&config.nats, "projection", || Box::pin(serve_until(config.clone(), shutdown.clone()))).await
+        serve_again(&config.nats, "projection", &shutdown, || Box::pin(serve_until(config.clone(), shutdown.clone())))
+            .await
     })
 }
 
@@ -56,7 +57,11 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let Some(((), writers)) = shutdown.run_until_cancelled(starting).await else {
         return Ok(());
     };
-    let service = serve(&nats, &replica).await;
+    let service = tokio::select! {
+        service = serve(&nats, &replica) => service,
+        () = shutdown.cancelled() => return Ok(()),
+        gone = nats.gone() => return Err(gone.into()),
+    };
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
     let leases = Leases::new(&database, &replica, config.lease());

@@ -1,30 +1,25 @@
 //! What keeps a loop from going on: tried again after a while, and logged once, not each time.
 
 use mongodb::error::ErrorKind;
-use runtime::Backoff;
+use runtime::{Backoff, Repeats};
 
 #[derive(Default)]
 pub struct Trouble {
     backoff: Backoff,
-    /// What was told last.
-    told: Option<String>,
+    repeats: Repeats,
 }
 
 impl Trouble {
-    /// What to log of a failure; nothing if it was the last that was told.
+    /// What to log of a failure; nothing if it was told not long ago.
     pub fn news(&mut self, error: &anyhow::Error) -> Option<String> {
         let text = plain(error);
         tracing::debug!(detail = ?error, "{text}");
-        if self.told.as_ref() == Some(&text) {
-            return None;
-        }
-        self.told = Some(text.clone());
-        Some(text)
+        self.repeats.is_due(&text).then_some(text)
     }
 
     /// Whether something was told and is not over.
     pub fn is_told(&self) -> bool {
-        self.told.is_some()
+        self.repeats.is_failing()
     }
 
     /// Waits before the next try, longer each time.

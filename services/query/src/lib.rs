@@ -37,7 +37,7 @@ use crate::{
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
     // Boxed, the service is compiled here, once, and not again in every program that runs it.
     Box::pin(async move {
-        serve_again(&config.nats, "query", || Box::pin(serve_until(config.clone(), shutdown.clone()))).await
+        serve_again(&config.nats, "query", &shutdown, || Box::pin(serve_until(config.clone(), shutdown.clone()))).await
     })
 }
 

@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::strict::{self, Object};
 
-/// The largest amount that a price or a total may have, in minor units: far above any real one, far enough below
-/// `i64::MAX` that views can sum thousands of such totals, and exact in a JSON reader that knows only doubles.
+/// The largest amount that a price or a total may have, in minor units: far above any real one, and exact in a JSON reader
+/// that knows only doubles.
 pub const MAX_AMOUNT: i64 = 1_000_000_000_000_000;
 
 /// An amount of money.

@@ -53,7 +53,7 @@ pub struct Subscription {
 pub struct Listener {
     shared: Arc<Shared>,
     subscriptions: usize,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 /// Where replies go. It is there before its connection, for those who are listened for to hold.
@@ -68,6 +68,19 @@ struct Shared {
     /// There is room in the outbox.
     emptied: Notify,
     heard: watch::Sender<Heard>,
+}
+
+/// Says that nobody listens any more, also if a handler has panicked.
+struct Ended {
+    shared: Arc<Shared>,
+    ended: CancellationToken,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.shared.heard.send_modify(|heard| heard.state = State::Down);
+        self.ended.cancel();
+    }
 }
 
 /// What is to be written. Nothing that holds its lock can leave it half changed.
@@ -151,11 +164,12 @@ impl Listener {
     ) -> Self {
         let (shared, count) = (publisher.0, subscriptions.len());
         let listening = run(Arc::clone(&shared), servers, name, subscriptions);
+        let guard = Ended { shared: Arc::clone(&shared), ended };
         let task = tokio::spawn(async move {
-            let _ended = ended.drop_guard();
+            let _guard = guard;
             listening.await;
         });
-        Self { shared, subscriptions: count, _task: AbortOnDropHandle::new(task) }
+        Self { shared, subscriptions: count, task: AbortOnDropHandle::new(task) }
     }
 
     /// Waits until the server has taken all subscriptions.
@@ -173,7 +187,10 @@ impl Listener {
             outbox.last = Some(ping);
             ping
         };
-        self.shared.pong(ping).await;
+        if !self.shared.pong(ping).await {
+            // The handlers, for whose end others wait, end with it.
+            self.task.abort();
+        }
     }
 
     /// Waits until the server has taken all replies, and closes the connection.
@@ -248,9 +265,9 @@ impl Shared {
         self.ping(outbox)
     }
 
-    /// Waits until the `PING` was answered, or will not be.
-    async fn pong(&self, ping: Ping) {
-        let _ = timeout(LAST_WORD, self.heard.subscribe().wait_for(|heard| ping.is_over(heard))).await;
+    /// Waits until the `PING` was answered, or will not be; `false` if that cannot be told in time.
+    async fn pong(&self, ping: Ping) -> bool {
+        timeout(LAST_WORD, self.heard.subscribe().wait_for(|heard| ping.is_over(heard))).await.is_ok()
     }
 
     /// Begins a connection: what is written first.
@@ -380,7 +397,7 @@ async fn serve(
         return error.into();
     }
     let Err(lost) = tokio::select! {
-        ended = listen(shared, reading, subscriptions) => ended,
+        ended = listen(shared, reading, subscriptions, servers.are_several()) => ended,
         ended = write(shared, writing) => ended,
     };
     lost
@@ -390,10 +407,12 @@ async fn listen(
     shared: &Shared,
     mut reading: Reading,
     subscriptions: &mut Vec<Subscription>,
+    can_leave: bool,
 ) -> Result<Infallible, Lost> {
     let mut read = BytesMut::with_capacity(READ);
     let mut is_asked = false;
     let mut refused = None;
+    let mut repeats = Repeats::default();
     let mut leaving: Option<Ping> = None;
     loop {
         while let Some(operation) = take_operation(&mut read)? {
@@ -416,12 +435,19 @@ async fn listen(
                     }
                     shared.heard.send_replace(heard);
                 }
-                // Where that ends the connection, the server ends it. It may speak of one message only.
+                // Who may not listen is of no use, and must not count as ready.
+                Operation::Error(reason) if shared.heard.borrow().state == State::Begun => {
+                    return Err(Lost::Refused(reason));
+                }
+                // Where it ends the connection, the server ends it. It may speak of one message only.
                 Operation::Error(reason) => {
-                    tracing::debug!(reason, "NATS refused something of the connection for requests");
+                    // Behind a quotation mark stands what it was refused for.
+                    if repeats.is_due(reason.split('"').next().unwrap_or_default()) {
+                        tracing::error!(reason, "NATS refused something of the connection for requests (NATS_URL)");
+                    }
                     refused = Some(reason);
                 }
-                Operation::Info(info) if info.lame_duck_mode => {
+                Operation::Info(info) if info.lame_duck_mode && can_leave && leaving.is_none() => {
                     leaving = Some(shared.unsubscribe(&mut shared.outbox(), subscriptions.len()));
                 }
                 Operation::Info(_) => {}
@@ -433,7 +459,7 @@ async fn listen(
         read.reserve(READ);
         match timeout(PING_INTERVAL, reading.read_buf(&mut read)).await {
             Ok(Ok(0)) => return Err(refused.map_or(Lost::Ended, Lost::Refused)),
-            Ok(Ok(_)) => is_asked = false,
+            Ok(Ok(_)) => (is_asked, refused) = (false, None),
             Ok(Err(error)) => return Err(error.into()),
             Err(_) if is_asked => return Err(Lost::Silent),
             Err(_) => {

@@ -1,7 +1,7 @@
 //! NATS micro services (ADR-32): endpoints, and `$SRV.PING`, `INFO` and `STATS` for `nats micro`.
 //!
 //! The client library has them too, but counts an error only where it sends it with an empty body, takes a lock and copies
-//! the endpoint's name for each request, and listens on the connection that [`crate::listener`] tells of. Here every error
+//! the endpoint's name for each request, and listens on a connection of its own, of which [`crate::listener`] tells. Here every error
 //! is counted, and has its body.
 
 use std::{
@@ -122,8 +122,11 @@ impl Service {
                 let (publisher, about) = (publisher.clone(), Arc::clone(&about));
                 let handle = Box::new(move |Delivery { reply, .. }: Delivery| {
                     if let Some(reply) = reply.as_ref().and_then(inbox) {
+                        let answer = about.answer(verb).to_string();
                         // Where it finds no room, whoever asked will ask again.
-                        publisher.try_publish(reply, &[], about.answer(verb).to_string().as_bytes());
+                        if answer.len() <= publisher.max_payload() {
+                            publisher.try_publish(reply, &[], answer.as_bytes());
+                        }
                     }
                 });
                 subscriptions.push(Subscription { subject, queue_group: None, handle });

@@ -80,6 +80,7 @@ pub struct Gone;
 pub async fn serve_again(
     config: &NatsConfig,
     role: &str,
+    shutdown: &CancellationToken,
     mut serve: impl FnMut() -> BoxFuture<'static, anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     loop {
@@ -89,8 +90,10 @@ pub async fn serve_again(
         }
         tracing::error!("the connection to NATS has ended for good: the service begins anew");
         let nats = Nats::connect(config, role).await?;
-        if timeout(NEW_CONNECTION, nats.up()).await.is_err() {
-            return ended.context("there is no new one to be had");
+        match shutdown.run_until_cancelled(timeout(NEW_CONNECTION, nats.up())).await {
+            None => return Ok(()),
+            Some(Ok(())) => {}
+            Some(Err(_)) => return ended.context("there is no new one to be had"),
         }
         nats.close().await;
     }
@@ -270,6 +273,11 @@ impl Servers {
         let server = all[self.tried % all.len()].clone();
         self.tried += 1;
         server
+    }
+
+    /// Whether there is another to go to.
+    pub(crate) fn are_several(&self) -> bool {
+        self.configured.len() + self.learned.len() > 1
     }
 
     /// Notes what a server says of its cluster: `host:port`.

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// The longest line that the server sends is its `INFO`, with the addresses of a cluster in it.
 const MAX_LINE: usize = 1 << 20;
 
+/// Below so many bytes a message is copied: one that waits would keep all that was read together with it.
+const SMALL: usize = 4 << 10;
+
 /// What the server says.
 #[derive(Debug)]
 pub enum Operation {
@@ -122,8 +125,13 @@ fn take_message(read: &mut BytesMut, line_length: usize) -> Result<Option<Operat
     }
     let reply = reply.map(Bytes::copy_from_slice);
     read.advance(line_length);
-    let headers = read.split_to(header_length).freeze();
-    let payload = read.split_to(length - header_length).freeze();
+    let (headers, payload) = if length < SMALL {
+        let message = Bytes::copy_from_slice(&read[..length]);
+        read.advance(length);
+        (message.slice(..header_length), message.slice(header_length..))
+    } else {
+        (read.split_to(header_length).freeze(), read.split_to(length - header_length).freeze())
+    };
     read.advance(2);
     Ok(Some(Operation::Message(Delivery { subscription, reply, headers, payload })))
 }
