@@ -6,7 +6,7 @@ use async_nats::jetstream;
 use bson::{Document, doc};
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::json;
-use tests::{System, eventually, journal};
+use tests::{System, eventually, journal, stays};
 use tokio::time::Instant;
 use views::layout;
 
@@ -57,6 +57,20 @@ async fn a_leader_that_was_asleep_cannot_write_any_more() {
     let (_, _second) = tokio::join!(load, takeover);
     mixed_load(&system, 4, 40).await;
     assert_views_are_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_of_one_name_are_told_so_and_work() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let logs = [1, 2].map(|number| system.stack.directory().join(format!("{}-same-{number}.log", system.prefix)));
+    let arguments = [&SHORT[..], &["--replica", "same"]].concat();
+    let _replicas = logs.each_ref().map(|log| system.logged_process("projection", &arguments, log));
+    let said = || logs.iter().map(|log| std::fs::read_to_string(log).unwrap()).collect::<String>();
+    eventually("they say what is wrong", async || said().contains("REPLICA is to be unique").then_some(())).await;
+    mixed_load(&system, 4, 20).await;
+    assert_views_are_journal(&system).await;
+    stays("nobody goes on about it", true, async || said().lines().count() <= 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

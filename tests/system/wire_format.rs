@@ -207,6 +207,8 @@ async fn the_services_can_be_discovered_and_count_every_error() {
         let info = discover(&system.client, "INFO", service, &system.prefix).await;
         assert_eq!(info["type"], "io.nats.micro.v1.info_response");
         assert!(info["description"].is_string() && info["version"].is_string());
+        assert_eq!(info["metadata"]["replica"], info["id"]);
+        assert!(info["metadata"]["revision"].is_string());
         let described = info["endpoints"].as_array().map_or(0, Vec::len);
         assert_eq!(described, endpoints, "{service}");
         for endpoint in info["endpoints"].as_array().unwrap() {

@@ -30,6 +30,8 @@ const NEAR: u64 = 20_000;
 /// How long the slowest view may hold up the others. Then it goes on by itself. While a shop is busy, a view that gathers may
 /// write for longer than this; orders must not wait for it.
 const PATIENCE: Duration = Duration::from_millis(300);
+/// The same where the stream has far more to come: nobody waits for the next event, and to read once for all costs less.
+const PATIENCE_FAR: Duration = Duration::from_secs(3);
 
 /// What the views of a replica read together.
 pub struct Feed {
@@ -111,14 +113,19 @@ impl Feed {
             Some(Ok(reader)) => reader,
             Some(Err(error)) => return self.fail(&stop, error),
         };
+        let mut patience = PATIENCE_FAR;
         loop {
-            if stop.run_until_cancelled(timeout(PATIENCE, self.has_room())).await.is_some_and(|waited| waited.is_err())
+            if stop.run_until_cancelled(timeout(patience, self.has_room())).await.is_some_and(|waited| waited.is_err())
             {
                 self.state().window.shrink(WINDOW / 2);
             }
             match stop.run_until_cancelled(reader.next(CHUNK)).await {
                 None => return reader.close().await,
-                Some(Ok(arrivals)) => self.state().window.append(arrivals),
+                Some(Ok(arrivals)) => {
+                    let is_far = arrivals.last().is_some_and(|last| last.pending > NEAR);
+                    patience = if is_far { PATIENCE_FAR } else { PATIENCE };
+                    self.state().window.append(arrivals);
+                }
                 Some(Err(error)) => return self.fail(&stop, error),
             }
             self.grown.notify_waiters();
