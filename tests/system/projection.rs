@@ -149,7 +149,7 @@ async fn an_event_that_cannot_be_applied_stops_its_view_and_no_other_and_no_docu
     // orders, products, sales, users.
     let expected = vec![4, 2, 4, 4];
     eventually("the others go on", async || (positions(&system).await == expected).then_some(())).await;
-    tests::stays("nothing behind it is applied", expected, async || positions(&system).await).await;
+    stays("nothing behind it is applied", expected, async || positions(&system).await).await;
     let products = system.views().await.collection::<Document>(&layout::collection("products", 1));
     assert_eq!(products.find_one(doc! {}).await.unwrap().unwrap().get_i64("stock").unwrap(), 10);
 }
@@ -172,7 +172,7 @@ async fn a_batch_that_cannot_be_written_takes_no_other_view_with_it() {
     let head = i64::try_from(system.head().await).unwrap();
     let expected = vec![head, 3, head, head];
     eventually("the others go on", async || (positions(&system).await == expected).then_some(())).await;
-    tests::stays("nothing is written to it", expected, async || positions(&system).await).await;
+    stays("nothing is written to it", expected, async || positions(&system).await).await;
     assert_eq!(products.count_documents(doc! {}).await.unwrap(), 0);
 }
 
@@ -211,7 +211,7 @@ async fn a_locked_document_holds_its_own_view_up_which_reads_by_itself_until_it_
     assert_eq!(shown["status"], "placed");
     let head = system.head().await;
     let is_behind = async || journal::checkpoints(&system).await["products"] < head;
-    tests::stays("its own view is held up", true, is_behind).await;
+    stays("its own view is held up", true, is_behind).await;
 
     other.abort_transaction().await.unwrap();
     assert_views_are_journal(&system).await;
