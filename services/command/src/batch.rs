@@ -178,6 +178,13 @@ pub async fn locked_out(session: &Session, commands: &[&Command]) -> Result<Lock
         let locked = session.locked(&ids.into_iter().collect::<Vec<_>>()).await?;
         Ok::<_, Error>((references, locked))
     };
+    // In a transaction of its own, for the look must not wait for a lock as long as the batch has.
+    let asked = async {
+        session.begin(Patience::Short).await?;
+        let found = asked.await;
+        session.rollback().await?;
+        found
+    };
     let (references, locked) = match answered(asked).await {
         Ok(found) => found,
         Err(error) => {

@@ -53,6 +53,9 @@ pub struct Relay {
     postgres: Postgres,
     /// The last position that the stream has acknowledged to this replica.
     acknowledged: u64,
+    /// How often the connection to NATS had been lost when this replica began to lead: after another loss,
+    /// acknowledgements are missing.
+    losses: u64,
 }
 
 /// The stream as the relay believes it to be when it will have taken all that is on its way.
@@ -98,7 +101,7 @@ pub enum Misaligned {
 impl Relay {
     pub fn new(config: Config, nats: Nats, handover: Handover, postgres: Postgres) -> Self {
         let jetstream = jetstream::new(nats.client.clone());
-        Self { config, nats, jetstream, handover, postgres, acknowledged: 0 }
+        Self { config, nats, jetstream, handover, postgres, acknowledged: 0, losses: 0 }
     }
 
     /// Runs until `stop`, and then until the stream has all that the journal has, if that can be reached.
@@ -141,6 +144,7 @@ impl Relay {
                 return Ok(());
             }
         }
+        self.losses = self.nats.losses();
         let mut committed = self.nats.client.subscribe(self.nats.subjects.committed()).await?;
         let inbox = Subject::from(self.nats.client.new_inbox());
         let acknowledgements = self.nats.client.subscribe(inbox.clone()).await?;
@@ -157,11 +161,13 @@ impl Relay {
             if stream.acknowledged < stream.last {
                 let handover = self.handover.clone();
                 tokio::select! {
-                    acknowledged = self.acknowledged(&mut stream) => acknowledged?,
+                    acknowledged = self.acknowledged(&mut stream) => {
+                        acknowledged?;
+                        backoff.reset();
+                        repeats.reset();
+                    }
                     () = handover.notified() => {}
                 }
-                backoff.reset();
-                repeats.reset();
                 continue;
             }
             if is_stopping {
@@ -225,7 +231,7 @@ impl Relay {
             first = timeout(ACKNOWLEDGED_WITHIN, stream.acknowledgements.next()) => {
                 first.context("the stream does not answer")?.context("the connection to NATS was closed")?
             }
-            () = self.nats.down() => bail!("the connection to NATS was lost"),
+            () = self.nats.lost(self.losses) => bail!("the connection to NATS was lost"),
         };
         stream.note(&first)?;
         while let Some(Some(next)) = stream.acknowledgements.next().now_or_never() {
@@ -239,7 +245,7 @@ impl Relay {
     async fn while_up<T>(&self, asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         tokio::select! {
             answer = asked => answer,
-            () = self.nats.down() => bail!("the connection to NATS was lost"),
+            () = self.nats.lost(self.losses) => bail!("the connection to NATS was lost"),
         }
     }
 

@@ -86,6 +86,8 @@ pub struct Reader {
     stream: String,
     /// Of what it reads for.
     name: String,
+    /// How often the connection had been lost when it began: what it has asked for does not come after another loss.
+    losses: u64,
     requests: Requests,
     /// Of the last event that was handed out.
     position: u64,
@@ -114,14 +116,15 @@ impl Reader {
     /// If there is no such stream (yet), or no answer.
     pub async fn open(nats: &Nats, stream: &str, view: &str, after: u64) -> Result<Self, Unreadable> {
         nats.up().await;
+        let losses = nats.losses();
         tokio::select! {
-            opened = Self::open_now(nats, stream, view, after) => opened,
+            opened = Self::open_now(nats, stream, view, after, losses) => opened,
             // What was asked of the lost connection is not answered by the next one.
-            () = nats.down() => Err(lost("NATS does not answer")),
+            () = nats.lost(losses) => Err(lost("NATS does not answer")),
         }
     }
 
-    async fn open_now(nats: &Nats, stream: &str, view: &str, after: u64) -> Result<Self, Unreadable> {
+    async fn open_now(nats: &Nats, stream: &str, view: &str, after: u64, losses: u64) -> Result<Self, Unreadable> {
         let config = pull::Config {
             // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
             name: Some(format!("{view}-{}", Uuid::now_v7())),
@@ -150,6 +153,7 @@ impl Reader {
             nats: nats.clone(),
             stream: stream.to_owned(),
             name: view.to_owned(),
+            losses,
             requests,
             position: after,
             failed: None,
@@ -172,12 +176,12 @@ impl Reader {
     }
 
     async fn wait(&mut self, room: Size) -> Result<Vec<Arrival>, Unreadable> {
-        let nats = self.nats.clone();
+        let (nats, losses) = (self.nats.clone(), self.losses);
         let first = tokio::select! {
             biased;
             arrival = self.one() => arrival?,
             // The consumer may be gone with the server: sooner noticed here than by its silence.
-            () = nats.down() => return Err(lost("NATS does not answer")),
+            () = nats.lost(losses) => return Err(lost("NATS does not answer")),
         };
         // From here on there is no more waiting, hence no loss.
         let mut taken = first.message.length;

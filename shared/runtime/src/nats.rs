@@ -64,7 +64,7 @@ pub struct Nats {
     pub client: Client,
     pub subjects: Subjects,
     pub(crate) servers: Servers,
-    connected: watch::Receiver<bool>,
+    link: watch::Receiver<Link>,
     pub(crate) gone: CancellationToken,
 }
 
@@ -106,8 +106,8 @@ impl Nats {
     /// If the URL cannot be read.
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
         let servers = Servers::parse(&config.url()?)?;
-        let (up, connected) = watch::channel(false);
-        let log = Arc::new(EventLog { up, servers: servers.to_string(), repeats: Mutex::default() });
+        let (sender, link) = watch::channel(Link::default());
+        let log = Arc::new(EventLog { link: sender, servers: servers.to_string(), repeats: Mutex::default() });
         let options = servers
             .options()
             .name(format!("watershed {role}"))
@@ -131,20 +131,26 @@ impl Nats {
             while witness.next().await.is_some() {}
             ended.cancel();
         });
-        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), servers, connected, gone })
+        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), servers, link, gone })
     }
 
     /// Waits until the connection is up.
     pub async fn up(&self) {
         // The sender lives in the client's callback, and the client lives in `self`.
-        let _ = self.connected.clone().wait_for(|connected| *connected).await;
+        let _ = self.link.clone().wait_for(|link| link.is_up).await;
     }
 
-    /// Waits until the connection is lost.
-    pub async fn down(&self) {
-        let mut connected = self.connected.clone();
+    /// How often the connection has been lost: to be asked before something is asked of NATS, for [`Nats::lost`].
+    pub fn losses(&self) -> u64 {
+        self.link.borrow().losses
+    }
+
+    /// Waits until the connection is lost that was there when so many had been. A loss that is over by now counts too: what
+    /// was on its way then does not come.
+    pub async fn lost(&self, losses: u64) {
+        let mut link = self.link.clone();
         tokio::select! {
-            _ = connected.wait_for(|connected| !connected) => {}
+            _ = link.wait_for(|link| link.losses != losses) => {}
             () = self.gone.cancelled() => {}
         }
     }
@@ -156,7 +162,7 @@ impl Nats {
     }
 
     pub fn is_up(&self) -> bool {
-        *self.connected.borrow() && !self.gone.is_cancelled()
+        self.link.borrow().is_up && !self.gone.is_cancelled()
     }
 
     /// Whether NATS answers. Asked for is what is known of a stream, which may be whatever it is.
@@ -176,9 +182,16 @@ impl Nats {
     }
 }
 
+/// What is known of the connection. A state alone would not tell of a loss that is over before somebody looks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    is_up: bool,
+    losses: u64,
+}
+
 /// What the connection tells of itself. A trouble that lasts is logged once, and then at long intervals.
 struct EventLog {
-    up: watch::Sender<bool>,
+    link: watch::Sender<Link>,
     servers: String,
     repeats: Mutex<Repeats>,
 }
@@ -187,12 +200,12 @@ impl EventLog {
     fn note(&self, event: &Event) {
         match event {
             Event::Connected => {
-                self.up.send_replace(true);
+                self.link.send_modify(|link| link.is_up = true);
                 self.repeats().reset();
                 tracing::info!("connected to NATS");
             }
             Event::Disconnected => {
-                self.up.send_replace(false);
+                self.link.send_modify(|link| *link = Link { is_up: false, losses: link.losses + 1 });
                 tracing::warn!("lost the connection to NATS, trying again");
             }
             // A permission that is missing, for one: the caller of what was forbidden sees a time-out only.
@@ -311,4 +324,30 @@ pub fn nats_options(urls: &str) -> anyhow::Result<(ConnectOptions, Vec<ServerAdd
 
 fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_loss_that_is_over_before_anybody_looks_is_seen() {
+        #[derive(clap::Parser)]
+        struct Settings {
+            #[command(flatten)]
+            nats: NatsConfig,
+        }
+
+        let Settings { nats } = clap::Parser::parse_from(["nats", "--nats-url", "nats://127.0.0.1:1"]);
+        let mut nats = Nats::connect(&nats, "query").await.unwrap();
+        let (sender, link) = watch::channel(Link { is_up: true, losses: 0 });
+        nats.link = link;
+        let log = EventLog { link: sender, servers: String::new(), repeats: Mutex::default() };
+        let before = nats.losses();
+        log.note(&Event::Disconnected);
+        log.note(&Event::Connected);
+        nats.up().await;
+        timeout(Duration::from_secs(10), nats.lost(before)).await.unwrap();
+        assert!(timeout(Duration::from_millis(1), nats.lost(nats.losses())).await.is_err());
+    }
 }
