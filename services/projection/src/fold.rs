@@ -197,14 +197,14 @@ mod tests {
         const NAME: &'static str = "pieces";
         const VERSION: i32 = 1;
         type Document = Count;
-        const GATHERS: Duration = Duration::ZERO;
+        const BATCH_WINDOW: Duration = Duration::ZERO;
         const AGGREGATES: &'static [&'static str] = &["product"];
 
-        fn begins(_: &Recorded) -> bool {
+        fn creates_document(_: &Recorded) -> bool {
             false
         }
 
-        fn concerns(event: &Recorded) -> Vec<String> {
+        fn document_ids(event: &Recorded) -> Vec<String> {
             vec![event.id.to_string(), "total".to_owned()]
         }
 
@@ -243,7 +243,7 @@ mod tests {
     }
 
     fn apply(fold: &mut Fold<Pieces>, event: &Recorded) -> Result<(), Inapplicable> {
-        fold.apply(event, &Pieces::concerns(event))
+        fold.apply(event, &Pieces::document_ids(event))
     }
 
     fn sealed(fold: &mut Fold<Pieces>) -> Vec<Write> {

@@ -272,9 +272,9 @@ impl<'a, V: View> Projector<'a, V> {
                     break;
                 }
             };
-            let ids = event.map(V::concerns).unwrap_or_default();
+            let ids = event.map(V::document_ids).unwrap_or_default();
             self.open.events += 1;
-            if event.is_some_and(V::begins) {
+            if event.is_some_and(V::creates_document) {
                 // About what the document will have.
                 self.open.bytes += arrival.message.length;
             }
@@ -295,7 +295,7 @@ impl<'a, V: View> Projector<'a, V> {
             self.folded = *position;
         }
         self.open.bytes += (self.fold.documents() - before) * DOCUMENT_BYTES;
-        self.is_far = !V::GATHERS.is_zero() && arrivals.last().is_some_and(|last| last.pending > FAR);
+        self.is_far = !V::BATCH_WINDOW.is_zero() && arrivals.last().is_some_and(|last| last.pending > FAR);
         if self.folded > self.stored {
             let due = Instant::now() + patience(self.is_far, self.fold.has_changed());
             self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
@@ -308,7 +308,7 @@ impl<'a, V: View> Projector<'a, V> {
     async fn load(&mut self, events: &[(u64, Vec<String>, Option<&Recorded>)]) -> anyhow::Result<()> {
         let mut missing = HashSet::new();
         for (_, ids, event) in events {
-            if !self.is_careful && event.is_some_and(V::begins) {
+            if !self.is_careful && event.is_some_and(V::creates_document) {
                 self.fold.begin(ids);
             }
             missing.extend(self.fold.missing(ids));
@@ -337,7 +337,7 @@ impl<'a, V: View> Projector<'a, V> {
         self.open = Size::default();
         self.save_at = None;
         if !batch.writes.is_empty() {
-            self.rests_until = Some(Instant::now() + V::GATHERS);
+            self.rests_until = Some(Instant::now() + V::BATCH_WINDOW);
         }
         let written = turn.write(batch);
         self.writing = Some(Box::pin(async move { written.await.map(|()| to) }));

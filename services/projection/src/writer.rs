@@ -31,7 +31,7 @@ impl Writers {
 
     /// Who writes a view.
     pub fn of<V: View>(&self) -> &Writer {
-        if V::GATHERS.is_zero() { &self.prompt } else { &self.gathering }
+        if V::BATCH_WINDOW.is_zero() { &self.prompt } else { &self.gathering }
     }
 }
 

@@ -31,7 +31,7 @@ impl Visitor for Apply<'_> {
     fn visit<V: View>(&mut self) {
         let mut open: BTreeMap<String, Option<V::Document>> = BTreeMap::new();
         for event in self.events {
-            for id in V::concerns(event) {
+            for id in V::document_ids(event) {
                 let before = open.remove(&id).unwrap_or_else(|| {
                     let stored = self.stored.get(&(V::NAME, id.clone()));
                     stored.map(|stored| bson::deserialize_from_slice(stored.as_bytes()).unwrap())

@@ -14,7 +14,7 @@ pub fn id(n: u128) -> Id {
 
 /// The document with this identifier after the events that concern it.
 pub fn fold<V: View>(id: &str, events: &[Recorded]) -> Option<V::Document> {
-    let concerned = events.iter().filter(|event| V::concerns(event).iter().any(|concerned| concerned == id));
+    let concerned = events.iter().filter(|event| V::document_ids(event).iter().any(|concerned| concerned == id));
     concerned.fold(None, |document, event| V::evolve(document, id, event).unwrap())
 }
 

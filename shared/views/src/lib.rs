@@ -43,16 +43,16 @@ pub trait View: Send + Sync + 'static {
 
     /// For how long changes are gathered, while they come all the time, before they are written: where many events change
     /// the same few documents, that costs much less. What comes after a pause is written at once.
-    const GATHERS: Duration;
+    const BATCH_WINDOW: Duration;
 
     /// The aggregates whose events concern its documents. Those of others are passed over undecoded.
     const AGGREGATES: &'static [&'static str];
 
     /// Whether none of the documents that the event concerns can have been there before it: they need not be looked for.
-    fn begins(event: &Recorded) -> bool;
+    fn creates_document(event: &Recorded) -> bool;
 
     /// The identifiers of the documents that the event concerns, each once.
-    fn concerns(event: &Recorded) -> Vec<String>;
+    fn document_ids(event: &Recorded) -> Vec<String>;
 
     /// The document after the event; `None` where there is none (yet, or any more).
     ///
@@ -148,12 +148,12 @@ mod tests {
             let events = given::everything();
             let mut documents = BTreeMap::new();
             for event in &events {
-                let concerned = V::concerns(event);
+                let concerned = V::document_ids(event);
                 let distinct: HashSet<&String> = concerned.iter().collect();
                 assert_eq!(distinct.len(), concerned.len(), "each id once: {} {event:?}", V::NAME);
                 let aggregate = event.event.aggregate();
                 assert!(concerned.is_empty() || V::AGGREGATES.contains(&aggregate), "{} {aggregate}", V::NAME);
-                if V::begins(event) {
+                if V::creates_document(event) {
                     assert!(concerned.iter().all(|id| !documents.contains_key(id)), "{} {event:?}", V::NAME);
                     assert!(concerned.iter().all(|id| V::evolve(None, id, event).is_ok_and(|made| made.is_some())));
                 }
@@ -189,10 +189,10 @@ mod tests {
             fn visit<V: View>(&mut self) {
                 let mut documents: BTreeMap<String, V::Document> = BTreeMap::new();
                 for event in &self.0 {
-                    for id in V::concerns(event) {
+                    for id in V::document_ids(event) {
                         let before = documents.remove(&id);
                         // The file does not hold all events of all aggregates.
-                        if before.is_none() && !V::begins(event) && V::NAME != sales::Sales::NAME {
+                        if before.is_none() && !V::creates_document(event) && V::NAME != sales::Sales::NAME {
                             continue;
                         }
                         if let Ok(Some(document)) = V::evolve(before, &id, event) {

@@ -51,14 +51,14 @@ impl View for Orders {
     const NAME: &'static str = "orders";
     const VERSION: i32 = 1;
     type Document = Order;
-    const GATHERS: Duration = Duration::ZERO;
+    const BATCH_WINDOW: Duration = Duration::ZERO;
     const AGGREGATES: &'static [&'static str] = &["order"];
 
-    fn begins(event: &Recorded) -> bool {
+    fn creates_document(event: &Recorded) -> bool {
         matches!(event.event, Event::Order(order::Event::Placed(_)))
     }
 
-    fn concerns(event: &Recorded) -> Vec<String> {
+    fn document_ids(event: &Recorded) -> Vec<String> {
         match &event.event {
             Event::Order(_) => vec![event.id.to_string()],
             Event::User(_) | Event::Product(_) => vec![],

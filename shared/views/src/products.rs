@@ -54,14 +54,14 @@ impl View for Products {
     const NAME: &'static str = "products";
     const VERSION: i32 = 2;
     type Document = Product;
-    const GATHERS: Duration = Duration::from_millis(100);
+    const BATCH_WINDOW: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["product"];
 
-    fn begins(event: &Recorded) -> bool {
+    fn creates_document(event: &Recorded) -> bool {
         matches!(event.event, Event::Product(product::Event::Created(_)))
     }
 
-    fn concerns(event: &Recorded) -> Vec<String> {
+    fn document_ids(event: &Recorded) -> Vec<String> {
         match &event.event {
             Event::Product(_) => vec![event.id.to_string()],
             Event::User(_) | Event::Order(_) => vec![],
@@ -467,7 +467,7 @@ mod tests {
 
     #[test]
     fn an_order_concerns_no_product_by_itself() {
-        assert!(Products::concerns(&placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 1, 1)])).is_empty());
+        assert!(Products::document_ids(&placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 1, 1)])).is_empty());
     }
 
     #[test]

@@ -67,14 +67,14 @@ impl View for Sales {
     const NAME: &'static str = "sales";
     const VERSION: i32 = 2;
     type Document = Figures;
-    const GATHERS: Duration = Duration::from_millis(100);
+    const BATCH_WINDOW: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["order"];
 
-    fn begins(_: &Recorded) -> bool {
+    fn creates_document(_: &Recorded) -> bool {
         false
     }
 
-    fn concerns(event: &Recorded) -> Vec<String> {
+    fn document_ids(event: &Recorded) -> Vec<String> {
         let Some(order) = Counted::of(event) else {
             return vec![];
         };
@@ -434,10 +434,10 @@ mod tests {
     fn an_order_concerns_its_day_and_each_product_once() {
         let order = &orders()[0];
         let expected = [DAY.to_owned(), product_key("GBP", 1), product_key("GBP", 2)];
-        assert_eq!(Sales::concerns(order), expected);
-        assert_eq!(Sales::concerns(&cancelled(order, 2, false)), expected);
+        assert_eq!(Sales::document_ids(order), expected);
+        assert_eq!(Sales::document_ids(&cancelled(order, 2, false)), expected);
         for event in [paid(7, 2), shipped(7, 3)] {
-            assert!(Sales::concerns(&event).is_empty());
+            assert!(Sales::document_ids(&event).is_empty());
         }
     }
 
@@ -454,7 +454,7 @@ mod tests {
     #[test]
     fn cancelling_restores_what_was_before_placing() {
         let orders = orders();
-        let ids: BTreeSet<String> = orders.iter().flat_map(Sales::concerns).collect();
+        let ids: BTreeSet<String> = orders.iter().flat_map(Sales::document_ids).collect();
         for id in &ids {
             for (at, placed) in orders.iter().enumerate() {
                 let before = given::fold::<Sales>(id, &orders[..at]);

@@ -44,14 +44,14 @@ impl View for Users {
     const NAME: &'static str = "users";
     const VERSION: i32 = 2;
     type Document = User;
-    const GATHERS: Duration = Duration::from_millis(100);
+    const BATCH_WINDOW: Duration = Duration::from_millis(100);
     const AGGREGATES: &'static [&'static str] = &["user", "order"];
 
-    fn begins(event: &Recorded) -> bool {
+    fn creates_document(event: &Recorded) -> bool {
         matches!(event.event, Event::User(user::Event::Registered(_)))
     }
 
-    fn concerns(event: &Recorded) -> Vec<String> {
+    fn document_ids(event: &Recorded) -> Vec<String> {
         match &event.event {
             Event::User(_) => vec![event.id.to_string()],
             Event::Order(_) => Counted::of(event).map(|order| order.user.to_string()).into_iter().collect(),
@@ -368,10 +368,10 @@ mod tests {
     #[test]
     fn an_order_concerns_its_user_when_it_changes_a_count() {
         let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
-        assert_eq!(Users::concerns(&order), [id(9).to_string()]);
-        assert_eq!(Users::concerns(&cancelled(&order, 2, true)), [id(9).to_string()]);
+        assert_eq!(Users::document_ids(&order), [id(9).to_string()]);
+        assert_eq!(Users::document_ids(&cancelled(&order, 2, true)), [id(9).to_string()]);
         for event in [paid(7, 2), shipped(7, 3), order_deleted(7, 4)] {
-            assert!(Users::concerns(&event).is_empty());
+            assert!(Users::document_ids(&event).is_empty());
         }
     }
 
