@@ -45,7 +45,7 @@ pub fn fold(events: &[Recorded]) -> Documents {
         fn visit<V: View>(&mut self) {
             let mut documents: BTreeMap<String, V::Document> = BTreeMap::new();
             for event in self.events {
-                for id in V::document_ids(event) {
+                for id in views::document_ids::<V>(event) {
                     let before = documents.remove(&id);
                     if let Some(after) = V::evolve(before, &id, event).unwrap() {
                         documents.insert(id, after);

@@ -96,11 +96,12 @@ impl System {
     pub async fn query_with(&self, arguments: &[&str]) -> Replica {
         let replica = self.start_query(arguments);
         eventually("the views can be queried", async || {
-            for query in ["user.list", "product.search", "order.list"] {
-                self.client.query(query, json!({}), &[]).await.ok()?.result.ok()?;
+            for (_, query) in views::queries() {
+                let example = serde_json::from_str(query.examples.first()?).ok()?;
+                let reply = self.client.query(&query.name(), example, &[]).await.ok()?;
+                reply.result.err().is_none_or(|failure| failure.code == "not_found").then_some(())?;
             }
-            let day = json!({"from": "2020-01-01", "to": "2020-01-01"});
-            self.client.query("sales.daily", day, &[]).await.ok()?.result.ok()
+            Some(())
         })
         .await;
         replica
@@ -158,6 +159,19 @@ impl System {
     pub async fn read(&self, name: &str, body: Value, position: u64) -> Reply {
         let headers = [(wire::MIN_POSITION, &*position.to_string())];
         self.client.query(name, body, &headers).await.unwrap()
+    }
+
+    /// Sends the samples of every aggregate.
+    ///
+    /// # Panics
+    /// If one is not answered as it says.
+    pub async fn send_samples(&self) {
+        for (known, sample) in domain::samples() {
+            let name = format!("{}.{}", known.aggregate, known.verb);
+            let reply = self.try_command(&name, serde_json::from_str(sample.request).expect("JSON")).await;
+            let code = reply.result.err().map(|failure| failure.code);
+            assert_eq!(code.as_deref(), sample.refused, "{name} {}", sample.request);
+        }
     }
 
     /// Registers a user.

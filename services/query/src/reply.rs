@@ -13,6 +13,12 @@ pub fn not_found(noun: &str, key: &Key, reached: Reached) -> Failure {
     failure.with(name, asked).with("position", reached.position)
 }
 
+/// A report over no documents.
+pub fn nothing(view: &str, reached: Reached) -> Failure {
+    let message = format!("the view {view} has nothing that the query asks for");
+    Failure::new(Code::NotFound, message).with("position", reached.position)
+}
+
 pub fn not_built(view: &str) -> Failure {
     Failure::new(Code::Unavailable, format!("the view {view} has not been built yet: try again later"))
 }

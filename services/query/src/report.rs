@@ -8,7 +8,7 @@ use wire::Failure;
 
 use crate::{
     positions::Reached,
-    reply::{internal, too_large},
+    reply::{internal, nothing, too_large},
     store::{MAX_TIME, Store},
 };
 
@@ -37,6 +37,6 @@ pub async fn read(
             documents.push(document?.to_owned());
         }
     }
-    let body = render(&documents).map_err(|error| internal(view, error))?;
+    let body = render(&documents).map_err(|error| internal(view, error))?.ok_or_else(|| nothing(view, reached))?;
     if body.len() > max_bytes { Err(too_large(max_bytes)) } else { Ok(body.into()) }
 }

@@ -5,6 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{Command, Event, Id, Recorded, Rejection, State, Timestamp};
 
+/// The codes of refusals that do not depend on the kind of the aggregate.
+pub(crate) const REJECTIONS: &[(&str, &str)] = &[
+    ("version_conflict", "the aggregate is not at `Expected-Version`"),
+    ("id_taken", "the id of a new aggregate is in use, or was"),
+];
+
 /// A value that only one living aggregate may hold, such as an e-mail address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {

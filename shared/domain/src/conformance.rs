@@ -1,51 +1,51 @@
-//! What must hold of every command, event and state of every aggregate, also of those still to be written: a new one
-//! needs an example here, and no test.
+//! What must hold of every command, event and state of every aggregate, also of those still to be written. All of it runs
+//! on the samples that each aggregate gives of itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use crate::{
-    Aggregates, Command, Event, Malformed, Reason, State, commands, events,
-    scenario::{bare, command, create_order, create_product, gbp, id, now, parse, register, restock},
+    Event, Malformed, Reason, State, commands, events, rejections, sample_events, samples,
+    scenario::{Stored, assert_declared, command, id, parse},
 };
 
-/// A request for each command, with every field that it may have.
-fn examples() -> BTreeMap<&'static str, Value> {
-    let line = json!({ "product": id(10), "quantity": 2, "unit_price": gbp(199) });
-    BTreeMap::from([
-        ("user.register", json!({ "id": id(1), "email": "a@example.com", "name": "Ada", "country": "Malta" })),
-        ("user.update", json!({ "id": id(1), "email": "a@example.com", "name": "Ada", "country": "Malta" })),
-        ("user.delete", json!({ "id": id(1) })),
-        ("product.create", json!({ "id": id(10), "sku": "A", "name": "Lamp", "price": gbp(250), "stock": 5 })),
-        ("product.update", json!({ "id": id(10), "sku": "A", "name": "Lamp", "price": gbp(250) })),
-        ("product.restock", json!({ "id": id(10), "quantity": -3 })),
-        ("product.delete", json!({ "id": id(10) })),
-        ("order.create", json!({ "id": id(20), "user": id(1), "lines": [line, line], "placed_at": now() })),
-        ("order.pay", json!({ "id": id(20) })),
-        ("order.ship", json!({ "id": id(20) })),
-        ("order.cancel", json!({ "id": id(20) })),
-        ("order.delete", json!({ "id": id(20) })),
-    ])
+/// Of each command the accepted sample with the most fields.
+fn examples() -> BTreeMap<String, Value> {
+    let mut examples: BTreeMap<String, Value> = BTreeMap::new();
+    for (known, sample) in samples().filter(|(_, sample)| sample.refused.is_none()) {
+        let request: Value = serde_json::from_str(sample.request).unwrap();
+        let name = format!("{}.{}", known.aggregate, known.verb);
+        let fields = |value: &Value| places(value).len();
+        if examples.get(&name).is_none_or(|example| fields(example) < fields(&request)) {
+            examples.insert(name, request);
+        }
+    }
+    examples
 }
 
-/// Commands that lead to every event and through every state.
-fn history() -> Vec<Command> {
-    vec![
-        register(1, "ada@example.com"),
-        command("user.update", json!({ "id": id(1), "name": "Ada L.", "country": "United Kingdom" })),
-        create_product(10, "A", 50),
-        command("product.update", json!({ "id": id(10), "name": "Lamp \"é\" \u{1F4A1}" })),
-        restock(10, -3),
-        create_order(20, 1, &[(10, 1), (10, 2)]),
-        bare("order.pay", 20),
-        bare("order.ship", 20),
-        bare("order.delete", 20),
-        create_order(21, 1, &[(10, 3)]),
-        bare("order.cancel", 21),
-        bare("product.delete", 10),
-        bare("user.delete", 1),
-    ]
+/// The first field of the schema that the request does not have.
+fn missing(schema: &Value, part: &Value, value: &Value) -> Option<String> {
+    if let Some(choices) = part["anyOf"].as_array() {
+        return choices.iter().find_map(|choice| missing(schema, choice, value));
+    }
+    if let Some(name) = part["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/")) {
+        return missing(schema, &schema["$defs"][name], value);
+    }
+    if let (Some(fields), Some(object)) = (part["properties"].as_object(), value.as_object()) {
+        return fields.iter().find_map(|(name, field)| match object.get(name) {
+            None | Some(Value::Null) => Some(name.clone()),
+            Some(value) => missing(schema, field, value).map(|path| format!("{name}.{path}")),
+        });
+    }
+    match value.as_array() {
+        Some(items) => {
+            let of_each: Vec<_> = items.iter().map(|item| missing(schema, &part["items"], item)).collect();
+            // One item that has everything will do.
+            of_each.into_iter().reduce(Option::and).flatten()
+        }
+        None => None,
+    }
 }
 
 /// Every place in the request, as a JSON pointer and as the path by which an error names it.
@@ -75,16 +75,55 @@ fn refusal(name: &str, request: impl AsRef<[u8]>) -> Malformed {
 }
 
 #[test]
-fn every_command_has_its_own_name_and_an_example_that_is_read() {
+fn every_command_has_its_own_name_and_a_sample_with_every_field() {
     let names: Vec<_> = commands().map(|command| format!("{}.{}", command.aggregate, command.verb)).collect();
-    let unique: BTreeSet<_> = names.iter().map(String::as_str).collect();
-    assert_eq!(unique.len(), names.len());
-    assert_eq!(unique, examples().into_keys().collect());
-    for (name, request) in examples() {
-        let command = command(name, request.clone());
-        assert_eq!(json!(command.target()), request["id"]);
+    assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+    let examples = examples();
+    for (name, known) in names.iter().zip(commands()) {
+        let place = format!("SAMPLES of `{}`", known.aggregate);
+        let example = examples.get(name).unwrap_or_else(|| panic!("{place}: add one of `{}`", known.verb));
+        let schema = (known.schema)().to_value();
+        let missing = missing(&schema, &schema, example);
+        assert_eq!(missing, None, "{place}: no accepted one of `{}` has every field; add one", known.verb);
+        let command = command(name, example.clone());
+        assert_eq!(json!(command.target()), example["id"]);
         assert!(command.touches().contains(&command.target()));
     }
+}
+
+#[test]
+fn every_sample_is_what_it_says_and_together_they_show_every_event_and_every_code() {
+    let mut stored = Stored::default();
+    let (mut emitted, mut refused) = (BTreeSet::new(), BTreeSet::new());
+    for (known, sample) in samples() {
+        let request = serde_json::from_str(sample.request).unwrap();
+        match stored.execute(command(&format!("{}.{}", known.aggregate, known.verb), request)) {
+            Ok(events) => {
+                assert_eq!(sample.refused, None, "{sample:?} was accepted");
+                emitted.extend(events.iter().map(|it| (it.event.aggregate(), it.event.name(), it.event.schema())));
+            }
+            Err(rejection) => {
+                assert_eq!(Some(rejection.code), sample.refused, "{sample:?}: {}", rejection.message);
+                assert_declared(rejection.code);
+                refused.insert(rejection.code);
+            }
+        }
+    }
+    for event in events() {
+        assert!(emitted.contains(&event), "SAMPLES of `{}`: add one that leads to the event `{}`", event.0, event.1);
+    }
+    for (kind, code, meaning) in rejections().filter(|(kind, ..)| !kind.is_empty()) {
+        assert!(refused.contains(code), "SAMPLES of `{kind}`: add one that is refused with `{code}`");
+        assert!(!meaning.is_empty());
+    }
+    let codes: Vec<_> = rejections().map(|(_, code, _)| code).collect();
+    assert_eq!(codes.iter().collect::<BTreeSet<_>>().len(), codes.len(), "a code has one meaning: {codes:?}");
+    // What is decided on what commands name is what is decided on everything.
+    let versions: BTreeMap<_, _> = sample_events().into_iter().map(|event| (event.id, event.version)).collect();
+    assert_eq!(
+        stored.states().into_iter().map(|(id, (version, _))| (id, version)).collect::<BTreeMap<_, _>>(),
+        versions
+    );
 }
 
 #[test]
@@ -93,7 +132,7 @@ fn every_command_has_a_schema_that_takes_its_example_and_no_unknown_field() {
         assert!(!command.description.is_empty());
         let name = format!("{}.{}", command.aggregate, command.verb);
         let schema = (command.schema)().to_value();
-        let example = &examples()[name.as_str()];
+        let example = &examples()[&name];
         let objects =
             [&schema].into_iter().chain(schema["$defs"].as_object().into_iter().flat_map(|defs| defs.values()));
         for object in objects {
@@ -109,7 +148,7 @@ fn every_command_has_a_schema_that_takes_its_example_and_no_unknown_field() {
 fn a_required_field_of_the_schema_is_required() {
     for command in commands() {
         let name = format!("{}.{}", command.aggregate, command.verb);
-        let example = examples()[name.as_str()].clone();
+        let example = examples()[&name].clone();
         let schema = (command.schema)().to_value();
         let required = schema["required"].as_array().unwrap();
         for field in example.as_object().unwrap().keys() {
@@ -134,7 +173,7 @@ fn an_unknown_field_is_named_wherever_it_stands() {
                 continue;
             };
             fields.insert("colour".to_owned(), json!("red"));
-            let malformed = refusal(name, request.to_string());
+            let malformed = refusal(&name, request.to_string());
             assert_eq!(malformed.field, if path.is_empty() { "colour".to_owned() } else { format!("{path}.colour") });
             assert_eq!(malformed.reason, Reason::Unknown, "{malformed}");
             assert!(malformed.expected.contains('`'), "{malformed}");
@@ -151,7 +190,7 @@ fn a_value_of_the_wrong_type_is_named_wherever_it_stands() {
             for other in others.iter().filter(|other| std::mem::discriminant(*other) != kind || other.is_f64()) {
                 let mut request = example.clone();
                 *request.pointer_mut(&pointer).unwrap() = other.clone();
-                let malformed = refusal(name, request.to_string());
+                let malformed = refusal(&name, request.to_string());
                 assert_eq!(malformed.field, path, "{name}: {malformed}");
                 assert_eq!(malformed.reason, Reason::WrongType, "{name}: {malformed}");
                 let told = malformed.to_string();
@@ -174,7 +213,7 @@ fn a_text_that_shows_nothing_or_cannot_be_is_refused_wherever_it_stands() {
                     continue;
                 }
                 *place = json!(bad);
-                assert_eq!(refusal(name, request.to_string()).field, path, "{name} {bad:?}");
+                assert_eq!(refusal(&name, request.to_string()).field, path, "{name} {bad:?}");
             }
         }
     }
@@ -196,7 +235,7 @@ fn a_field_that_is_there_twice_is_named() {
         let text = example.to_string();
         for (field, value) in example.as_object().unwrap() {
             let twice = format!("{{\"{field}\":{value},{}", &text[1..]);
-            let malformed = refusal(name, twice);
+            let malformed = refusal(&name, twice);
             assert_eq!(malformed, Malformed::new(field, Reason::Duplicate, ""));
         }
     }
@@ -207,16 +246,16 @@ fn what_is_cut_off_or_goes_on_or_is_no_text_is_refused() {
     for (name, example) in examples() {
         let text = example.to_string();
         for end in 1..text.len() {
-            refusal(name, &text[..end]);
+            refusal(&name, &text[..end]);
         }
         for more in ["x", "{}", ",", "]", "}", "\0", "\u{feff}"] {
-            assert_eq!(refusal(name, format!("{text}{more}")).field, "", "{more}");
+            assert_eq!(refusal(&name, format!("{text}{more}")).field, "", "{more}");
         }
         for place in 0..text.len() {
             for byte in [0x00, 0x1f, 0xff, 0xc0] {
                 let mut broken = text.clone().into_bytes();
                 broken[place] = byte;
-                refusal(name, broken);
+                refusal(&name, broken);
             }
         }
     }
@@ -226,11 +265,11 @@ fn what_is_cut_off_or_goes_on_or_is_no_text_is_refused() {
 fn deep_nesting_is_refused_wherever_it_stands() {
     for (name, example) in examples() {
         for deep in ["[".repeat(10_000), "{\"a\":".repeat(10_000), "[".repeat(5_000) + &"]".repeat(5_000)] {
-            refusal(name, &deep);
+            refusal(&name, &deep);
             for field in example.as_object().unwrap().keys() {
-                assert!(refusal(name, format!("{{\"{field}\":{deep}}}")).field.starts_with(field.as_str()));
+                assert!(refusal(&name, format!("{{\"{field}\":{deep}}}")).field.starts_with(field.as_str()));
             }
-            assert_eq!(refusal(name, format!("{{\"colour\":{deep}}}")).field, "colour");
+            assert_eq!(refusal(&name, format!("{{\"colour\":{deep}}}")).field, "colour");
         }
     }
 }
@@ -248,7 +287,7 @@ fn an_error_is_short_and_printable_whatever_was_sent() {
                 }
                 other => *other = json!(long),
             }
-            let malformed = refusal(name, request.to_string());
+            let malformed = refusal(&name, request.to_string());
             let told = malformed.to_string();
             assert!(malformed.field.chars().count() <= 121 && told.chars().count() <= 760, "{told}");
             assert!(!told.contains(char::is_control), "{told}");
@@ -264,57 +303,59 @@ fn every_event_has_its_own_name() {
 
 #[test]
 fn every_event_and_every_state_is_read_back_as_it_was_written() {
-    let mut aggregates = Aggregates::default();
-    let mut seen = BTreeSet::new();
-    for command in history() {
-        for recorded in aggregates.execute(command, None, now()).unwrap() {
-            let event = recorded.event;
-            let (kind, name, schema) = (event.aggregate(), event.name(), event.schema());
-            assert_eq!(Event::decode(kind, name, schema, &event.encode().unwrap()).unwrap(), event);
-            seen.insert((kind, name, schema));
-        }
-        for changed in aggregates.changed() {
-            let json = changed.state.encode().unwrap();
-            assert_eq!(State::decode(changed.state.aggregate(), &json).unwrap(), *changed.state);
-        }
+    for recorded in sample_events() {
+        let event = recorded.event;
+        let (kind, name, schema) = (event.aggregate(), event.name(), event.schema());
+        assert_eq!(Event::decode(kind, name, schema, &event.encode().unwrap()).unwrap(), event);
     }
-    assert_eq!(seen, events().into_iter().collect(), "every event is emitted by the history");
+    for state in states() {
+        assert_eq!(State::decode(state.aggregate(), &state.encode().unwrap()).unwrap(), state);
+    }
+}
+
+/// Every state that the samples lead to.
+fn states() -> Vec<State> {
+    let mut stored = Stored::default();
+    let mut states = Vec::new();
+    for (known, sample) in samples() {
+        let request = serde_json::from_str(sample.request).unwrap();
+        let _ = stored.execute(command(&format!("{}.{}", known.aggregate, known.verb), request));
+        states.extend(stored.states().into_values().map(|(_, state)| state));
+    }
+    states
 }
 
 #[test]
 fn what_this_program_does_not_know_is_not_decoded() {
-    let mut aggregates = Aggregates::default();
-    for command in history() {
-        for recorded in aggregates.execute(command, None, now()).unwrap() {
-            let event = recorded.event;
-            let (kind, name, schema) = (event.aggregate(), event.name(), event.schema());
-            let payload = event.encode().unwrap();
-            for (kind, name, schema) in [
-                ("shop", name, schema),
-                ("", name, schema),
-                (kind, "vanished", schema),
-                (kind, "", schema),
-                (kind, name, schema + 1),
-                (kind, name, 0),
-                (kind, name, -1),
-            ] {
-                let decoded = Event::decode(kind, name, schema, &payload);
-                assert!(matches!(decoded, Err(crate::Undecodable::Unknown)), "{kind}.{name} {schema}");
-            }
-            for payload in
-                [b"".as_slice(), b"null", b"5", b"{", b"\xff", &payload[1..], &[&payload, b"x".as_slice()].concat()]
-            {
-                let decoded = Event::decode(kind, name, schema, payload);
-                assert!(matches!(decoded, Err(crate::Undecodable::Payload(_))), "{kind}.{name}");
-            }
+    for recorded in sample_events() {
+        let event = recorded.event;
+        let (kind, name, schema) = (event.aggregate(), event.name(), event.schema());
+        let payload = event.encode().unwrap();
+        for (kind, name, schema) in [
+            ("shop", name, schema),
+            ("", name, schema),
+            (kind, "vanished", schema),
+            (kind, "", schema),
+            (kind, name, schema + 1),
+            (kind, name, 0),
+            (kind, name, -1),
+        ] {
+            let decoded = Event::decode(kind, name, schema, &payload);
+            assert!(matches!(decoded, Err(crate::Undecodable::Unknown)), "{kind}.{name} {schema}");
         }
-        for changed in aggregates.changed() {
-            let json = changed.state.encode().unwrap();
-            assert!(matches!(State::decode("shop", &json), Err(crate::Undecodable::Unknown)));
-            for json in [b"{}".as_slice(), b"", b"{\"status\":\"lost\"}"] {
-                let decoded = State::decode(changed.state.aggregate(), json);
-                assert!(matches!(decoded, Err(crate::Undecodable::Payload(_))));
-            }
+        for payload in
+            [b"".as_slice(), b"null", b"5", b"{", b"\xff", &payload[1..], &[&payload, b"x".as_slice()].concat()]
+        {
+            let decoded = Event::decode(kind, name, schema, payload);
+            assert!(matches!(decoded, Err(crate::Undecodable::Payload(_))), "{kind}.{name}");
+        }
+    }
+    for state in states() {
+        let (kind, json) = (state.aggregate(), state.encode().unwrap());
+        assert!(matches!(State::decode("shop", &json), Err(crate::Undecodable::Unknown)));
+        for json in [b"".as_slice(), b"{", b"\xff", &json[1..], b"{\"status\":\"lost\"}"] {
+            let decoded = State::decode(kind, json);
+            assert!(matches!(decoded, Err(crate::Undecodable::Payload(_))), "{kind} {json:?}");
         }
     }
 }

@@ -1,12 +1,23 @@
 //! The macros that an aggregate is declared with. They are macros so that the name of each command and each event is
 //! written once: its type, its subject, its encoding and its decoding cannot disagree.
 
-/// Declares an aggregate's `Command` enum and its `COMMANDS`, the endpoints of the command service.
+/// Declares an aggregate's `Command` enum and its `COMMANDS`, the endpoints of the command service:
+///
+/// ```text
+/// commands! {
+///     Review {
+///         Write("write", creates, "Writes a review of a product")
+///         Delete("delete", "Deletes a review")
+///     }
+/// }
+/// ```
 ///
 /// Each variant holds a struct of the same name, which derives `Serialize`, `Deserialize` (with `deny_unknown_fields`) and
-/// `JsonSchema` and has an `id: Id`, which defaults where the command makes a new aggregate.
+/// `JsonSchema` and has an `id: Id`: the aggregate that the command is for. One that `creates` is refused where there is
+/// an aggregate with that identifier ([`crate::Aggregates::require_new`]); its `id` has a default, for the service to fill.
+/// Every other command is refused where there is none.
 macro_rules! commands {
-    ($kind:ident { $($variant:ident($verb:literal, $description:literal))* }) => {
+    ($kind:ident { $($variant:ident($verb:literal, $($creates:ident,)? $description:literal))* }) => {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Command {
             $($variant($variant)),*
@@ -18,10 +29,17 @@ macro_rules! commands {
                 match self { $(Self::$variant(command) => command.id),* }
             }
 
+            pub(crate) fn creates(&self) -> bool {
+                match self { $(Self::$variant(_) => creates!($($creates)?)),* }
+            }
+
             pub(crate) fn to_json(&self) -> serde_json::Result<serde_json::Value> {
                 match self { $(Self::$variant(command) => serde_json::to_value(command)),* }
             }
         }
+
+        /// The kind of aggregate, as subjects name it.
+        pub const KIND: &str = <$kind as $crate::Aggregate>::KIND;
 
         /// The commands, as the command service serves them.
         pub const COMMANDS: &[$crate::CommandType] = &[$($crate::CommandType {
@@ -40,6 +58,15 @@ macro_rules! commands {
     };
 }
 
+macro_rules! creates {
+    () => {
+        false
+    };
+    (creates) => {
+        true
+    };
+}
+
 /// Declares an aggregate's `Event` enum. Each variant holds a struct of the same name; the number is the version of
 /// its schema, to be raised, with the old one still decoded, when the struct changes in a way that old payloads do not
 /// satisfy.
@@ -51,8 +78,7 @@ macro_rules! events {
         }
 
         /// The name and the version of the schema of each event.
-        #[cfg(test)]
-        pub(crate) const EVENTS: &[(&str, i16)] = &[$(($name, $schema)),*];
+        pub const EVENTS: &[(&str, i16)] = &[$(($name, $schema)),*];
 
         impl Event {
             /// The last word of the event's subject.
@@ -79,10 +105,12 @@ macro_rules! events {
     };
 }
 
-/// Declares the enums over all kinds of aggregate from the one list of them in `lib.rs`, with the matches that hand
-/// each to its module.
+/// Declares the modules of all aggregates and the enums over them from the one list of them in `lib.rs`, with the matches
+/// that hand each to its module.
 macro_rules! aggregates {
     ($($variant:ident($module:ident))*) => {
+        $(pub mod $module;)*
+
         /// A command to any kind of aggregate, parsed and valid in itself.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Command {
@@ -106,11 +134,24 @@ macro_rules! aggregates {
             [$($module::COMMANDS),*].into_iter().flatten()
         }
 
+        /// All codes with which commands are refused, each with the kind of the aggregate that has it and its meaning. The
+        /// kind is empty for those that every aggregate has.
+        pub fn rejections() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+            [("", aggregates::REJECTIONS) $(, ($module::KIND, $module::$variant::REJECTIONS))*]
+                .into_iter()
+                .flat_map(|(kind, codes)| codes.iter().map(move |(code, meaning)| (kind, *code, *meaning)))
+        }
+
+        fn sample_lists() -> Vec<(&'static str, &'static [Sample])> {
+            vec![$(($module::KIND, $module::$variant::SAMPLES)),*]
+        }
+
         /// All events of all aggregates: kind, name, version of the schema.
-        #[cfg(test)]
-        pub(crate) fn events() -> Vec<(&'static str, &'static str, i16)> {
+        pub fn events() -> Vec<(&'static str, &'static str, i16)> {
             let mut events = Vec::new();
-            $(events.extend($module::EVENTS.iter().map(|(name, schema)| ($module::KIND, *name, *schema)));)*
+            $(events.extend($module::EVENTS.iter().map(|(name, schema)| {
+                ($module::KIND, *name, *schema)
+            }));)*
             events
         }
 
@@ -129,31 +170,46 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(command) => command.to_json()),* }
             }
 
-            /// Every aggregate that the command reads or changes, the target among them, repetitions allowed.
-            pub fn touches(&self) -> Vec<Id> {
-                match self { $(Self::$variant(command) => command.touches()),* }
-            }
-
             /// Whether the command makes its target, and is refused where there is one.
             pub fn creates(&self) -> bool {
                 match self { $(Self::$variant(command) => command.creates()),* }
             }
 
-            /// An aggregate whose own references ([`State::references`]) the command touches too.
-            pub fn touches_references_of(&self) -> Option<Id> {
-                match self { $(Self::$variant(command) => command.touches_references_of()),* }
+            fn needs(&self) -> Needs {
+                match self { $(Self::$variant(command) => <$module::$variant as Aggregate>::needs(command)),* }
             }
 
-            /// The unique values that the command may claim.
+            /// Every aggregate that the command reads or changes, its target first, repetitions allowed, but for those
+            /// that only the state of its target names ([`Self::touches_references_of`]).
+            pub fn touches(&self) -> Vec<Id> {
+                let mut touched = vec![self.target()];
+                touched.append(&mut self.needs().aggregates);
+                touched
+            }
+
+            /// The aggregate whose own references ([`State::references`]) the command touches too: its target, or none.
+            pub fn touches_references_of(&self) -> Option<Id> {
+                self.needs().references.then(|| self.target())
+            }
+
+            /// The unique values that the command may take.
             pub fn claims(&self) -> Vec<Claim> {
-                match self { $(Self::$variant(command) => command.claims()),* }
+                self.needs().claims
             }
 
             /// The events that the command leads to, or why it is refused.
             pub(crate) fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, Event)>, Rejection> {
-                match self { $(Self::$variant(command) => command.decide(aggregates, now)),* }
+                match self {
+                    $(Self::$variant(command) => <$module::$variant as Aggregate>::decide(command, aggregates, now)),*
+                }
             }
         }
+
+        $(impl From<$module::Event> for Event {
+            fn from(event: $module::Event) -> Self {
+                Self::$variant(event)
+            }
+        })*
 
         impl Event {
             /// The kind of the aggregate: the middle word of the event's subject.
@@ -183,7 +239,9 @@ macro_rules! aggregates {
             /// If the kind, name or schema is not known, or the payload is not of that schema.
             pub fn decode(aggregate: &str, name: &str, schema: i16, payload: &[u8]) -> Result<Self, Undecodable> {
                 match aggregate {
-                    $($module::KIND => $module::Event::decode(name, schema, payload).map(Self::$variant),)*
+                    $($module::KIND => {
+                        $module::Event::decode(name, schema, payload).map(Self::$variant)
+                    })*
                     _ => Err(Undecodable::Unknown),
                 }
             }
@@ -212,15 +270,14 @@ macro_rules! aggregates {
                 }
             }
 
-            /// The aggregates that this one refers to, repetitions allowed. They never change, they only come to an end:
-            /// what was read without a lock holds under it.
+            /// The aggregates that this one refers to ([`Aggregate::references`]).
             pub fn references(&self) -> Vec<Id> {
-                match self { $(Self::$variant(state) => state.references()),* }
+                match self { $(Self::$variant(state) => Aggregate::references(state)),* }
             }
 
             /// The unique values that the aggregate holds in this state.
             pub fn claims(&self) -> Vec<Claim> {
-                match self { $(Self::$variant(state) => state.claims()),* }
+                match self { $(Self::$variant(state) => Aggregate::claims(state)),* }
             }
 
             /// The state after the event. An event that no `decide` emits in this state, such as one of another kind,
@@ -228,9 +285,12 @@ macro_rules! aggregates {
             pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
                 match (before, event) {
                     $(
-                        (None, Event::$variant(event)) => $module::$variant::evolve(None, event).map(Self::$variant),
-                        (Some(Self::$variant(state)), Event::$variant(event)) =>
-                            $module::$variant::evolve(Some(state), event).map(Self::$variant),
+                        (None, Event::$variant(event)) => {
+                            <$module::$variant as Aggregate>::evolve(None, event).map(Self::$variant)
+                        }
+                        (Some(Self::$variant(state)), Event::$variant(event)) => {
+                            <$module::$variant as Aggregate>::evolve(Some(state), event).map(Self::$variant)
+                        }
                     )*
                     (before, _) => before,
                 }

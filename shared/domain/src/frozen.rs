@@ -41,8 +41,12 @@ fn every_event_that_was_ever_written_decodes_to_what_it_said() {
         states.extend(after.map(|state| (id, state)));
         seen.insert((event.aggregate(), event.name(), schema));
     }
-    let version_1 = events().into_iter().filter(|(_, _, schema)| *schema == 1).collect();
-    assert!(seen.is_superset(&version_1), "an event's first schema is not in the file");
+    // A kind that the file has nothing of is not in production yet.
+    let frozen: BTreeSet<&str> = seen.iter().map(|(kind, ..)| *kind).collect();
+    for event in events().into_iter().filter(|(kind, _, schema)| frozen.contains(kind) && *schema == 1) {
+        assert!(seen.contains(&event), "{event:?} is not in frozen/events.jsonl: add a line with one");
+    }
+    assert!(["user", "product", "order"].iter().all(|kind| frozen.contains(kind)));
 }
 
 #[test]

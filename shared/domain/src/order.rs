@@ -8,12 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
-    Aggregates, Claim, Id, MAX_AMOUNT, Money, Name, Rejection, Sku, Timestamp, product,
+    Aggregate, Aggregates, Id, MAX_AMOUNT, Money, Name, Needs, Rejection, Sample, Sku, Timestamp, product,
     strict::{self, Object},
     user,
 };
-
-pub const KIND: &str = "order";
 
 /// Lines in one order.
 pub const MAX_LINES: usize = 2_000;
@@ -25,7 +23,7 @@ const CLOCK_DIFFERENCE_MILLIS: i64 = 5_000;
 
 commands! {
     Order {
-        Create("create", "Places an order: fixes names and prices, takes the stock of all lines or of none")
+        Create("create", creates, "Places an order: fixes names and prices, takes the stock of all lines or of none")
         Pay("pay", "Marks a placed order as paid")
         Ship("ship", "Marks a paid order as shipped")
         Cancel("cancel", "Cancels a placed or paid order and gives its stock back")
@@ -144,60 +142,133 @@ pub enum Order {
     Deleted,
 }
 
-impl Command {
-    pub(crate) fn touches(&self) -> Vec<Id> {
-        match self {
-            Self::Create(Create { id, user, lines, .. }) => {
-                [*id, *user].into_iter().chain(lines.iter().map(|line| line.product)).collect()
+impl Aggregate for Order {
+    const KIND: &'static str = "order";
+
+    const REJECTIONS: &'static [(&'static str, &'static str)] = &[
+        ("order_not_found", "the command names an order that does not exist, or not any more"),
+        ("wrong_status", "the order's status does not allow it; `details.allowed` says which would"),
+        ("placed_in_future", "`placed_at` lies more than 5 seconds in the future"),
+        ("mixed_currencies", "an order has one currency"),
+        ("total_overflow", "the total of an order can be 1,000,000,000,000,000 at most"),
+    ];
+
+    const SAMPLES: &'static [Sample] = &[
+        Sample::accepted(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000021","user":"00000000-0000-0000-0000-000000000001",
+                "placed_at":"2010-12-01T08:26:00Z","lines":[
+                    {"product":"00000000-0000-0000-0000-000000000011","quantity":2,
+                        "unit_price":{"amount":250,"currency":"GBP"}},
+                    {"product":"00000000-0000-0000-0000-000000000011","quantity":1}]}"#,
+        ),
+        Sample::refused("delete", r#"{"id":"00000000-0000-0000-0000-000000000021"}"#, "wrong_status"),
+        Sample::accepted("pay", r#"{"id":"00000000-0000-0000-0000-000000000021"}"#),
+        Sample::accepted("ship", r#"{"id":"00000000-0000-0000-0000-000000000021"}"#),
+        Sample::accepted("delete", r#"{"id":"00000000-0000-0000-0000-000000000021"}"#),
+        Sample::refused("pay", r#"{"id":"00000000-0000-0000-0000-000000000021"}"#, "order_not_found"),
+        Sample::refused(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000022","user":"00000000-0000-0000-0000-000000000001",
+                "placed_at":"9999-12-31T00:00:00Z",
+                "lines":[{"product":"00000000-0000-0000-0000-000000000011","quantity":1}]}"#,
+            "placed_in_future",
+        ),
+        Sample::refused(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000022","user":"00000000-0000-0000-0000-000000000001","lines":[
+                {"product":"00000000-0000-0000-0000-000000000011","quantity":1,
+                    "unit_price":{"amount":250,"currency":"EUR"}},
+                {"product":"00000000-0000-0000-0000-000000000011","quantity":1}]}"#,
+            "mixed_currencies",
+        ),
+        Sample::refused(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000022","user":"00000000-0000-0000-0000-000000000001","lines":[
+                {"product":"00000000-0000-0000-0000-000000000011","quantity":2,
+                    "unit_price":{"amount":1000000000000000,"currency":"GBP"}}]}"#,
+            "total_overflow",
+        ),
+        Sample::accepted(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000022","user":"00000000-0000-0000-0000-000000000001",
+                "placed_at":"2010-12-02T08:26:00Z","lines":[
+                    {"product":"00000000-0000-0000-0000-000000000011","quantity":1,
+                        "unit_price":{"amount":30,"currency":"EUR"}}]}"#,
+        ),
+        Sample::accepted("cancel", r#"{"id":"00000000-0000-0000-0000-000000000022"}"#),
+        Sample::accepted(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000023","user":"00000000-0000-0000-0000-000000000001",
+                "lines":[{"product":"00000000-0000-0000-0000-000000000011","quantity":1}]}"#,
+        ),
+    ];
+
+    type Command = Command;
+    type Event = Event;
+
+    fn needs(command: &Command) -> Needs {
+        match command {
+            Command::Create(Create { user, lines, .. }) => {
+                let products = lines.iter().map(|line| line.product);
+                Needs { aggregates: [*user].into_iter().chain(products).collect(), ..Needs::default() }
             }
-            Self::Pay(_) | Self::Ship(_) | Self::Cancel(_) | Self::Delete(_) => vec![self.target()],
+            // Cancelling changes the products of the order, which only the order knows.
+            Command::Cancel(_) => Needs { references: true, ..Needs::default() },
+            Command::Pay(_) | Command::Ship(_) | Command::Delete(_) => Needs::default(),
         }
     }
 
-    pub(crate) fn creates(&self) -> bool {
-        matches!(self, Self::Create(_))
-    }
-
-    /// Cancelling changes the products of the order, which only the order knows.
-    pub(crate) fn touches_references_of(&self) -> Option<Id> {
-        match self {
-            Self::Cancel(Cancel { id }) => Some(*id),
-            Self::Create(_) | Self::Pay(_) | Self::Ship(_) | Self::Delete(_) => None,
-        }
-    }
-
-    pub(crate) fn claims(&self) -> Vec<Claim> {
-        vec![]
-    }
-
-    pub(crate) fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
-        match self {
-            Self::Create(command) => command.decide(aggregates, now),
-            Self::Pay(Pay { id }) => match order(aggregates, id)? {
-                Order::Placed(_) => Ok(vec![(id, crate::Event::Order(Event::Paid(Paid {})))]),
+    fn decide(command: Command, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
+        match command {
+            Command::Create(command) => command.decide(aggregates, now),
+            Command::Pay(Pay { id }) => match order(aggregates, id)? {
+                Order::Placed(_) => Ok(vec![(id, Event::Paid(Paid {}).into())]),
                 other @ (Order::Paid(_) | Order::Shipped | Order::Cancelled | Order::Deleted) => {
                     Err(wrong_status(id, other, &["placed"]))
                 }
             },
-            Self::Ship(Ship { id }) => match order(aggregates, id)? {
-                Order::Paid(_) => Ok(vec![(id, crate::Event::Order(Event::Shipped(Shipped {})))]),
+            Command::Ship(Ship { id }) => match order(aggregates, id)? {
+                Order::Paid(_) => Ok(vec![(id, Event::Shipped(Shipped {}).into())]),
                 other @ (Order::Placed(_) | Order::Shipped | Order::Cancelled | Order::Deleted) => {
                     Err(wrong_status(id, other, &["paid"]))
                 }
             },
-            Self::Cancel(Cancel { id }) => match order(aggregates, id)? {
+            Command::Cancel(Cancel { id }) => match order(aggregates, id)? {
                 Order::Placed(placed) => Ok(cancel(aggregates, id, placed, false)),
                 Order::Paid(placed) => Ok(cancel(aggregates, id, placed, true)),
                 other @ (Order::Shipped | Order::Cancelled | Order::Deleted) => {
                     Err(wrong_status(id, other, &["placed", "paid"]))
                 }
             },
-            Self::Delete(Delete { id }) => match order(aggregates, id)? {
-                Order::Shipped | Order::Cancelled => Ok(vec![(id, crate::Event::Order(Event::Deleted(Deleted {})))]),
+            Command::Delete(Delete { id }) => match order(aggregates, id)? {
+                Order::Shipped | Order::Cancelled => Ok(vec![(id, Event::Deleted(Deleted {}).into())]),
                 other @ (Order::Placed(_) | Order::Paid(_) | Order::Deleted) => {
                     Err(wrong_status(id, other, &["shipped", "cancelled"]))
                 }
             },
+        }
+    }
+
+    fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
+        match (before, event) {
+            (None, Event::Placed(placed)) => Some(Self::Placed(placed.clone())),
+            (Some(Self::Placed(placed)), Event::Paid(Paid {})) => Some(Self::Paid(placed)),
+            (Some(Self::Paid(_)), Event::Shipped(Shipped {})) => Some(Self::Shipped),
+            (Some(Self::Placed(_) | Self::Paid(_)), Event::Cancelled(_)) => Some(Self::Cancelled),
+            (Some(Self::Shipped | Self::Cancelled), Event::Deleted(Deleted {})) => Some(Self::Deleted),
+            (
+                before,
+                Event::Placed(_) | Event::Paid(_) | Event::Shipped(_) | Event::Cancelled(_) | Event::Deleted(_),
+            ) => before,
+        }
+    }
+
+    /// The products of an order that can still be cancelled.
+    fn references(&self) -> Vec<Id> {
+        match self {
+            Self::Placed(placed) | Self::Paid(placed) => placed.lines.iter().map(|line| line.product).collect(),
+            Self::Shipped | Self::Cancelled | Self::Deleted => vec![],
         }
     }
 }
@@ -206,7 +277,7 @@ impl Create {
     fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
         let Self { id, user, lines: requested, placed_at } = self;
         aggregates.require_new(id)?;
-        user::require_living(aggregates, user)?;
+        user::living(aggregates, user)?;
         let placed_at = placed_at.unwrap_or(now);
         if placed_at.unix_millis() > now.unix_millis() + CLOCK_DIFFERENCE_MILLIS {
             return Err(Rejection::refused(
@@ -229,37 +300,11 @@ impl Create {
         product::require_in_use(total.currency, placed_at, "lines[0].unit_price.currency")?;
         let stock_taken = take_stock(aggregates, id, &lines)?;
         let placed = Event::Placed(Placed { user, placed_at, lines, total });
-        Ok([(id, crate::Event::Order(placed))].into_iter().chain(stock_taken).collect())
+        Ok([(id, placed.into())].into_iter().chain(stock_taken).collect())
     }
 }
 
 impl Order {
-    pub(crate) fn claims(&self) -> Vec<Claim> {
-        vec![]
-    }
-
-    /// The products of an order that can still be cancelled.
-    pub(crate) fn references(&self) -> Vec<Id> {
-        match self {
-            Self::Placed(placed) | Self::Paid(placed) => placed.lines.iter().map(|line| line.product).collect(),
-            Self::Shipped | Self::Cancelled | Self::Deleted => vec![],
-        }
-    }
-
-    pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
-        match (before, event) {
-            (None, Event::Placed(placed)) => Some(Self::Placed(placed.clone())),
-            (Some(Self::Placed(placed)), Event::Paid(Paid {})) => Some(Self::Paid(placed)),
-            (Some(Self::Paid(_)), Event::Shipped(Shipped {})) => Some(Self::Shipped),
-            (Some(Self::Placed(_) | Self::Paid(_)), Event::Cancelled(_)) => Some(Self::Cancelled),
-            (Some(Self::Shipped | Self::Cancelled), Event::Deleted(Deleted {})) => Some(Self::Deleted),
-            (
-                before,
-                Event::Placed(_) | Event::Paid(_) | Event::Shipped(_) | Event::Cancelled(_) | Event::Deleted(_),
-            ) => before,
-        }
-    }
-
     fn status(&self) -> &'static str {
         match self {
             Self::Placed(_) => "placed",
@@ -325,7 +370,7 @@ fn take_stock(aggregates: &Aggregates, order: Id, lines: &[Line]) -> Result<Vec<
         }
         let stock = product.stock - quantity;
         let event = product::Event::StockTaken(product::StockTaken { order, quantity, stock });
-        Ok((id, crate::Event::Product(event)))
+        Ok((id, event.into()))
     };
     quantities(lines).into_iter().map(take).collect()
 }
@@ -336,11 +381,11 @@ fn cancel(aggregates: &Aggregates, id: Id, placed: &Placed, refund_due: bool) ->
     let give_back = |(product, quantity)| {
         let stock = product::living(aggregates, product).ok()?.stock.saturating_add(quantity);
         let event = product::Event::StockReturned(product::StockReturned { order: id, quantity, stock });
-        Some((product, crate::Event::Product(event)))
+        Some((product, event.into()))
     };
     let stock_returned: Vec<_> = quantities(&lines).into_iter().filter_map(give_back).collect();
     let cancelled = Event::Cancelled(Cancelled { user, placed_at, lines, total, refund_due });
-    [(id, crate::Event::Order(cancelled))].into_iter().chain(stock_returned).collect()
+    [(id, cancelled.into())].into_iter().chain(stock_returned).collect()
 }
 
 /// The pieces of each product, in the order in which the lines first name it. At most [`MAX_LINES`] times
@@ -377,7 +422,7 @@ mod tests {
 
     use super::{Cancelled, Create, Deleted, Event, MAX_QUANTITY, Order, Paid, Placed, Shipped};
     use crate::{
-        Command, MAX_AMOUNT,
+        Aggregate, Aggregates, Command, MAX_AMOUNT,
         RejectionKind::{Conflict, NotFound, Refused},
         scenario::{bare, command, create_order, create_product, gbp, given, id, now, register, restock},
     };
@@ -654,11 +699,10 @@ mod tests {
     #[test]
     fn an_order_without_lines_which_no_request_can_be_is_refused_all_the_same() {
         let order = Create { id: id(20), user: id(1), lines: vec![], placed_at: None };
-        given(shop()).when(Command::Order(super::Command::Create(order))).then_refused(
-            Refused,
-            "no_lines",
-            json!({ "field": "lines" }),
-        );
+        let mut aggregates = Aggregates::default();
+        aggregates.execute(register(1, "ada@example.com"), None, now()).unwrap();
+        let rejection = aggregates.execute(Command::Order(super::Command::Create(order)), None, now()).unwrap_err();
+        assert_eq!((rejection.kind, rejection.code), (Refused, "no_lines"));
     }
 
     #[test]

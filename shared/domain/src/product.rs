@@ -4,9 +4,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Aggregates, Claim, Currency, Id, Money, Name, Rejection, Sku, Timestamp, strict};
-
-pub const KIND: &str = "product";
+use crate::{
+    Aggregate, Aggregates, Claim, Currency, Id, Money, Name, Needs, Rejection, Sample, Sku, Timestamp, strict,
+};
 
 /// The largest stock that a product can be created with or restocked to, in pieces. Only what cancelled orders give
 /// back can lead above it.
@@ -14,7 +14,7 @@ pub const MAX_STOCK: i64 = 1_000_000_000_000;
 
 commands! {
     Product {
-        Create("create", "Creates a product with a price and, if given, a first stock; the SKU must be free")
+        Create("create", creates, "Creates a product with a price and, if given, a first stock; the SKU must be free")
         Update("update", "Changes the SKU, name or price of a product; orders keep what they fixed")
         Restock("restock", "Adds to the stock of a product, or takes from it where the quantity is negative")
         Delete("delete", "Deletes a product and frees the SKU; orders stay")
@@ -145,35 +145,114 @@ pub struct Living {
     pub stock: i64,
 }
 
-impl Command {
-    pub(crate) fn touches(&self) -> Vec<Id> {
-        vec![self.target()]
+impl Aggregate for Product {
+    const KIND: &'static str = "product";
+
+    const REJECTIONS: &'static [(&'static str, &'static str)] = &[
+        ("product_not_found", "the command names a product that does not exist, or not any more"),
+        ("sku_taken", "another product has this SKU, in whatever spelling; `details.id` is the product's"),
+        ("out_of_stock", "there are fewer pieces than the command asks for"),
+        ("stock_overflow", "a stock can be 1,000,000,000,000 at most"),
+        (
+            "currency_withdrawn",
+            "a new price, or an order placed since, is in a currency that is no longer in use; `details.withdrawn` says \
+                since when",
+        ),
+    ];
+
+    const SAMPLES: &'static [Sample] = &[
+        Sample::accepted(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000011","sku":"71053","name":"White metal lantern",
+                "price":{"amount":339,"currency":"GBP"},"stock":10}"#,
+        ),
+        Sample::refused(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000012","sku":"71053","name":"Lantern",
+                "price":{"amount":250,"currency":"GBP"}}"#,
+            "sku_taken",
+        ),
+        Sample::refused(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000012","sku":"71054","name":"Lantern",
+                "price":{"amount":250,"currency":"HRK"}}"#,
+            "currency_withdrawn",
+        ),
+        Sample::accepted(
+            "create",
+            r#"{"id":"00000000-0000-0000-0000-000000000012","sku":"71054","name":"Lantern",
+                "price":{"amount":250,"currency":"GBP"}}"#,
+        ),
+        Sample::accepted(
+            "update",
+            r#"{"id":"00000000-0000-0000-0000-000000000011","sku":"71053B","name":"Red metal lantern",
+                "price":{"amount":375,"currency":"GBP"}}"#,
+        ),
+        Sample::accepted("restock", r#"{"id":"00000000-0000-0000-0000-000000000011","quantity":-2}"#),
+        Sample::refused("restock", r#"{"id":"00000000-0000-0000-0000-000000000011","quantity":-20}"#, "out_of_stock"),
+        Sample::refused(
+            "restock",
+            r#"{"id":"00000000-0000-0000-0000-000000000011","quantity":1000000000000}"#,
+            "stock_overflow",
+        ),
+        Sample::accepted("delete", r#"{"id":"00000000-0000-0000-0000-000000000012"}"#),
+        Sample::refused("delete", r#"{"id":"00000000-0000-0000-0000-000000000012"}"#, "product_not_found"),
+    ];
+
+    type Command = Command;
+    type Event = Event;
+
+    fn needs(command: &Command) -> Needs {
+        let claims = match command {
+            Command::Create(Create { sku, .. }) | Command::Update(Update { sku: Some(sku), .. }) => vec![claim(sku)],
+            Command::Update(Update { sku: None, .. }) | Command::Restock(_) | Command::Delete(_) => vec![],
+        };
+        Needs { claims, ..Needs::default() }
     }
 
-    pub(crate) fn creates(&self) -> bool {
-        matches!(self, Self::Create(_))
+    fn decide(command: Command, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
+        let id = command.target();
+        let event = match command {
+            Command::Create(command) => command.decide(aggregates, now).map(Some),
+            Command::Update(command) => command.decide(aggregates, now),
+            Command::Restock(command) => command.decide(aggregates).map(Some),
+            Command::Delete(command) => command.decide(aggregates).map(Some),
+        }?;
+        Ok(event.into_iter().map(|event| (id, event.into())).collect())
     }
 
-    pub(crate) fn touches_references_of(&self) -> Option<Id> {
-        None
-    }
-
-    pub(crate) fn claims(&self) -> Vec<Claim> {
-        match self {
-            Self::Create(Create { sku, .. }) | Self::Update(Update { sku: Some(sku), .. }) => vec![claim(sku)],
-            Self::Update(Update { sku: None, .. }) | Self::Restock(_) | Self::Delete(_) => vec![],
+    fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
+        match (before, event) {
+            (None, Event::Created(Created { sku, name, price, stock })) => {
+                Some(Self::Living(Living { sku: sku.clone(), name: name.clone(), price: *price, stock: *stock }))
+            }
+            (Some(Self::Living(product)), Event::Updated(Updated { sku, name, price })) => {
+                Some(Self::Living(Living { sku: sku.clone(), name: name.clone(), price: *price, ..product }))
+            }
+            (
+                Some(Self::Living(product)),
+                Event::Restocked(Restocked { stock, .. })
+                | Event::StockTaken(StockTaken { stock, .. })
+                | Event::StockReturned(StockReturned { stock, .. }),
+            ) => Some(Self::Living(Living { stock: *stock, ..product })),
+            (Some(Self::Living(_)), Event::Deleted(Deleted {})) => Some(Self::Deleted),
+            (
+                before,
+                Event::Created(_)
+                | Event::Updated(_)
+                | Event::Restocked(_)
+                | Event::StockTaken(_)
+                | Event::StockReturned(_)
+                | Event::Deleted(_),
+            ) => before,
         }
     }
 
-    pub(crate) fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
-        let id = self.target();
-        let event = match self {
-            Self::Create(command) => command.decide(aggregates, now).map(Some),
-            Self::Update(command) => command.decide(aggregates, now),
-            Self::Restock(command) => command.decide(aggregates).map(Some),
-            Self::Delete(command) => command.decide(aggregates).map(Some),
-        }?;
-        Ok(event.into_iter().map(|event| (id, crate::Event::Product(event))).collect())
+    fn claims(&self) -> Vec<Claim> {
+        match self {
+            Self::Living(product) => vec![claim(&product.sku)],
+            Self::Deleted => vec![],
+        }
     }
 }
 
@@ -235,48 +314,10 @@ impl Delete {
     }
 }
 
-impl Product {
-    pub(crate) fn claims(&self) -> Vec<Claim> {
-        match self {
-            Self::Living(product) => vec![claim(&product.sku)],
-            Self::Deleted => vec![],
-        }
-    }
-
-    pub(crate) fn references(&self) -> Vec<Id> {
-        vec![]
-    }
-
-    pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
-        match (before, event) {
-            (None, Event::Created(Created { sku, name, price, stock })) => {
-                Some(Self::Living(Living { sku: sku.clone(), name: name.clone(), price: *price, stock: *stock }))
-            }
-            (Some(Self::Living(product)), Event::Updated(Updated { sku, name, price })) => {
-                Some(Self::Living(Living { sku: sku.clone(), name: name.clone(), price: *price, ..product }))
-            }
-            (
-                Some(Self::Living(product)),
-                Event::Restocked(Restocked { stock, .. })
-                | Event::StockTaken(StockTaken { stock, .. })
-                | Event::StockReturned(StockReturned { stock, .. }),
-            ) => Some(Self::Living(Living { stock: *stock, ..product })),
-            (Some(Self::Living(_)), Event::Deleted(Deleted {})) => Some(Self::Deleted),
-            (
-                before,
-                Event::Created(_)
-                | Event::Updated(_)
-                | Event::Restocked(_)
-                | Event::StockTaken(_)
-                | Event::StockReturned(_)
-                | Event::Deleted(_),
-            ) => before,
-        }
-    }
-}
-
+/// The product, which must be there.
+///
 /// # Errors
-/// If there is no such product, or no more.
+/// If there is no such product, or not any more.
 pub(crate) fn living(aggregates: &Aggregates, id: Id) -> Result<&Living, Rejection> {
     match aggregates.get::<Product>(id) {
         Some(Product::Living(product)) => Ok(product),

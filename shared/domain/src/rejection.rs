@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejection {
     pub kind: RejectionKind,
-    /// Stable and documented in the README.
+    /// Stable, and documented where its aggregate declares it ([`crate::Aggregate::REJECTIONS`]).
     pub code: &'static str,
     pub message: String,
     pub details: Map<String, Value>,

@@ -1,10 +1,13 @@
 //! The language of the unit tests: *given* what was commanded before, *when* a command comes, *then* there are these
 //! events, or it is refused with this code. All in the words and JSON of the wire, so that the tests also pin those.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Value, json};
 
 use crate::{
-    Aggregates, Changed, Command, Id, Kind, Malformed, Recorded, Rejection, RejectionKind, State, Timestamp, commands,
+    Aggregates, Changed, Claim, Command, Id, Kind, Malformed, Recorded, Rejection, RejectionKind, State, Timestamp,
+    commands, rejections,
 };
 
 /// The moment at which everything happens: 2026-01-31T09:30:00.000Z.
@@ -56,37 +59,114 @@ pub(crate) fn create_order(n: u128, user: u128, lines: &[(u128, i64)]) -> Comman
     command("order.create", json!({ "id": id(n), "user": id(user), "lines": lines }))
 }
 
-/// What came of the commands before, as it would be stored and loaded again.
+/// The journal's tables, in memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Stored {
+    aggregates: BTreeMap<Id, (u64, &'static str, Vec<u8>)>,
+    claims: BTreeMap<Claim, Id>,
+}
+
+impl Stored {
+    /// Loads what the commands say that they need, as the command service does, and nothing else.
+    pub(crate) fn load<'a>(&self, commands: impl Iterator<Item = &'a Command> + Clone) -> Aggregates {
+        let mut loaded = Aggregates::default();
+        let referrers: BTreeSet<Id> = commands.clone().filter_map(Command::touches_references_of).collect();
+        let references = referrers.iter().filter_map(|id| Some(self.state(*id)?.1.references())).flatten();
+        let touched: BTreeSet<Id> = commands.clone().flat_map(Command::touches).chain(references).collect();
+        for id in touched {
+            if let Some((version, state)) = self.state(id) {
+                loaded.load(id, version, state);
+            }
+        }
+        for claim in commands.flat_map(Command::claims) {
+            if let Some(holder) = self.claims.get(&claim) {
+                loaded.load_claim(claim, *holder);
+            }
+        }
+        loaded
+    }
+
+    pub(crate) fn state(&self, id: Id) -> Option<(u64, State)> {
+        let (version, kind, json) = self.aggregates.get(&id)?;
+        Some((*version, State::decode(kind, json).unwrap()))
+    }
+
+    pub(crate) fn states(&self) -> BTreeMap<Id, (u64, State)> {
+        self.aggregates.keys().map(|id| (*id, self.state(*id).unwrap())).collect()
+    }
+
+    pub(crate) fn claims(&self) -> &BTreeMap<Claim, Id> {
+        &self.claims
+    }
+
+    pub(crate) fn store(&mut self, batch: &Aggregates) {
+        for Changed { id, stored_version, version, state } in batch.changed() {
+            let stored = (version, state.aggregate(), state.encode().unwrap());
+            let before = self.aggregates.insert(id, stored).map_or(0, |(version, ..)| version);
+            assert_eq!(
+                before, stored_version,
+                "{id} was changed without being loaded: `needs` of the command must name it",
+            );
+            assert!(version > stored_version);
+        }
+        for (claim, id) in batch.released_claims() {
+            assert_eq!(self.claims.remove(claim), Some(id), "released and not held: {claim:?}");
+        }
+        for (claim, id) in batch.taken_claims() {
+            let before = self.claims.insert(claim.clone(), id);
+            assert_eq!(before, None, "{claim:?} was taken, though it is held: `needs` of the command must name it");
+        }
+    }
+
+    /// Executes the command on what it says that it needs, and stores what came of it.
+    ///
+    /// # Panics
+    /// If it changes something else, or takes a claim that it does not name.
+    pub(crate) fn execute(&mut self, command: Command) -> Result<Vec<Recorded>, Rejection> {
+        let shown = format!("{command:?}");
+        let claims = command.claims();
+        let mut loaded = self.load([&command].into_iter());
+        let result = loaded.execute(command, None, now());
+        for (claim, _) in loaded.taken_claims() {
+            assert!(claims.contains(claim), "{shown} took {claim:?}: `needs` of the command must name it");
+        }
+        self.store(&loaded);
+        result
+    }
+}
+
+/// What came of the commands before.
 pub(crate) struct Given {
-    aggregates: Aggregates,
+    stored: Stored,
 }
 
 /// # Panics
 /// If one of the commands is refused.
 pub(crate) fn given(commands: impl IntoIterator<Item = Command>) -> Given {
-    let mut aggregates = Aggregates::default();
+    let mut stored = Stored::default();
     for command in commands {
         let shown = format!("{command:?}");
-        aggregates.execute(command, None, now()).unwrap_or_else(|rejection| panic!("{shown}: {rejection:?}"));
+        stored.execute(command).unwrap_or_else(|rejection| panic!("{shown}: {rejection:?}"));
     }
-    Given { aggregates: stored_and_loaded(&aggregates) }
+    Given { stored }
 }
 
 impl Given {
     pub(crate) fn state<K: Kind + Clone>(&self, n: u128) -> Option<K> {
-        self.aggregates.get(id(n)).cloned()
+        self.stored.state(id(n)).and_then(|(_, state)| K::of(&state).cloned())
     }
 
+    /// The command sees what it says that it needs, and nothing else.
     pub(crate) fn when(self, command: Command) -> Outcome {
-        let mut after = self.aggregates.clone();
-        let result = after.execute(command, None, now());
-        Outcome { before: self.aggregates, after, result }
+        let mut after = self.stored.clone();
+        let result = after.execute(command);
+        Outcome { before: self.stored, after, result }
     }
 }
 
 pub(crate) struct Outcome {
-    before: Aggregates,
-    after: Aggregates,
+    before: Stored,
+    after: Stored,
     result: Result<Vec<Recorded>, Rejection>,
 }
 
@@ -118,18 +198,18 @@ impl Outcome {
     pub(crate) fn then_refused(self, kind: RejectionKind, code: &str, details: Value) {
         let rejection = self.result.unwrap_err();
         assert_eq!((rejection.kind, rejection.code), (kind, code));
+        assert_declared(rejection.code);
         assert_eq!(Value::Object(rejection.details), details);
         assert!(!rejection.message.is_empty());
         assert_eq!(self.after, self.before);
     }
 }
 
-/// What has changed, encoded as the service stores it and decoded again.
-pub(crate) fn stored_and_loaded(aggregates: &Aggregates) -> Aggregates {
-    let mut loaded = Aggregates::default();
-    for Changed { id, version, state, .. } in aggregates.changed() {
-        let stored = state.encode().unwrap();
-        loaded.load(id, version, State::decode(state.aggregate(), &stored).unwrap());
-    }
-    loaded
+/// # Panics
+/// If no aggregate has the code among its rejections, where pages and clients look it up.
+pub(crate) fn assert_declared(code: &str) {
+    assert!(
+        rejections().any(|(_, known, _)| known == code),
+        "a command is refused with `{code}`, of which nobody knows the meaning: add it to REJECTIONS of its aggregate",
+    );
 }

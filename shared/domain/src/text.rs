@@ -15,10 +15,12 @@ use crate::{
     unicode::{caseless, compatible, composed, is_assigned, is_invisible, visible},
 };
 
-/// Declares a text type. A macro because four types differ in nothing but their name, bound and extra rule, and the
+/// Declares a text type. A macro because the types differ in nothing but their name, bound and extra rule, and the
 /// boilerplate that a checked text needs is long.
 macro_rules! texts {
-    ($($(#[$doc:meta])* $name:ident { max: $max:expr, check: $check:expr, expected: $expected:expr })*) => {$(
+    ($($(#[$doc:meta])* $name:ident {
+        max: $max:expr, breaks: $breaks:expr, check: $check:expr, expected: $expected:expr
+    })*) => {$(
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(String);
@@ -31,7 +33,7 @@ macro_rules! texts {
                 let text = composed.trim();
                 let bounded = !text.is_empty() && text.chars().count() <= $max;
                 let check: fn(&str) -> bool = $check;
-                if bounded && !text.contains(is_control) && check(text) {
+                if bounded && !text.contains(|c| is_control(c) && !$breaks.contains(&c)) && check(text) {
                     return Ok(Self(text.to_owned()));
                 }
                 Err(InvalidText($expected))
@@ -109,16 +111,23 @@ macro_rules! texts {
     )*};
 }
 
+/// The control characters that a text of one line may have.
+const NO_BREAKS: [char; 0] = [];
+/// The control characters that a text of several lines may have.
+const LINE_BREAKS: [char; 2] = ['\n', '\r'];
+
 texts! {
     /// The name of a user or a product. Joiners and the like stay: scripts and emoji need them.
     Name {
         max: 200,
+        breaks: NO_BREAKS,
         check: is_legible,
         expected: "a text of 1 to 200 characters, not all invisible, without control characters"
     }
     /// An e-mail address: a local part of at most 64 bytes, `@`, a domain. Bytes are what mail servers count.
     Email {
         max: 254,
+        breaks: NO_BREAKS,
         check: is_email,
         expected: "an e-mail address such as ada@example.com, at most 254 bytes, without invisible characters"
     }
@@ -126,6 +135,7 @@ texts! {
     /// real ones have spaces inside (BANK CHARGES).
     Sku {
         max: 64,
+        breaks: NO_BREAKS,
         check: |text| text.chars().all(|c| c == ' ' || is_plain(c)),
         expected: "a SKU of 1 to 64 characters without control characters, invisible ones, or white space other \
             than spaces"
@@ -133,8 +143,16 @@ texts! {
     /// A country, by the name or code that the client uses.
     Country {
         max: 60,
+        breaks: NO_BREAKS,
         check: is_legible,
         expected: "a country of 1 to 60 characters, not all invisible, without control characters"
+    }
+    /// What somebody writes in lines, such as a review or a message. Whatever ends a line in it, it is kept as sent.
+    Note {
+        max: 2_000,
+        breaks: LINE_BREAKS,
+        check: is_legible,
+        expected: "a text of 1 to 2,000 characters, not all invisible, without control characters but line breaks"
     }
 }
 
@@ -207,6 +225,16 @@ fn is_control(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_has_lines_and_no_other_text_has() {
+        let text = "Bright.\nA little \u{1f4a1} heavy.\r\n\r\nStill.";
+        assert_eq!(&*Note::new(text).unwrap(), text);
+        assert!(Name::new(text).is_err() && Country::new(text).is_err() && Sku::new(text).is_err());
+        for bad in ["", "\n\n", "a\tb", "a\0b", "a\u{2028}b", "a\u{202e}b", &"x".repeat(2_001)] {
+            assert!(Note::new(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_name_is_trimmed_and_bounded() {

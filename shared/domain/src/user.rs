@@ -3,13 +3,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Aggregates, Claim, Country, Email, Id, Name, Rejection, Timestamp, strict};
-
-pub const KIND: &str = "user";
+use crate::{Aggregate, Aggregates, Claim, Country, Email, Id, Name, Needs, Rejection, Sample, Timestamp, strict};
 
 commands! {
     User {
-        Register("register", "Registers a user; the e-mail address must be free")
+        Register("register", creates, "Registers a user; the e-mail address must be free")
         Update("update", "Changes the e-mail address, name or country of a user")
         Delete("delete", "Deletes a user and frees the e-mail address; orders stay")
     }
@@ -76,40 +74,95 @@ pub struct Deleted {}
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum User {
-    Living { email: Email, name: Name, country: Option<Country> },
+    Living(Living),
     Deleted,
 }
 
-impl Command {
-    pub(crate) fn touches(&self) -> Vec<Id> {
-        vec![self.target()]
-    }
+/// A user who can place orders.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Living {
+    pub email: Email,
+    pub name: Name,
+    pub country: Option<Country>,
+}
 
-    pub(crate) fn creates(&self) -> bool {
-        matches!(self, Self::Register(_))
-    }
+impl Aggregate for User {
+    const KIND: &'static str = "user";
 
-    pub(crate) fn touches_references_of(&self) -> Option<Id> {
-        None
-    }
+    const REJECTIONS: &'static [(&'static str, &'static str)] = &[
+        ("user_not_found", "the command names a user who does not exist, or not any more"),
+        (
+            "email_taken",
+            "another user has this e-mail address, in whatever letter case and spelling; `details.id` is the user's",
+        ),
+    ];
 
-    pub(crate) fn claims(&self) -> Vec<Claim> {
-        match self {
-            Self::Register(Register { email, .. }) | Self::Update(Update { email: Some(email), .. }) => {
+    const SAMPLES: &'static [Sample] = &[
+        Sample::accepted(
+            "register",
+            r#"{"id":"00000000-0000-0000-0000-000000000001","email":"ada@example.com","name":"Ada","country":"Malta"}"#,
+        ),
+        Sample::refused(
+            "register",
+            r#"{"id":"00000000-0000-0000-0000-000000000002","email":"ADA@example.com","name":"Grace"}"#,
+            "email_taken",
+        ),
+        Sample::accepted(
+            "update",
+            r#"{"id":"00000000-0000-0000-0000-000000000001","email":"lovelace@example.com","name":"Ada Lovelace",
+                "country":"United Kingdom"}"#,
+        ),
+        Sample::accepted(
+            "register",
+            r#"{"id":"00000000-0000-0000-0000-000000000002","email":"grace@example.com","name":"Grace"}"#,
+        ),
+        Sample::accepted("delete", r#"{"id":"00000000-0000-0000-0000-000000000002"}"#),
+        Sample::refused("delete", r#"{"id":"00000000-0000-0000-0000-000000000002"}"#, "user_not_found"),
+    ];
+
+    type Command = Command;
+    type Event = Event;
+
+    fn needs(command: &Command) -> Needs {
+        let claims = match command {
+            Command::Register(Register { email, .. }) | Command::Update(Update { email: Some(email), .. }) => {
                 vec![claim(email)]
             }
-            Self::Update(Update { email: None, .. }) | Self::Delete(_) => vec![],
+            Command::Update(Update { email: None, .. }) | Command::Delete(_) => vec![],
+        };
+        Needs { claims, ..Needs::default() }
+    }
+
+    fn decide(
+        command: Command,
+        aggregates: &Aggregates,
+        _now: Timestamp,
+    ) -> Result<Vec<(Id, crate::Event)>, Rejection> {
+        let id = command.target();
+        let event = match command {
+            Command::Register(command) => command.decide(aggregates).map(Some),
+            Command::Update(command) => command.decide(aggregates),
+            Command::Delete(command) => command.decide(aggregates).map(Some),
+        }?;
+        Ok(event.into_iter().map(|event| (id, event.into())).collect())
+    }
+
+    fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
+        match (before, event) {
+            (None, Event::Registered(Registered { email, name, country }))
+            | (Some(Self::Living(_)), Event::Updated(Updated { email, name, country })) => {
+                Some(Self::Living(Living { email: email.clone(), name: name.clone(), country: country.clone() }))
+            }
+            (Some(Self::Living(_)), Event::Deleted(Deleted {})) => Some(Self::Deleted),
+            (before, Event::Registered(_) | Event::Updated(_) | Event::Deleted(_)) => before,
         }
     }
 
-    pub(crate) fn decide(self, aggregates: &Aggregates, _now: Timestamp) -> Result<Vec<(Id, crate::Event)>, Rejection> {
-        let id = self.target();
-        let event = match self {
-            Self::Register(command) => command.decide(aggregates).map(Some),
-            Self::Update(command) => command.decide(aggregates),
-            Self::Delete(command) => command.decide(aggregates).map(Some),
-        }?;
-        Ok(event.into_iter().map(|event| (id, crate::Event::User(event))).collect())
+    fn claims(&self) -> Vec<Claim> {
+        match self {
+            Self::Living(user) => vec![claim(&user.email)],
+            Self::Deleted => vec![],
+        }
     }
 }
 
@@ -124,7 +177,7 @@ impl Register {
 
 impl Update {
     fn decide(self, aggregates: &Aggregates) -> Result<Option<Event>, Rejection> {
-        let (email, name, country) = living(aggregates, self.id)?;
+        let Living { email, name, country } = living(aggregates, self.id)?;
         let updated = Updated {
             email: self.email.unwrap_or_else(|| email.clone()),
             name: self.name.unwrap_or_else(|| name.clone()),
@@ -147,39 +200,13 @@ impl Delete {
     }
 }
 
-impl User {
-    pub(crate) fn claims(&self) -> Vec<Claim> {
-        match self {
-            Self::Living { email, .. } => vec![claim(email)],
-            Self::Deleted => vec![],
-        }
-    }
-
-    pub(crate) fn references(&self) -> Vec<Id> {
-        vec![]
-    }
-
-    pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
-        match (before, event) {
-            (None, Event::Registered(Registered { email, name, country }))
-            | (Some(Self::Living { .. }), Event::Updated(Updated { email, name, country })) => {
-                Some(Self::Living { email: email.clone(), name: name.clone(), country: country.clone() })
-            }
-            (Some(Self::Living { .. }), Event::Deleted(Deleted {})) => Some(Self::Deleted),
-            (before, Event::Registered(_) | Event::Updated(_) | Event::Deleted(_)) => before,
-        }
-    }
-}
-
+/// The user, who must be there.
+///
 /// # Errors
-/// If there is no such user, or no more.
-pub(crate) fn require_living(aggregates: &Aggregates, id: Id) -> Result<(), Rejection> {
-    living(aggregates, id).map(|_| ())
-}
-
-fn living(aggregates: &Aggregates, id: Id) -> Result<(&Email, &Name, &Option<Country>), Rejection> {
+/// If there is no such user, or not any more.
+pub(crate) fn living(aggregates: &Aggregates, id: Id) -> Result<&Living, Rejection> {
     match aggregates.get::<User>(id) {
-        Some(User::Living { email, name, country }) => Ok((email, name, country)),
+        Some(User::Living(user)) => Ok(user),
         Some(User::Deleted) | None => {
             Err(Rejection::not_found("user_not_found", format!("there is no user {id}")).with("user", id.to_string()))
         }

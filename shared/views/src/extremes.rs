@@ -13,7 +13,7 @@ use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRun
 use serde_json::{Value, json};
 
 use crate::{
-    View, Visitor, given,
+    View, Visitor, document_ids, given,
     requests::{self, ids},
     visit,
 };
@@ -31,7 +31,7 @@ impl Visitor for Apply<'_> {
     fn visit<V: View>(&mut self) {
         let mut open: BTreeMap<String, Option<V::Document>> = BTreeMap::new();
         for event in self.events {
-            for id in V::document_ids(event) {
+            for id in document_ids::<V>(event) {
                 let before = open.remove(&id).unwrap_or_else(|| {
                     let stored = self.stored.get(&(V::NAME, id.clone()));
                     stored.map(|stored| bson::deserialize_from_slice(stored.as_bytes()).unwrap())

@@ -1,12 +1,15 @@
 //! Events to begin tests with. An order of these is at version 1 when it is placed; every event happened at one moment.
 
+use std::collections::BTreeSet;
+
+use bson::RawDocumentBuf;
 use domain::{
     Country, Email, Event, Id, Malformed, Money, Name, Recorded, Sku, Timestamp,
     order::{self, Line},
     product, user,
 };
 
-use crate::{List, Plan, View};
+use crate::{List, Plan, View, document_ids};
 
 pub fn id(n: u128) -> Id {
     format!("00000000-0000-0000-0000-{n:012}").parse().unwrap()
@@ -14,8 +17,15 @@ pub fn id(n: u128) -> Id {
 
 /// The document with this identifier after the events that concern it.
 pub fn fold<V: View>(id: &str, events: &[Recorded]) -> Option<V::Document> {
-    let concerned = events.iter().filter(|event| V::document_ids(event).iter().any(|concerned| concerned == id));
+    let concerned = events.iter().filter(|event| document_ids::<V>(event).iter().any(|changed| changed == id));
     concerned.fold(None, |document, event| V::evolve(document, id, event).unwrap())
+}
+
+/// All documents of the view after the events, as they are stored.
+pub fn documents<V: View>(events: &[Recorded]) -> Vec<RawDocumentBuf> {
+    let ids: BTreeSet<String> = events.iter().flat_map(document_ids::<V>).collect();
+    let documents = ids.iter().filter_map(|id| fold::<V>(id, events));
+    documents.map(|document| bson::serialize_to_raw_document_buf(&document).unwrap()).collect()
 }
 
 pub fn page(plan: fn(&[u8]) -> Result<Plan, Malformed>, body: &str) -> List {

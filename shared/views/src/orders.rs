@@ -52,24 +52,14 @@ impl View for Orders {
     const VERSION: i32 = 1;
     type Document = Order;
     const BATCH_WINDOW: Duration = Duration::ZERO;
-    const AGGREGATES: &'static [&'static str] = &["order"];
+    const AGGREGATES: &'static [&'static str] = &[order::KIND];
 
     fn creates_document(event: &Recorded) -> bool {
         matches!(event.event, Event::Order(order::Event::Placed(_)))
     }
 
-    fn document_ids(event: &Recorded) -> Vec<String> {
-        match &event.event {
-            Event::Order(_) => vec![event.id.to_string()],
-            Event::User(_) | Event::Product(_) => vec![],
-        }
-    }
-
     fn evolve(document: Option<Order>, id: &str, event: &Recorded) -> Result<Option<Order>, Inapplicable> {
-        let order_event = match &event.event {
-            Event::Order(order_event) => order_event,
-            Event::User(_) | Event::Product(_) => return Ok(document),
-        };
+        let Event::Order(order_event) = &event.event else { return Ok(document) };
         match order_event {
             order::Event::Placed(placed) => {
                 absent(document.as_ref(), id)?;
@@ -100,6 +90,11 @@ impl View for Orders {
             description: "Orders by user, status and date, sorted by date or total, in pages",
             schema: || schemars::schema_for!(ListOrders),
             plan: list,
+            examples: &[
+                r#"{"user":"00000000-0000-0000-0000-000000000001","status":"paid","from":"2010-12-01T00:00:00Z",
+                    "to":"2010-12-09T00:00:00Z","sort":"date","order":"asc"}"#,
+                r#"{"sort":"total","currency":"GBP"}"#,
+            ],
         },
     ];
 }

@@ -55,24 +55,14 @@ impl View for Products {
     const VERSION: i32 = 2;
     type Document = Product;
     const BATCH_WINDOW: Duration = Duration::from_millis(100);
-    const AGGREGATES: &'static [&'static str] = &["product"];
+    const AGGREGATES: &'static [&'static str] = &[product::KIND];
 
     fn creates_document(event: &Recorded) -> bool {
         matches!(event.event, Event::Product(product::Event::Created(_)))
     }
 
-    fn document_ids(event: &Recorded) -> Vec<String> {
-        match &event.event {
-            Event::Product(_) => vec![event.id.to_string()],
-            Event::User(_) | Event::Order(_) => vec![],
-        }
-    }
-
     fn evolve(document: Option<Product>, id: &str, event: &Recorded) -> Result<Option<Product>, Inapplicable> {
-        let product_event = match &event.event {
-            Event::Product(product_event) => product_event,
-            Event::User(_) | Event::Order(_) => return Ok(document),
-        };
+        let Event::Product(product_event) = &event.event else { return Ok(document) };
         match product_event {
             product::Event::Created(created) => {
                 absent(document.as_ref(), id)?;
@@ -106,6 +96,7 @@ impl View for Products {
             description: "A product by its id or SKU",
             schema: || schemars::schema_for!(GetProduct),
             plan: get,
+            examples: &[r#"{"id":"00000000-0000-0000-0000-000000000011"}"#, r#"{"sku":"71053"}"#],
         },
         Query {
             noun: "product",
@@ -113,6 +104,10 @@ impl View for Products {
             description: "Products by words of the name, price and stock, sorted by relevance, name or price, in pages",
             schema: || schemars::schema_for!(SearchProducts),
             plan: search,
+            examples: &[
+                r#"{"text":"lan","price_min":1,"price_max":1000,"currency":"GBP","in_stock":true,"sort":"name","order":"asc"}"#,
+                r#"{"text":"white lan","sort":"relevance"}"#,
+            ],
         },
     ];
 }
@@ -467,7 +462,7 @@ mod tests {
 
     #[test]
     fn an_order_concerns_no_product_by_itself() {
-        assert!(Products::document_ids(&placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 1, 1)])).is_empty());
+        assert!(crate::document_ids::<Products>(&placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 1, 1)])).is_empty());
     }
 
     #[test]

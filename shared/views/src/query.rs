@@ -4,7 +4,7 @@ use bson::{Document, RawDocumentBuf};
 use domain::{Id, Malformed, Reason, strict};
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Deserializer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{Cursor, Inapplicable};
 
@@ -23,6 +23,9 @@ pub struct Query {
     pub schema: fn() -> Schema,
     /// Reads a request.
     pub plan: fn(&[u8]) -> Result<Plan, Malformed>,
+    /// Requests, in JSON. Every field stands in one of them, but `limit` and `cursor`; tests ask for every combination of
+    /// the values that they show, and see to it that an index serves it.
+    pub examples: &'static [&'static str],
 }
 
 /// What to read.
@@ -48,12 +51,13 @@ pub struct Key {
     pub asked: String,
 }
 
-/// A page of documents in the order of an index, never skipped to.
+/// A page of documents in the order of an index, never skipped to. Each sort key of each document that the filter finds is
+/// a string or a whole number of at most 64 bits, for nothing else can be carried by the cursor to the next page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct List {
     /// The cursor's own condition included.
     pub filter: Document,
-    /// The last key is unique, so that the order is total.
+    /// The last key is unique, as `_id` is, so that no two documents have the same place.
     pub sort: Document,
     /// The index in whose order the page is read, by its keys. Left to itself, the planner prefers to sort in memory
     /// what a selective filter leaves: fast on the data that it tried, without bound on the next.
@@ -64,13 +68,16 @@ pub struct List {
     pub cursor: Cursor,
 }
 
-/// An aggregation over a bounded number of documents.
+/// An aggregation over a bounded number of documents, made into one reply.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub pipeline: Vec<Document>,
     /// Makes the body of the reply from what the pipeline returned.
-    pub render: fn(&[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable>,
+    pub render: fn(&[RawDocumentBuf]) -> Rendered,
 }
+
+/// The body of a reply, in JSON; `None` is answered with `not_found`.
+pub type Rendered = Result<Option<Vec<u8>>, Inapplicable>;
 
 impl PartialEq for Report {
     fn eq(&self, other: &Self) -> bool {
@@ -81,7 +88,55 @@ impl PartialEq for Report {
 impl Query {
     /// The query for one document by its identifier, the same for every view that has it.
     pub(crate) const fn get(noun: &'static str, description: &'static str) -> Self {
-        Self { noun, verb: "get", description, schema: || schemars::schema_for!(Get), plan: get }
+        Self {
+            noun,
+            verb: "get",
+            description,
+            schema: || schemars::schema_for!(Get),
+            plan: get,
+            examples: &[r#"{"id":"00000000-0000-0000-0000-000000000001"}"#],
+        }
+    }
+
+    /// `<noun>.<verb>`: its subject without the prefix.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.noun, self.verb)
+    }
+
+    /// For tests: every combination of the values that the examples show of each field, and the schema where it lists
+    /// them, with the optional fields also left out. Some of them are refused.
+    ///
+    /// # Panics
+    /// If an example is not a JSON object.
+    pub fn combinations(&self) -> Vec<Value> {
+        let schema = (self.schema)().to_value();
+        let required = schema["required"].as_array().cloned().unwrap_or_default();
+        let examples: Vec<Map<String, Value>> =
+            self.examples.iter().map(|example| serde_json::from_str(example).expect(example)).collect();
+        let mut requests = vec![Map::new()];
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let mut values: Vec<&Value> = match property["enum"].as_array() {
+                Some(choices) => choices.iter().filter(|choice| !choice.is_null()).collect(),
+                None => examples.iter().filter_map(|example| example.get(name)).collect(),
+            };
+            let both = [false.into(), true.into()];
+            if values.iter().any(|value| value.is_boolean()) {
+                values = both.iter().collect();
+            }
+            let mut combined = if required.contains(&json!(name)) { vec![] } else { requests.clone() };
+            for (n, value) in values.iter().enumerate() {
+                if !values[..n].contains(value) {
+                    let with = |request: &Map<String, Value>| {
+                        let mut request = request.clone();
+                        request.insert(name.clone(), (*value).clone());
+                        request
+                    };
+                    combined.extend(requests.iter().map(with));
+                }
+            }
+            requests = combined;
+        }
+        requests.into_iter().map(Value::Object).collect()
     }
 }
 

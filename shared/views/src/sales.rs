@@ -6,16 +6,18 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bson::{Document, RawDocumentBuf, doc};
 use domain::{
-    Currency, Id, Malformed, Name, Reason, Recorded, Sku, Timestamp,
+    Currency, Id, Malformed, Name, Reason, Recorded, Sku, Timestamp, order,
     strict::{self, Choice},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     Inapplicable, Query, View, Whole,
-    query::{Limit, Plan, Report},
+    query::{Limit, Plan, Rendered, Report},
+    read,
     tally::{self, Counted, Sum, Tally, whole},
+    write,
 };
 
 /// Days in a period at most: a leap year.
@@ -68,11 +70,7 @@ impl View for Sales {
     const VERSION: i32 = 2;
     type Document = Figures;
     const BATCH_WINDOW: Duration = Duration::from_millis(100);
-    const AGGREGATES: &'static [&'static str] = &["order"];
-
-    fn creates_document(_: &Recorded) -> bool {
-        false
-    }
+    const AGGREGATES: &'static [&'static str] = &[order::KIND];
 
     fn document_ids(event: &Recorded) -> Vec<String> {
         let Some(order) = Counted::of(event) else {
@@ -112,6 +110,7 @@ impl View for Sales {
             description: "Orders, units and revenue of each day of a period on which something was sold, and in all",
             schema: || schemars::schema_for!(DailySales),
             plan: daily,
+            examples: &[r#"{"from":"2010-12-01","to":"2010-12-09"}"#],
         },
         Query {
             noun: "sales",
@@ -119,6 +118,7 @@ impl View for Sales {
             description: "The best sellers of a period, by revenue in a currency or by units",
             schema: || schemars::schema_for!(TopSales),
             plan: top,
+            examples: &[r#"{"from":"2010-12-01","to":"2010-12-09","by":"revenue","currency":"GBP"}"#],
         },
     ];
 }
@@ -252,7 +252,7 @@ struct DayItem {
     revenue: Vec<Sum>,
 }
 
-fn render_daily(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
+fn render_daily(documents: &[RawDocumentBuf]) -> Rendered {
     #[derive(Serialize)]
     struct Reply {
         days: Vec<DayItem>,
@@ -275,7 +275,7 @@ fn render_daily(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
             Tally::Count.apply_money(&mut total.revenue, sum)?;
         }
     }
-    write(&Reply { days, total })
+    write(&Reply { days, total }).map(Some)
 }
 
 fn top(body: &[u8]) -> Result<Plan, Malformed> {
@@ -335,7 +335,7 @@ fn in_all_currencies(days: Document) -> Vec<Document> {
     ]
 }
 
-fn render_top(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
+fn render_top(documents: &[RawDocumentBuf]) -> Rendered {
     #[derive(Deserialize)]
     struct Group {
         #[serde(rename = "_id")]
@@ -365,20 +365,11 @@ fn render_top(documents: &[RawDocumentBuf]) -> Result<Vec<u8>, Inapplicable> {
         revenue.sort_by_key(|sum| sum.currency);
         Item { product, sku, name, units, revenue }
     };
-    write(&Reply { items: read(documents)?.into_iter().map(item).collect() })
+    write(&Reply { items: read(documents)?.into_iter().map(item).collect() }).map(Some)
 }
 
 /// # Errors
 /// If one of them is not what the pipeline makes.
-fn read<T: de::DeserializeOwned>(documents: &[RawDocumentBuf]) -> Result<Vec<T>, Inapplicable> {
-    let read = |document: &RawDocumentBuf| bson::deserialize_from_slice(document.as_bytes());
-    documents.iter().map(read).collect::<Result<_, _>>().map_err(|error| Inapplicable(error.to_string()))
-}
-
-fn write(reply: &impl Serialize) -> Result<Vec<u8>, Inapplicable> {
-    serde_json::to_vec(reply).map_err(|error| Inapplicable(error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -437,7 +428,7 @@ mod tests {
         assert_eq!(Sales::document_ids(order), expected);
         assert_eq!(Sales::document_ids(&cancelled(order, 2, false)), expected);
         for event in [paid(7, 2), shipped(7, 3)] {
-            assert!(Sales::document_ids(&event).is_empty());
+            assert!(crate::document_ids::<Sales>(&event).is_empty());
         }
     }
 
@@ -526,7 +517,7 @@ mod tests {
 
     fn rendered(report: &Report, documents: &[Document]) -> Result<String, Inapplicable> {
         let documents: Vec<_> = documents.iter().map(|document| RawDocumentBuf::try_from(document).unwrap()).collect();
-        (report.render)(&documents).map(|body| String::from_utf8(body).unwrap())
+        (report.render)(&documents).map(|body| String::from_utf8(body.unwrap()).unwrap())
     }
 
     #[test]

@@ -36,20 +36,15 @@ pub(crate) struct Counted<'a> {
 impl<'a> Counted<'a> {
     /// `None` if the event changes no count.
     pub(crate) fn of(event: &'a Recorded) -> Option<Self> {
-        match &event.event {
-            Event::Order(order::Event::Placed(order::Placed { user, placed_at, lines, total })) => {
+        let Event::Order(event) = &event.event else { return None };
+        match event {
+            order::Event::Placed(order::Placed { user, placed_at, lines, total }) => {
                 Some(Self { tally: Tally::Count, user: *user, placed_at: *placed_at, lines, total: *total })
             }
-            Event::Order(order::Event::Cancelled(order::Cancelled {
-                user,
-                placed_at,
-                lines,
-                total,
-                refund_due: _,
-            })) => Some(Self { tally: Tally::TakeBack, user: *user, placed_at: *placed_at, lines, total: *total }),
-            Event::Order(order::Event::Paid(_) | order::Event::Shipped(_) | order::Event::Deleted(_))
-            | Event::User(_)
-            | Event::Product(_) => None,
+            order::Event::Cancelled(order::Cancelled { user, placed_at, lines, total, refund_due: _ }) => {
+                Some(Self { tally: Tally::TakeBack, user: *user, placed_at: *placed_at, lines, total: *total })
+            }
+            order::Event::Paid(_) | order::Event::Shipped(_) | order::Event::Deleted(_) => None,
         }
     }
 }

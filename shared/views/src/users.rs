@@ -4,7 +4,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bson::{Document, doc};
-use domain::{Country, Currency, Email, Event, Id, Malformed, Name, Reason, Recorded, Timestamp, strict::Choice, user};
+use domain::{
+    Country, Currency, Email, Event, Id, Malformed, Name, Reason, Recorded, Timestamp, order, strict::Choice, user,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +47,7 @@ impl View for Users {
     const VERSION: i32 = 2;
     type Document = User;
     const BATCH_WINDOW: Duration = Duration::from_millis(100);
-    const AGGREGATES: &'static [&'static str] = &["user", "order"];
+    const AGGREGATES: &'static [&'static str] = &[user::KIND, order::KIND];
 
     fn creates_document(event: &Recorded) -> bool {
         matches!(event.event, Event::User(user::Event::Registered(_)))
@@ -55,7 +57,7 @@ impl View for Users {
         match &event.event {
             Event::User(_) => vec![event.id.to_string()],
             Event::Order(_) => Counted::of(event).map(|order| order.user.to_string()).into_iter().collect(),
-            Event::Product(_) => vec![],
+            _ => vec![],
         }
     }
 
@@ -69,7 +71,7 @@ impl View for Users {
                     (document, _) => Ok(document),
                 };
             }
-            Event::Product(_) => return Ok(document),
+            _ => return Ok(document),
         };
         match user_event {
             user::Event::Registered(registered) => {
@@ -104,6 +106,7 @@ impl View for Users {
             description: "A user by its id or e-mail address",
             schema: || schemars::schema_for!(GetUser),
             plan: get,
+            examples: &[r#"{"id":"00000000-0000-0000-0000-000000000001"}"#, r#"{"email":"ada@example.com"}"#],
         },
         Query {
             noun: "user",
@@ -111,6 +114,10 @@ impl View for Users {
             description: "Users by country and name prefix, sorted by name, registration or amount spent, in pages",
             schema: || schemars::schema_for!(ListUsers),
             plan: list,
+            examples: &[
+                r#"{"country":"United Kingdom","name_prefix":"ad","sort":"name","order":"asc"}"#,
+                r#"{"country":"United Kingdom","sort":"spent","currency":"GBP"}"#,
+            ],
         },
     ];
 }
@@ -371,7 +378,7 @@ mod tests {
         assert_eq!(Users::document_ids(&order), [id(9).to_string()]);
         assert_eq!(Users::document_ids(&cancelled(&order, 2, true)), [id(9).to_string()]);
         for event in [paid(7, 2), shipped(7, 3), order_deleted(7, 4)] {
-            assert!(Users::document_ids(&event).is_empty());
+            assert!(crate::document_ids::<Users>(&event).is_empty());
         }
     }
 
