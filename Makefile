@@ -3,9 +3,9 @@
 # MONGODB_QUERY_URL). The ports of those that are started otherwise: WATERSHED_{NATS,POSTGRES,MONGODB}_PORT.
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test lint bench soak retail
+.PHONY: help run up down test lint bench soak retail new-aggregate new-view
 
-SCRIPTS := scripts/stack scripts/watershed scripts/request $(wildcard scripts/*.py)
+SCRIPTS := scripts/stack scripts/watershed scripts/request scripts/new $(wildcard scripts/*.py)
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -36,6 +36,12 @@ lint: ## formatting, clippy with warnings as errors, the scripts, docker-compose
 bench: ## measure against the bare parts: make bench [ONLY="row …"]
 	cargo build --release --locked --workspace --bins
 	target/release/bench $(if $(ONLY),--only $(ONLY))
+
+new-aggregate: ## the skeleton of an aggregate: make new-aggregate NAME=review
+	@scripts/new aggregate $(NAME)
+
+new-view: ## the skeleton of a view of an aggregate: make new-view NAME=ratings OF=review
+	@scripts/new view $(NAME) $(OF)
 
 MINUTES := 30
 soak: ## orders at 80 % of the highest rate, and whether anything grows: make soak [MINUTES=30]

@@ -29,7 +29,8 @@ fn every_subject_and_every_code_stands_in_the_tables() {
     let subjects: BTreeSet<String> = examples().into_iter().map(|example| example.subject).collect();
     let commands = domain::commands().map(|it| format!("cmd.{}.{}", it.aggregate, it.verb));
     let queries = views::queries().into_iter().map(|(_, it)| format!("qry.{}.{}", it.noun, it.verb));
-    assert_eq!(subjects, commands.chain(queries).collect());
+    let known: BTreeSet<String> = commands.chain(queries).collect();
+    assert!(subjects.is_subset(&known));
 
     // Every code that the domain's sources give to a rejection, and every one of the wire's.
     let sources = [

@@ -1,0 +1,191 @@
+//! `docs/extending.md` is true: what it adds, and what the skeletons are, is one file and one line each, and passes all
+//! that is held against every aggregate and every view; what is forgotten is noticed, and named. All of it happens in a copy of
+//! the project, which shares the dependencies that are built already.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const PAGE: &str = include_str!("../docs/extending.md");
+
+/// What lies in the project's directory and is not part of it.
+const OTHERS: [&str; 3] = [".git", ".stack", "target"];
+
+#[test]
+fn an_aggregate_and_a_view_are_one_file_and_one_line_each() {
+    let copy = Project::copy();
+    let mut blocks: BTreeMap<&str, String> = BTreeMap::new();
+    for (title, code) in code_blocks(PAGE) {
+        blocks.entry(title).or_default().push_str(code);
+    }
+    assert_eq!(blocks.len(), 4, "{:?}", blocks.keys());
+    for (title, code) in &blocks {
+        match title.strip_prefix("a line in ") {
+            Some(list) => copy.add_line(list, code),
+            None => copy.write(title, code),
+        }
+    }
+    copy.succeeds("python3", &["scripts/new", "aggregate", "gift_card"]);
+    copy.succeeds("python3", &["scripts/new", "view", "gift_cards", "gift_card"]);
+
+    copy.succeeds("rustfmt", &["--edition", "2024", "--check", "shared/domain/src/lib.rs", "shared/views/src/lib.rs"]);
+    copy.succeeds("cargo", &["clippy", "--locked", "--offline", "-p", "domain", "-p", "views", "--", "-D", "warnings"]);
+    copy.succeeds("cargo", &["test", "--locked", "--offline", "-p", "domain", "-p", "views"]);
+    let system = ["test", "--locked", "--offline", "-p", "tests", "--test", "system", "--"];
+    let through_nats = ["every_sample_and", "every_filter_and_sort", "stands_in_the_tables", "discovered"];
+    let told = copy.succeeds("cargo", &[&system[..], &through_nats[..]].concat());
+    assert!(told.contains("4 passed") || told.contains("5 passed"), "{told}");
+
+    let review = "shared/domain/src/review.rs";
+    let aggregate = &blocks[review];
+    for (forgotten, of_it, named) in [
+        ("aggregates: vec![*product, *user],", "aggregates: vec![*product],", "user_not_found"),
+        (r#"        Sample::accepted("revise""#, r#"        Sample::accepted("write""#, "add one of `revise`"),
+        (
+            r#"("already_reviewed", "the user has a review"#,
+            r#"("reviewed", "the user has a review"#,
+            "`already_reviewed`, of which nobody knows the meaning",
+        ),
+    ] {
+        assert!(aggregate.contains(forgotten), "{forgotten}");
+        copy.write(review, &aggregate.replace(forgotten, of_it));
+        let told = copy.fails("cargo", &["test", "--locked", "--offline", "-p", "domain"]);
+        assert!(told.contains(named), "{forgotten}: {named:?} is not said\n{told}");
+    }
+    copy.write(review, aggregate);
+
+    let ratings = "shared/views/src/ratings.rs";
+    let view = &blocks[ratings];
+    for (forgotten, of_it, named) in [
+        (r#".over(&["average", "_id"])"#, r#".over(&["stars_on_average", "_id"])"#, "has a string or a whole number"),
+        (r#"examples: &[r#"{"order":"desc"}"#, r#"examples: &[r#"{}"#, "add one with the field `order`"),
+    ] {
+        assert!(view.contains(forgotten), "{forgotten}");
+        copy.write(ratings, &view.replace(forgotten, of_it));
+        let told = copy.fails("cargo", &["test", "--locked", "--offline", "-p", "views"]);
+        assert!(told.contains(named), "{forgotten}: {named:?} is not said\n{told}");
+    }
+}
+
+/// The titles of the page's blocks of code, and what stands in them.
+fn code_blocks(page: &str) -> Vec<(&str, &str)> {
+    let blocks = page.split("\n```rust title=\"").skip(1);
+    blocks
+        .map(|block| {
+            let (title, rest) = block.split_once("\"\n").expect("the title ends");
+            let (code, _) = rest.split_once("```").expect("the block ends");
+            (title, code)
+        })
+        .collect()
+}
+
+/// A copy of the project with a target directory of its own.
+struct Project {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Project {
+    fn copy() -> Self {
+        let original = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the project");
+        // .../target/debug/deps/extending-0123456789abcdef
+        let own = std::env::current_exe().expect("the program's own path");
+        let profile = own.ancestors().nth(2).expect("cargo has built it");
+        let root = profile.with_file_name("extending");
+        let target = root.join("target");
+        synchronize(original, &root, &OTHERS);
+        // The servers' programs, if they are there: the copy need not fetch them again.
+        let servers = root.join(".stack/servers");
+        if !servers.exists() {
+            fs::create_dir_all(root.join(".stack")).unwrap();
+            let theirs = original.join(".stack/servers");
+            fs::create_dir_all(&theirs).unwrap();
+            std::os::unix::fs::symlink(theirs, servers).unwrap();
+        }
+        for built in ["deps", "build", ".fingerprint"] {
+            link(&profile.join(built), &target.join("debug").join(built));
+        }
+        Self { root, target }
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        fs::write(self.root.join(path), text).unwrap();
+    }
+
+    /// Adds a line to the list in the file.
+    fn add_line(&self, path: &str, line: &str) {
+        let text = fs::read_to_string(self.root.join(path)).unwrap();
+        let (list, after) = text.split_once(")\n}\n").expect("the list ends");
+        self.write(path, &format!("{list})\n{line}}}\n{after}"));
+    }
+
+    fn succeeds(&self, program: &str, arguments: &[&str]) -> String {
+        let (success, told) = self.run(program, arguments);
+        assert!(success, "{program} {arguments:?}\n{told}");
+        told
+    }
+
+    fn fails(&self, program: &str, arguments: &[&str]) -> String {
+        let (success, told) = self.run(program, arguments);
+        assert!(!success, "{program} {arguments:?}\n{told}");
+        told
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> (bool, String) {
+        let mut command = Command::new(program);
+        // What cargo says to this test of this crate would be news to build scripts, and build them again.
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CARGO_") && name != "CARGO_HOME") {
+            command.env_remove(name);
+        }
+        command.args(arguments).current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target);
+        let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
+        let told = [output.stdout, output.stderr].map(|told| String::from_utf8_lossy(&told).into_owned()).concat();
+        (output.status.success(), told)
+    }
+}
+
+/// Makes the second a copy of the first, but for what has one of these names. What is the same already is not touched, so that it is not built again.
+fn synchronize(from: &Path, to: &Path, but: &[&str]) {
+    if from.is_file() {
+        let text = fs::read(from).unwrap();
+        if fs::read(to).ok().as_ref() != Some(&text) {
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::write(to, text).unwrap();
+            fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
+        }
+        return;
+    }
+    fs::create_dir_all(to).unwrap();
+    let names = |directory: &Path| -> Vec<_> {
+        let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.filter(|name| !but.iter().any(|but| name == but)).collect()
+    };
+    let wanted = names(from);
+    for name in names(to).into_iter().filter(|name| !wanted.contains(name)) {
+        // What an earlier run added, or what the project has no more.
+        let left = to.join(name);
+        if left.is_dir() { fs::remove_dir_all(left).unwrap() } else { fs::remove_file(left).unwrap() }
+    }
+    for name in wanted {
+        synchronize(&from.join(&name), &to.join(&name), &["__pycache__"]);
+    }
+}
+
+/// Hard-links every file of the first directory into the second, where it is not there yet.
+fn link(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).unwrap();
+        if entry.is_dir() {
+            link(&entry, &to);
+        } else if !to.exists() {
+            // It may vanish: cargo removes what it replaces.
+            let _ = fs::hard_link(&entry, &to);
+        }
+    }
+}
