@@ -176,14 +176,15 @@ fn synchronize(from: &Path, to: &Path, but: &[&str]) {
     }
 }
 
-/// Hard-links every file of the first directory into the second, where it is not there yet.
+/// Hard-links every library and every record of the first directory into the second, where it is not there yet. Programs, which
+/// have no extension and are large, are left out, but for those of build scripts.
 fn link(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).unwrap();
         if entry.is_dir() {
             link(&entry, &to);
-        } else if !to.exists() {
+        } else if !to.exists() && (entry.extension().is_some() || !from.ends_with("deps")) {
             // It may vanish: cargo removes what it replaces.
             let _ = fs::hard_link(&entry, &to);
         }
