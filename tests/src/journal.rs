@@ -99,7 +99,7 @@ pub async fn caught_up(system: &System) {
 /// Vacuums the journal until none of its tables has a dead row, and none is being vacuumed.
 ///
 /// # Panics
-/// If that takes longer than [`VACUUM_TIMEOUT`].
+/// If that takes longer than half an hour.
 pub async fn vacuumed(system: &System) {
     const PENDING: &str = "select
         (select count(*) from pg_stat_progress_vacuum where datname = current_database())

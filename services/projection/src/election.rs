@@ -70,22 +70,19 @@ impl Election {
         loop {
             let stepped = timeout(self.leases.duration(), self.step());
             let Some(stepped) = shutdown.run_until_cancelled(stepped).await else { break };
-            let pause = match stepped.unwrap_or_else(|_| Err(anyhow!("MongoDB does not answer"))) {
-                Ok(()) => {
-                    if retry.is_failing() {
-                        tracing::info!("the leases of the views are renewed again");
-                        retry.reset();
-                    }
-                    shutdown.run_until_cancelled(sleep(self.leases.duration() / 10)).await
+            match stepped.unwrap_or_else(|_| Err(anyhow!("MongoDB does not answer"))) {
+                Ok(()) if retry.is_failing() => {
+                    tracing::info!("the leases of the views are renewed again");
+                    retry.reset();
                 }
+                Ok(()) => {}
                 Err(error) => {
                     if let Some(reason) = retry.log_once(&error) {
                         tracing::error!(reason, "cannot renew the leases of the views, trying again");
                     }
-                    shutdown.run_until_cancelled(sleep(self.leases.duration() / 10)).await
                 }
-            };
-            if pause.is_none() {
+            }
+            if shutdown.run_until_cancelled(sleep(self.leases.duration() / 10)).await.is_none() {
                 break;
             }
         }

@@ -4,16 +4,18 @@
 //! One event on its way from the stream to the announced checkpoint:
 //!
 //! 1. `lease` and `election` decide which replica leads each view. For a view that this replica leads, `projector` runs.
-//! 2. `reader` pulls the message from JetStream, in the order of the positions, and makes it an `event::StreamMessage`.
-//! 3. `shared_reader` keeps the message in a window, and hands it to the subscription of each view.
-//! 4. `projector` takes it from its subscription, decodes the event (once for all views), and asks the view which
-//!    documents it changes. `store` loads those that are not in memory.
+//! 2. `reader` pulls the message from JetStream, in the order of the positions, as an `event::StreamMessage`.
+//! 3. `shared_reader` keeps the message in a window, from which the subscription of each view takes it.
+//! 4. `projector` decodes the event (which happens once for all views), and asks the view which documents the event
+//!    changes. `store` loads those that are not in memory.
 //! 5. `fold` applies the event to the documents in memory, through the view's `evolve`.
-//! 6. When the batch is full or due, `fold` seals it: `document_write` compares each document with its stored form.
-//! 7. `writer` grants a permit, and `store` commits the batch with the new checkpoint in one transaction.
-//! 8. `projector` publishes the new checkpoint, on which the query service waits for a position.
+//! 6. When the batch is full or due, `writer` grants a permit to write it, and `fold` seals it: `document_write` derives
+//!    the writes from the difference between each document and its stored form.
+//! 7. `store` commits the writes together with the new checkpoint, in one transaction.
+//! 8. `projector` announces the new checkpoint over NATS to the query service, whose queries may be waiting for it.
 //!
-//! After any error the projector starts again from the stored checkpoint; `retry_state` paces the retries and their logs.
+//! After any error the projector starts again from the stored checkpoint. `retry_state` paces the retries, and logs each
+//! failure once.
 
 mod config;
 mod document_write;

@@ -95,8 +95,8 @@ pub struct Projector<'a, V: View> {
     fold: Fold<V>,
     output: Output<'a>,
     progress: Progress,
-    /// The size of the open batch: of what has been folded since the last batch was sealed.
-    open: Size,
+    /// How much has been folded since the last batch was sealed.
+    open_batch: Size,
     timers: Timers,
     /// The view has failed and not yet recovered. It has a dedicated reader, and loads even documents that an event should
     /// create: if such a document exists, the error then names the event instead of a write that failed.
@@ -191,7 +191,7 @@ impl<'a, V: View> Projector<'a, V> {
             fold: Fold::default(),
             output: Output { writer, store: Arc::new(store), term: lease.term, state: WriteState::Idle },
             progress: Progress { journal, stored, folded: stored, announced: None },
-            open: Size::default(),
+            open_batch: Size::default(),
             timers: Timers { save_at: None, resume_at: None, healthy_at },
             is_recovering,
             is_catching_up: false,
@@ -275,7 +275,7 @@ impl<'a, V: View> Projector<'a, V> {
             }
             self.progress.folded = *position;
         }
-        self.open.bytes += (self.fold.document_count() - documents_before) * DOCUMENT_OVERHEAD;
+        self.open_batch.bytes += (self.fold.document_count() - documents_before) * DOCUMENT_OVERHEAD;
         self.is_catching_up = !V::BATCH_WINDOW.is_zero() && messages.last().is_some_and(|last| last.is_catching_up());
         if self.progress.folded > self.progress.stored {
             self.timers.save_within(self.save_after());
@@ -298,10 +298,10 @@ impl<'a, V: View> Projector<'a, V> {
                 Ok(event) => event,
                 Err(error) => return (events, Some(error.into())),
             };
-            self.open.events += 1;
+            self.open_batch.events += 1;
             if event.is_some_and(V::creates_document) {
                 // The new document will be about as large as its event.
-                self.open.bytes += message.bytes();
+                self.open_batch.bytes += message.bytes();
             }
             events.push(DecodedMessage { position, event, ids: event.map(V::document_ids).unwrap_or_default() });
         }
@@ -321,7 +321,7 @@ impl<'a, V: View> Projector<'a, V> {
             return Ok(());
         }
         for document in self.output.store.load(missing).await? {
-            self.open.bytes += document.as_bytes().len();
+            self.open_batch.bytes += document.as_bytes().len();
             self.fold.load(document)?;
         }
         Ok(())
@@ -329,7 +329,7 @@ impl<'a, V: View> Projector<'a, V> {
 
     /// How much may be folded next; `None` if the open batch is full.
     fn room(&self) -> Option<Size> {
-        let left = self.resources.batch_limit.left_by(self.open)?;
+        let left = self.resources.batch_limit.left_by(self.open_batch)?;
         Some(Size { bytes: left.bytes.min(CHUNK_BYTES), ..left })
     }
 
@@ -365,7 +365,7 @@ impl<'a, V: View> Projector<'a, V> {
         let Output { store, term, .. } = &self.output;
         let Progress { journal, stored: from, folded: to, .. } = self.progress;
         let batch = Batch { store: Arc::clone(store), from, to, term: *term, journal, writes: self.fold.seal()? };
-        self.open = Size::default();
+        self.open_batch = Size::default();
         self.timers.save_at = None;
         if !batch.writes.is_empty() {
             self.timers.resume_at = Some(Instant::now() + V::BATCH_WINDOW);

@@ -54,7 +54,7 @@ pub struct Batch {
 
 /// Another replica has taken the view over under a later term.
 #[derive(Debug, thiserror::Error)]
-#[error("the view has been written under the later term {term}")]
+#[error("another replica has taken the view over under the later term {term}")]
 pub struct Superseded {
     pub term: i64,
 }
