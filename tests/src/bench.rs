@@ -1,5 +1,5 @@
-//! Measures Watershed against the bare parts that it is made of, on the same servers in the same minute: ours and bare
-//! take turns, and the median of the turns' ratios counts, since machines are shared and noisy.
+//! Measures Watershed against the bare servers that it is built on, in the same minute on the same machine. The two are
+//! measured alternately, and the round with the median ratio counts, since machines are shared and noisy.
 
 mod bare;
 mod cost;
@@ -23,7 +23,7 @@ pub use soak::soak;
 use crate::Stack;
 use rows::Bench;
 
-/// The rows, in the order in which they are measured: those that need few orders come first.
+/// The rows, in the order in which they are measured. Those that need few orders come first.
 pub const ROWS: [&str; 14] = [
     "order_create_1",
     "visible",
@@ -41,10 +41,10 @@ pub const ROWS: [&str; 14] = [
     "growth",
 ];
 
-/// Measures the rows, or those whose names are given, on servers of its own. Each is handed to `done` as it comes.
+/// Measures the rows, or only those whose names are given, on private servers. Calls `done` with each row at once.
 ///
 /// # Panics
-/// If anything fails.
+/// If a request or a server fails.
 pub async fn run(only: &[String], mut done: impl FnMut(&Row)) -> Vec<Row> {
     let wanted: Vec<&str> = ROWS.into_iter().filter(|row| only.is_empty() || only.iter().any(|it| it == row)).collect();
     let stack: Arc<Stack> = Stack::measured("bench");
@@ -58,7 +58,7 @@ pub async fn run(only: &[String], mut done: impl FnMut(&Row)) -> Vec<Row> {
         match row {
             "retail" => done(retail::retail(&stack).await),
             "growth" => {
-                // What was measured before is gone by then.
+                // The installation of the rows before would take memory and disk.
                 bench = None;
                 growth::growth(&stack, &mut done).await;
             }

@@ -1,4 +1,4 @@
-//! The journal as the tests read it, and what the views must be: a plain fold of it.
+//! Reads the journal, and folds it into the documents that the views must hold.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,9 +10,9 @@ use views::{View, Visitor, layout};
 
 use crate::{System, eventually};
 
-/// How long cleaning up a journal may take.
-const CLEANING: Duration = Duration::from_secs(1800);
-/// The tables of the journal's database. Vacuuming all of it would vacuum the catalogs as well.
+/// How long PostgreSQL may take to vacuum a journal.
+const VACUUM_TIMEOUT: Duration = Duration::from_secs(1800);
+/// The tables of the journal's database. Vacuuming the whole database would include the catalogs.
 const TABLES: &str = "select string_agg(relid::regclass::text, ', ') from pg_stat_user_tables";
 
 /// The events of the journal, in order.
@@ -34,7 +34,7 @@ pub async fn events(system: &System) -> Vec<Recorded> {
 /// Documents by view and identifier.
 pub type Documents = BTreeMap<(&'static str, String), Document>;
 
-/// The documents of all views as they must be after the events.
+/// The documents that the views must hold after the events.
 pub fn fold(events: &[Recorded]) -> Documents {
     struct Fold<'a> {
         events: &'a [Recorded],
@@ -64,7 +64,7 @@ pub fn fold(events: &[Recorded]) -> Documents {
     fold.documents
 }
 
-/// The documents of all views as they are stored.
+/// The documents that the views hold in MongoDB.
 pub async fn stored(system: &System) -> Documents {
     let database = system.views().await;
     let mut documents = Documents::new();
@@ -78,7 +78,7 @@ pub async fn stored(system: &System) -> Documents {
     documents
 }
 
-/// How far each view is, as it is stored.
+/// The stored checkpoint of each view.
 pub async fn checkpoints(system: &System) -> BTreeMap<String, u64> {
     let checkpoints = system.views().await.collection::<layout::Checkpoint>(layout::CHECKPOINTS);
     let stored: Vec<layout::Checkpoint> = checkpoints.find(Document::new()).await.unwrap().try_collect().await.unwrap();
@@ -86,7 +86,7 @@ pub async fn checkpoints(system: &System) -> BTreeMap<String, u64> {
     stored.iter().map(|it| (view(&it.collection), u64::try_from(it.position).unwrap())).collect()
 }
 
-/// Waits until every view has come to the journal's head.
+/// Waits until every view has reached the journal's head.
 pub async fn caught_up(system: &System) {
     let head = system.head().await;
     eventually("all views have caught up", async || {
@@ -96,35 +96,34 @@ pub async fn caught_up(system: &System) {
     .await;
 }
 
-/// Waits until PostgreSQL has cleaned up what was written: in none of the journal's tables is a row dead, and none is being
-/// vacuumed.
+/// Vacuums the journal until none of its tables has a dead row, and none is being vacuumed.
 ///
 /// # Panics
-/// If that takes longer than cleaning up a large journal can take.
-pub async fn cleaned_up(system: &System) {
-    const LEFT: &str = "select
+/// If that takes longer than half an hour.
+pub async fn vacuumed(system: &System) {
+    const PENDING: &str = "select
         (select count(*) from pg_stat_progress_vacuum where datname = current_database())
         + (select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables)";
     let journal = system.journal().await;
-    let deadline = Instant::now() + CLEANING;
+    let deadline = Instant::now() + VACUUM_TIMEOUT;
     loop {
-        // What a transaction could still see that has ended meanwhile is cleaned up by the next. Few dead rows of many would
-        // be left in the indexes, and go on counting as dead.
+        // Rows that a running transaction can still see are left to the next vacuum. Without `index_cleanup`, a few dead rows
+        // would stay in the indexes, and go on counting as dead.
         let tables = journal.query_one(TABLES, &[]).await.unwrap().get::<_, String>(0);
         journal.batch_execute(&format!("vacuum (analyze, index_cleanup on) {tables}")).await.unwrap();
-        let left: i64 = journal.query_one(LEFT, &[]).await.unwrap().get(0);
-        if left == 0 {
+        let pending: i64 = journal.query_one(PENDING, &[]).await.unwrap().get(0);
+        if pending == 0 {
             return;
         }
-        assert!(Instant::now() < deadline, "{left} rows are dead, or a table is being vacuumed");
+        assert!(Instant::now() < deadline, "{pending} rows are dead, or tables are being vacuumed");
         sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// Checks what the design promises of every journal: positions 1, 2, 3 …, each aggregate's versions 1, 2, 3 ….
+/// Checks that positions, and the versions of each aggregate, are 1, 2, 3 … without a gap.
 ///
 /// # Panics
-/// If that is not so.
+/// If they are not.
 pub fn check(events: &[Recorded]) {
     let mut versions: BTreeMap<Id, u64> = BTreeMap::new();
     for (position, event) in (1..).zip(events) {

@@ -1,4 +1,4 @@
-//! The harness: private servers for a run of the tests, and in them a fresh prefix, stream and databases for each test.
+//! The test harness: private servers for a run of the tests, with a fresh prefix, stream and databases for each test.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -19,13 +19,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// How long a test waits for what must come about by itself.
+/// How long a test waits for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Polls until the condition gives a value.
+/// Polls until the condition returns a value.
 ///
 /// # Panics
-/// If it has not within [`PATIENCE`].
+/// If it has returned none within [`PATIENCE`].
 pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -37,14 +37,14 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
     }
 }
 
-/// Watches for a while that something does not change.
+/// Polls for three seconds, and checks that the value does not change.
 ///
 /// # Panics
 /// If it does.
-pub async fn stays<T: PartialEq + std::fmt::Debug>(what: &str, value: T, mut present: impl AsyncFnMut() -> T) {
+pub async fn stays<T: PartialEq + std::fmt::Debug>(what: &str, value: T, mut current: impl AsyncFnMut() -> T) {
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
-        assert_eq!(present().await, value, "{what}");
+        assert_eq!(current().await, value, "{what}");
         sleep(Duration::from_millis(50)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A TCP proxy between a service and a server: it delays what passes, swallows it, or cuts the connections.
+//! A TCP proxy between a service and a server, which can delay or swallow the traffic, or cut the connections.
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// Everything passes as it comes, until told otherwise. It ends when it is dropped.
+/// Forwards everything until it is told otherwise. The proxy ends when this is dropped.
 pub struct Proxy {
     pub url: String,
     state: Arc<State>,
@@ -33,7 +33,7 @@ struct State {
 }
 
 impl Proxy {
-    /// In front of the server of a NATS URL: its own URL has the same user and password.
+    /// Starts a proxy in front of the server of a NATS URL. The proxy's URL has the same user and password.
     ///
     /// # Panics
     /// If it cannot listen.
@@ -48,22 +48,22 @@ impl Proxy {
         Self { url, state, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// How long everything takes from now on, each way.
+    /// From now on, delays the bytes in each direction.
     pub fn delay(&self, delay: Duration) {
         self.state.delay_millis.store(u64::try_from(delay.as_millis()).expect("a short time"), Relaxed);
     }
 
-    /// From now on nothing arrives, and nobody is told.
+    /// From now on, discards all bytes, but keeps the connections open.
     pub fn swallow(&self) {
         self.state.swallows.store(true, Relaxed);
     }
 
-    /// From now on there are no more connections than those that there are.
+    /// From now on, closes every new connection at once.
     pub fn refuse(&self) {
         self.state.refuses.store(true, Relaxed);
     }
 
-    /// Ends all connections, in the middle of whatever they carry.
+    /// Cuts all connections, in the middle of whatever they carry.
     pub fn cut(&self) {
         self.state.cut.notify_waiters();
     }
@@ -81,28 +81,28 @@ async fn accept(listener: TcpListener, target: String, state: Arc<State>) {
             let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
             tokio::select! {
                 () = state.cut.notified() => {}
-                ((), ()) = async { tokio::join!(pass(from_client, to_server, &state), pass(from_server, to_client, &state)) } => {}
+                ((), ()) = async { tokio::join!(forward(from_client, to_server, &state), forward(from_server, to_client, &state)) } => {}
             }
         });
     }
 }
 
-/// Passes on what is read, each piece after the delay; the delay does not limit how much.
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, state: &State) {
-    let (pieces, mut waiting) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+/// Forwards the bytes, each chunk after the delay. The delay does not limit the throughput.
+async fn forward(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, state: &State) {
+    let (chunks, mut waiting) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     let reading = async move {
-        let mut piece = vec![0; 64 << 10];
-        while let Ok(read @ 1..) = from.read(&mut piece).await {
+        let mut chunk = vec![0; 64 << 10];
+        while let Ok(read @ 1..) = from.read(&mut chunk).await {
             let due = Instant::now() + Duration::from_millis(state.delay_millis.load(Relaxed));
-            if !state.swallows.load(Relaxed) && pieces.send((due, piece[..read].to_vec())).is_err() {
+            if !state.swallows.load(Relaxed) && chunks.send((due, chunk[..read].to_vec())).is_err() {
                 return;
             }
         }
     };
     let writing = async {
-        while let Some((due, piece)) = waiting.recv().await {
+        while let Some((due, chunk)) = waiting.recv().await {
             sleep_until(due).await;
-            if to.write_all(&piece).await.is_err() {
+            if to.write_all(&chunk).await.is_err() {
                 return;
             }
         }

@@ -1,4 +1,4 @@
-//! A client that writes bytes to a NATS server as no library would, to try what a message can do to who receives it.
+//! A NATS client that writes bytes as no library would, to test what a message can do to its receiver.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// A connection; the server ends it at what it cannot read itself.
+/// A connection. The server ends it when it cannot parse the bytes.
 pub struct Raw {
     writing: OwnedWriteHalf,
     reading: AbortOnDropHandle<()>,
@@ -24,7 +24,7 @@ impl Raw {
     /// If the server does not take the connection.
     pub async fn connect(url: &str) -> Self {
         let server: ServerAddr = url.parse().expect("a URL");
-        let stream = TcpStream::connect((server.host(), server.port())).await.expect("NATS is there");
+        let stream = TcpStream::connect((server.host(), server.port())).await.expect("NATS takes the connection");
         let (reading, mut writing) = stream.into_split();
         let (user, pass) = (server.username().expect("a user"), server.password().expect("a password"));
         let connect = format!(
@@ -40,13 +40,13 @@ impl Raw {
         Self { writing, reading: AbortOnDropHandle::new(tokio::spawn(read_all(reading))) }
     }
 
-    /// Publishes a message with a header block as it is given.
+    /// Publishes a message with these bytes as its header block.
     pub async fn publish(&mut self, subject: &str, reply: &[u8], headers: &[u8], payload: &[u8]) {
         let length = headers.len() + payload.len();
         let line =
             [format!("HPUB {subject} ").as_bytes(), reply, format!(" {} {length}\r\n", headers.len()).as_bytes()]
                 .concat();
-        // Whether the connection is still there, [`Raw::is_lost`] tells.
+        // A lost connection shows in [`Raw::is_lost`].
         let _ = self.writing.write_all(&[&line, headers, payload, b"\r\n"].concat()).await;
     }
 
@@ -55,7 +55,7 @@ impl Raw {
         self.reading.is_finished()
     }
 
-    /// Waits for what the server may say to what was sent.
+    /// Gives the server a moment to answer what was sent, or to end the connection.
     pub async fn settle(&mut self) {
         let _ = self.writing.write_all(b"PING\r\n").await;
         let _ = timeout(Duration::from_millis(20), &mut self.reading).await;

@@ -1,4 +1,4 @@
-//! Private servers on free ports, from `scripts/stack`; they go when the process that started them has ended.
+//! Private servers on free ports, started by `scripts/stack`. They stop when the process that started them has ended.
 
 use std::{
     collections::HashMap,
@@ -12,35 +12,36 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the project").to_owned()
 }
 
-/// NATS, PostgreSQL and MongoDB of this run's own.
+/// NATS, PostgreSQL and MongoDB, private to this run.
 pub struct Stack {
     directory: PathBuf,
     urls: HashMap<String, String>,
 }
 
 impl Stack {
-    /// The servers that the tests of this process share.
+    /// The servers that all tests of this process share.
     pub fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Stack>> = OnceLock::new();
         Arc::clone(SHARED.get_or_init(|| Arc::new(Self::start("shared", &[]))))
     }
 
-    /// Servers for one test alone, which may stop them.
+    /// Servers for a single test, which may stop them.
     pub fn private(name: &str) -> Arc<Self> {
         Arc::new(Self::start(name, &[]))
     }
 
-    /// The same with more memory for MongoDB: still less than it takes by itself, which is half of the machine's.
+    /// Servers for a measurement, with more memory for MongoDB. It is still less than MongoDB's default, which is half of
+    /// the machine's memory.
     pub fn measured(name: &str) -> Arc<Self> {
         Arc::new(Self::start(name, &["--mongodb-cache-gb", "4"]))
     }
 
-    /// The URL of a server for a role, by the name of the variable in the stack's `env`.
+    /// The URL of a server, by the name of its variable in the stack's `env`, such as `NATS_QUERY_URL`.
     pub fn url(&self, name: &str) -> &str {
         &self.urls[name]
     }
 
-    /// Where its data, logs and records of processes lie.
+    /// The directory of the servers' data, logs and process records.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -50,22 +51,22 @@ impl Stack {
         script(&["down", server, "--dir"], &self.directory);
     }
 
-    /// Starts it again, where it was.
+    /// Starts it again on the same port, with the same data.
     pub fn resume(&self, server: &str) {
         script(&["up", server, "--test-databases", "--dir"], &self.directory);
     }
 
-    /// Stops PostgreSQL as a hung disk or a paused machine does: all its processes are there, and none does anything.
+    /// Suspends all processes of PostgreSQL, as a hung disk or a paused machine would.
     pub fn freeze_postgres(&self) {
         signal(&self.postgres_processes(), "STOP");
     }
 
-    /// Lets it go on where it was.
+    /// Resumes the processes of PostgreSQL.
     pub fn thaw_postgres(&self) {
         signal(&self.postgres_processes(), "CONT");
     }
 
-    /// The first is the one that makes the others.
+    /// The process identifiers of PostgreSQL, its main process first.
     fn postgres_processes(&self) -> Vec<String> {
         let find = Command::new("find").arg(&self.directory).args(["-name", "postmaster.pid"]).output().expect("find");
         let file = String::from_utf8(find.stdout).expect("a path");
@@ -90,7 +91,7 @@ impl Stack {
 }
 
 impl Drop for Stack {
-    /// The shared stack is never dropped: it goes with the process.
+    /// The shared stack is never dropped. It stops with the process.
     fn drop(&mut self) {
         script(&["down", "--wipe", "--dir"], &self.directory);
     }

@@ -1,5 +1,5 @@
-//! One installation of Watershed for one test: its own subject prefix, stream and databases, and as many replicas of each
-//! service as the test starts, in the test's process or in processes that can be killed.
+//! An installation of Watershed for one test, with its own subject prefix, stream and databases. The test starts replicas of
+//! the services in its own process, or in child processes that it can kill.
 
 use std::{
     fs::File,
@@ -22,23 +22,23 @@ use crate::{Client, Reply, Stack, eventually};
 
 pub struct System {
     pub stack: Arc<Stack>,
-    /// Also the name of the databases.
+    /// The subject prefix, which is also the name of the databases.
     pub prefix: String,
     pub subjects: Subjects,
     pub client: Client,
 }
 
-/// A service that runs in the test's process; it is stopped when this is dropped.
+/// A replica in the test's own process. It is stopped when this is dropped.
 pub struct Replica {
     stop: DropGuard,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
-/// A service that runs in a process of its own; it is killed when this is dropped.
+/// A replica in a child process. It is killed when this is dropped.
 pub struct Process(Child);
 
 impl System {
-    /// A fresh installation on the shared servers, without any service.
+    /// A fresh installation on the shared servers, without any replica.
     pub async fn new() -> Self {
         Self::on(Stack::shared()).await
     }
@@ -54,7 +54,7 @@ impl System {
         system
     }
 
-    /// An installation with one replica of each service.
+    /// A fresh installation with one replica of each service.
     pub async fn complete() -> (Self, [Replica; 3]) {
         let system = Self::new().await;
         let replicas = [system.command().await, system.projection().await, system.query().await];
@@ -88,7 +88,7 @@ impl System {
         Replica::start(|stop| projection_service::run(config, stop))
     }
 
-    /// Starts a replica of the query service and waits until all views can be asked.
+    /// Starts a replica of the query service and waits until all views can be queried.
     pub async fn query(&self) -> Replica {
         self.query_with(&[]).await
     }
@@ -112,20 +112,20 @@ impl System {
         Replica::start(|stop| query_service::run(config, stop))
     }
 
-    /// Starts a replica as a process of its own: `command`, `projection` or `query`.
+    /// Starts a replica of `command`, `projection` or `query` in a child process.
     pub fn process(&self, role: &str, arguments: &[&str]) -> Process {
         let arguments = self.arguments(role, arguments);
         Process::start(Command::new(binary(role)).args(&arguments[1..]).env("RUST_LOG", "warn"))
     }
 
-    /// The same, with what it logs in a file.
+    /// The same, with its log written to a file.
     pub fn logged_process(&self, role: &str, arguments: &[&str], log: &Path) -> Process {
         let arguments = self.arguments(role, arguments);
         let log = File::create(log).expect("a file can be made");
         Process::start(Command::new(binary(role)).args(&arguments[1..]).env("RUST_LOG", "warn").stdout(log))
     }
 
-    /// Waits until this replica of the service listens: to `$SRV` last of all.
+    /// Waits until this replica of the service answers on `$SRV`, to which it subscribes last.
     pub async fn listens(&self, service: &str, replica: &str) {
         let subject = format!("$SRV.PING.{service}.{replica}");
         eventually("the replica answers", async || self.client.nats.request(subject.clone(), "".into()).await.ok())
@@ -145,17 +145,17 @@ impl System {
         .await;
     }
 
-    /// A command that must succeed.
+    /// Sends a command that must be accepted.
     pub async fn accept(&self, name: &str, body: Value) -> Accepted {
         self.client.command(name, body, &[]).await.unwrap().accepted()
     }
 
-    /// A command, however it goes.
+    /// Sends a command that may be refused.
     pub async fn try_command(&self, name: &str, body: Value) -> Reply {
         self.client.command(name, body, &[]).await.unwrap()
     }
 
-    /// The answer of a query that reads at least what happened up to the position.
+    /// Sends a query with `Min-Position`: the reply reflects all events up to the position.
     pub async fn read(&self, name: &str, body: Value, position: u64) -> Reply {
         let headers = [(wire::MIN_POSITION, &*position.to_string())];
         self.client.query(name, body, &headers).await.unwrap()
@@ -188,24 +188,24 @@ impl System {
         self.accept("product.create", product).await
     }
 
-    /// The journal's database.
+    /// A connection to the journal's database.
     pub async fn journal(&self) -> tokio_postgres::Client {
         connect(&self.postgres_url()).await.unwrap()
     }
 
-    /// The views' database.
+    /// The database of the views.
     pub async fn views(&self) -> mongodb::Database {
         let client = mongodb::Client::with_uri_str(self.stack.url("MONGODB_URL")).await.unwrap();
         client.database(&self.prefix)
     }
 
-    /// A connection to NATS as the command service has it, the only one that may publish events.
+    /// A connection to NATS as the command service, the only user that may publish events.
     pub async fn relay_user(&self) -> async_nats::Client {
         let (options, servers) = nats_options(self.stack.url("NATS_COMMAND_URL")).unwrap();
         options.custom_inbox_prefix("_INBOX_command").connect(servers).await.unwrap()
     }
 
-    /// A connection to NATS that may do everything but publish events.
+    /// A connection to NATS as the operator, who may do everything but publish events.
     pub async fn operator(&self) -> async_nats::Client {
         Client::connect(self.stack.url("NATS_OPERATOR_URL"), self.subjects.clone()).await.unwrap().nats
     }
@@ -221,7 +221,7 @@ impl System {
         u64::try_from(row.get::<_, i64>(0)).unwrap()
     }
 
-    /// The command line of a service. `extra` stands last, where it may say something else.
+    /// The command line of a service. Arguments in `extra` take precedence over the defaults of the tests.
     fn arguments(&self, role: &str, extra: &[&str]) -> Vec<String> {
         let (nats, store) = match role {
             "command" => ("NATS_COMMAND_URL", ["--postgres-url".to_owned(), self.postgres_url()]),
@@ -239,7 +239,7 @@ impl System {
         if role != "command" {
             arguments.extend(["--database".to_owned(), self.prefix.clone()]);
         }
-        // On a slow machine a view may take longer than clients would wait; that is not what most tests are about.
+        // On a slow machine a view may take longer than clients would wait, which most tests are not about.
         if role == "query" && !extra.contains(&"--min-position-wait-ms") {
             arguments.extend(["--min-position-wait-ms", "20000"].map(str::to_owned));
         }
@@ -268,13 +268,13 @@ impl Replica {
         Self { task: tokio::spawn(run(token.clone())), stop: token.drop_guard() }
     }
 
-    /// Stops it as SIGTERM would, and waits until it has ended.
+    /// Stops the replica as SIGTERM would, and waits until it has ended.
     pub async fn stop(self) {
         drop(self.stop);
         self.task.await.expect("no panic").expect("no error");
     }
 
-    /// Whether it has ended by itself.
+    /// Whether the replica has ended by itself.
     pub fn has_ended(&self) -> bool {
         self.task.is_finished()
     }
@@ -282,7 +282,7 @@ impl Replica {
 
 impl Process {
     /// # Panics
-    /// If it cannot be started.
+    /// If the program cannot be started.
     pub fn start(command: &mut Command) -> Self {
         Self(command.stdin(Stdio::null()).spawn().expect("the program can be started"))
     }
@@ -297,33 +297,33 @@ impl Process {
         assert!(status.expect("kill can be run").success());
     }
 
-    /// Ends it as a power cut would.
+    /// Kills the process with SIGKILL.
     pub fn kill(mut self) {
         self.0.kill().expect("it runs");
         self.0.wait().expect("it has ended");
     }
 
-    /// Whether it has ended by itself.
+    /// Whether the process has ended by itself.
     ///
     /// # Panics
-    /// If it has, and not well.
+    /// If it has ended with an error.
     pub fn has_ended(&mut self) -> bool {
         let status = self.0.try_wait().expect("it was started");
         assert!(status.is_none_or(|status| status.success()), "{status:?}");
         status.is_some()
     }
 
-    /// Whether it has ended by itself with an error.
+    /// Whether the process has ended by itself with an error.
     ///
     /// # Panics
-    /// If it has ended well.
+    /// If it has ended successfully.
     pub fn has_failed(&mut self) -> bool {
         let status = self.0.try_wait().expect("it was started");
         assert!(status.is_none_or(|status| !status.success()), "{status:?}");
         status.is_some()
     }
 
-    /// Resident memory, in bytes.
+    /// The resident memory of the process in bytes.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
@@ -333,7 +333,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -345,18 +345,18 @@ async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
     Ok(client)
 }
 
-/// A service's program, without arguments, and with no variable but what the test sets.
+/// The program of a service, without arguments, and with an empty environment.
 pub fn program(role: &str) -> Command {
     let mut command = Command::new(binary(role));
     command.env_clear();
     command
 }
 
-/// The path of a service's program, which cargo has built with the tests.
+/// The path of a service's program, which cargo builds with the tests.
 fn binary(role: &str) -> PathBuf {
     // .../target/debug/deps/system-0123456789abcdef, or .../target/release/bench
     let own = std::env::current_exe().expect("the program's own path");
     let name = format!("test-{role}-service");
-    let places = own.ancestors().skip(1).map(|directory| directory.join(&name));
-    places.take(2).find(|path| path.exists()).expect("cargo has built it")
+    let candidates = own.ancestors().skip(1).map(|directory| directory.join(&name));
+    candidates.take(2).find(|path| path.exists()).expect("cargo has built the program")
 }

@@ -1,5 +1,5 @@
-//! Servers that are not there, do not take the password, or speak something else: said once, with the variable that names
-//! the server and its address, and never with the password.
+//! Servers that are absent, refuse the password, or speak another protocol. Each service logs that once, with the server's
+//! address and the variable that names the server, and never with the password.
 
 use tests::{System, eventually, stays};
 use tokio::{io::AsyncWriteExt, net::TcpListener};
@@ -7,7 +7,7 @@ use tokio::{io::AsyncWriteExt, net::TcpListener};
 const PASSWORD: &str = "NotThePassword7";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_cannot_be_used_is_told_of_once_by_variable_and_address() {
+async fn an_unusable_server_is_logged_once_with_its_variable_and_address() {
     let system = System::new().await;
     let absent = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
     let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -37,19 +37,19 @@ async fn a_server_that_cannot_be_used_is_told_of_once_by_variable_and_address() 
         }
     }
     for (process, log, variable, address) in &mut cases {
-        let said = || {
+        let matching = || {
             let text = std::fs::read_to_string(&*log).unwrap();
             text.lines().filter(|line| line.contains(&**variable) && line.contains(&**address)).count()
         };
-        eventually(&format!("{} says that its server cannot be used", log.display()), async || {
-            (said() > 0).then_some(())
+        eventually(&format!("{} names the server that cannot be used", log.display()), async || {
+            (matching() > 0).then_some(())
         })
         .await;
         assert!(!process.has_ended(), "{}", log.display());
     }
-    // All of them go on trying meanwhile.
+    // All of them keep retrying meanwhile.
     let lines = || cases.iter().map(|(_, log, ..)| std::fs::read_to_string(log).unwrap().lines().count()).max();
-    stays("no log goes on", true, async || lines() <= Some(3)).await;
+    stays("the retries are not logged", true, async || lines() <= Some(3)).await;
     for (_, log, ..) in &cases {
         let text = std::fs::read_to_string(log).unwrap();
         assert!(!text.contains(PASSWORD), "{text}");

@@ -1,4 +1,4 @@
-//! Commands through NATS: what they say, what they refuse, and that a refusal changes nothing.
+//! Commands through NATS: their replies and refusals, and that a refusal changes nothing.
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -6,7 +6,7 @@ use tests::{System, eventually, journal};
 use wire::EXPECTED_VERSION;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replies_position_is_that_of_the_commands_last_event() {
+async fn the_position_of_a_reply_is_that_of_the_commands_last_event() {
     let system = System::new().await;
     let _command = system.command().await;
     let (user, product) = (system.user().await, system.product(10).await);
@@ -24,7 +24,7 @@ async fn a_replies_position_is_that_of_the_commands_last_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_for_a_version_that_has_passed_is_refused() {
+async fn a_command_for_an_outdated_version_is_refused() {
     let system = System::new().await;
     let _command = system.command().await;
     let product = system.product(0).await.id;
@@ -37,7 +37,7 @@ async fn a_command_for_a_version_that_has_passed_is_refused() {
     assert_eq!((failure.status, &*failure.code), (409, "version_conflict"));
     assert_eq!((&failure.details["expected"], &failure.details["actual"]), (&json!(1), &json!(2)));
 
-    // Of many who read version 2, one writes.
+    // Of many clients that have read version 2, one succeeds.
     let replies = join_all((0..16).map(|_| at("2"))).await;
     assert_eq!(replies.into_iter().filter(|reply| reply.result.is_ok()).count(), 1);
 }
@@ -58,7 +58,7 @@ async fn an_order_takes_the_stock_of_all_its_lines_or_of_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_actor_and_the_command_id_are_kept_with_the_events() {
+async fn the_actor_and_the_command_id_are_stored_with_the_events() {
     let system = System::new().await;
     let _command = system.command().await;
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -71,12 +71,12 @@ async fn the_actor_and_the_command_id_are_kept_with_the_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_of_2000_lines_with_the_longest_names_goes_through() {
+async fn an_order_of_2000_lines_with_the_longest_names_is_accepted() {
     let system = System::new().await;
     let _command = system.command().await;
     let user = system.user().await.id;
     let price = json!({"amount": 1, "currency": "EUR"});
-    // Four bytes each in UTF-8.
+    // The character takes four bytes in UTF-8.
     let (name, sku) = ("𝄞".repeat(200), "𝄞".repeat(60));
     let product = json!({"sku": sku, "name": name, "price": price, "stock": 2000});
     let product = system.accept("product.create", product).await.id;
@@ -88,19 +88,19 @@ async fn an_order_of_2000_lines_with_the_longest_names_goes_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_can_be_made_and_cancelled_at_once() {
+async fn an_order_can_be_created_and_cancelled_concurrently() {
     let system = System::new().await;
     let _replicas = [system.command().await, system.command().await];
     let (user, product) = (system.user().await.id, system.product(1000).await.id);
-    // The cancellation may come first and then finds no order; it never finds half of one.
+    // The cancellation may come first, and then finds no order. It never finds half an order.
     for n in 0..50 {
         let id = format!("0192d3a0-7c1e-7b5a-9f00-{n:012}");
         let order = json!({"id": id, "user": user, "lines": [{"product": product, "quantity": 1}]});
-        let (made, cancelled) = tokio::join!(
+        let (created, cancelled) = tokio::join!(
             system.try_command("order.create", order),
             system.try_command("order.cancel", json!({"id": id})),
         );
-        made.accepted();
+        created.accepted();
         if let Err(failure) = cancelled.result {
             assert_eq!(failure.code, "order_not_found");
             system.accept("order.cancel", json!({"id": id})).await;
@@ -108,16 +108,16 @@ async fn an_order_can_be_made_and_cancelled_at_once() {
     }
     let statement = "select (state->>'stock')::bigint from aggregates where id = $1";
     let row = system.journal().await.query_one(statement, &[&product.0]).await.unwrap();
-    assert_eq!(row.get::<_, i64>(0), 1000, "all pieces are back");
+    assert_eq!(row.get::<_, i64>(0), 1000, "all pieces are back in stock");
     journal::check(&journal::events(&system).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_that_start_at_once_on_an_empty_database_migrate_it_once() {
+async fn replicas_that_start_together_on_an_empty_database_migrate_it_once() {
     let system = System::new().await;
     let replicas: Vec<_> = (0..4).map(|_| system.start_command(&[])).collect();
     let mut migrate = system.process("command", &["migrate"]);
-    eventually("the task has ended, and well", async || migrate.has_ended().then_some(())).await;
+    eventually("the migration has ended successfully", async || migrate.has_ended().then_some(())).await;
     system.answers("command").await;
     system.user().await;
     for replica in replicas {

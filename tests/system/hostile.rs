@@ -1,4 +1,5 @@
-//! What a client can put on the wire: none of it ends or deafens a service, or keeps others from being answered.
+//! Hostile messages: nothing that a client can send ends a service, stops it from listening, or keeps the requests of others
+//! from being answered.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -17,7 +18,7 @@ use crate::{
     relay::assert_stream_is_journal,
 };
 
-/// Header blocks that the client library, or any other, may not be able to read.
+/// Header blocks that this client library, or another one, may be unable to parse.
 const BROKEN: [&[u8]; 16] = [
     b"NATS/1.0\r\nActor: Ada\rLovelace\r\n\r\n",
     b"NATS/1.0\r\nActor: Ada\nLovelace\r\n\r\n",
@@ -37,7 +38,7 @@ const BROKEN: [&[u8]; 16] = [
     b"\x00\xff\x0a\x0d",
 ];
 
-/// Reply subjects that are none.
+/// Reply subjects that are invalid, or not an inbox.
 const REPLIES: [&[u8]; 8] = [
     b"_INBOX.x",
     b"_INBOX.\xff",
@@ -57,25 +58,25 @@ async fn nothing_that_a_client_sends_ends_a_service_or_keeps_others_from_being_a
     let leaders = terms(&system).await;
     for (rate, pause) in [(10, Duration::from_millis(5)), (100, Duration::from_millis(1))] {
         let enough = AtomicBool::new(false);
-        let asking = async {
+        let requests = async {
             thousand_requests(&system, pause).await;
             enough.store(true, Relaxed);
         };
-        tokio::join!(send_hostile(&system, rate, &enough), asking);
+        tokio::join!(send_hostile(&system, rate, &enough), requests);
         assert!(replicas.iter().all(|replica| !replica.has_ended()));
     }
     for service in ["command", "projection", "query"] {
         assert_answers(&system, service).await;
     }
-    assert_eq!(terms(&system).await, leaders, "no view has changed hands");
+    assert_eq!(terms(&system).await, leaders, "no view has a new leader");
     assert_stream_is_journal(&system).await;
     assert_views_are_journal(&system).await;
 }
 
-/// 1,000 well-formed requests, commands with a key and queries by turns, each tried up to three times.
+/// Sends 1,000 well-formed requests, alternately commands with a key and queries, each up to three times.
 async fn thousand_requests(system: &System, pause: Duration) {
     let (tries, product) = (AtomicU64::new(0), system.product(0).await.id);
-    let ask = async |number: usize| {
+    let send = async |number: usize| {
         let (subject, body) = match number % 2 {
             0 => (system.subjects.command("product", "restock"), json!({"id": product, "quantity": 1})),
             _ => (system.subjects.query("product", "search"), json!({"text": "lantern"})),
@@ -94,17 +95,17 @@ async fn thousand_requests(system: &System, pause: Duration) {
         panic!("request {number} was not answered in three tries");
     };
     let mut paced = interval(pause);
-    let mut numbers = stream::iter(0..1_000).map(ask).buffer_unordered(32);
+    let mut numbers = stream::iter(0..1_000).map(send).buffer_unordered(32);
     while let Some(()) = numbers.next().await {
         paced.tick().await;
     }
-    // Nothing of what is hostile costs anybody else a request.
+    // No hostile message has cost another client a request.
     assert_eq!(tries.load(Relaxed), 1_000);
 }
 
-/// Sends every broken form, and a lot of others made by chance, to every subject that a client may publish to.
+/// Sends the broken header blocks, and random mutations of them, to the subjects that a client may publish to.
 async fn send_hostile(system: &System, per_second: u64, enough: &AtomicBool) {
-    let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let subjects = subjects(system);
     let url = system.stack.url("NATS_URL");
     let (mut raw, mut paced) = (Raw::connect(url).await, interval(Duration::from_secs(1) / per_second as u32));
@@ -113,10 +114,10 @@ async fn send_hostile(system: &System, per_second: u64, enough: &AtomicBool) {
         if raw.is_lost() {
             raw = Raw::connect(url).await;
         }
-        let subject = &subjects[chance.below(subjects.len())];
-        let broken = BROKEN[chance.below(BROKEN.len())];
-        let headers = if chance.below(2) == 0 { broken.to_vec() } else { chance.mutated(broken) };
-        let reply = REPLIES[chance.below(REPLIES.len())];
+        let subject = &subjects[random.below(subjects.len())];
+        let broken = BROKEN[random.below(BROKEN.len())];
+        let headers = if random.below(2) == 0 { broken.to_vec() } else { random.mutated(broken) };
+        let reply = REPLIES[random.below(REPLIES.len())];
         raw.publish(subject, reply, &headers, b"{}").await;
     }
 }
@@ -132,10 +133,10 @@ fn subjects(system: &System) -> Vec<String> {
     commands.chain(queries).chain(services).collect()
 }
 
-/// Numbers that look like chance and are the same each time (xorshift64).
-struct Chance(u64);
+/// Pseudo-random numbers, which are the same in each run (xorshift64).
+struct Random(u64);
 
-impl Chance {
+impl Random {
     fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -143,7 +144,7 @@ impl Chance {
         usize::try_from(self.0 % bound as u64).unwrap()
     }
 
-    /// The bytes with some of them changed, left out or doubled.
+    /// The bytes, of which some are changed, removed or duplicated.
     fn mutated(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut mutated = bytes.to_vec();
         for _ in 0..=self.below(4) {
@@ -175,17 +176,17 @@ async fn a_broken_header_block_is_refused_with_a_sentence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_has_ended_for_good_is_made_anew() {
+async fn a_connection_that_has_ended_for_good_is_replaced() {
     let (system, replicas) = System::complete().await;
     let user = system.user().await;
     system.read("user.get", json!({"id": user.id}), user.position).await.data();
-    // No client may publish here, but the operator can.
+    // No client may publish to these subjects, but the operator may.
     let mut raw = Raw::connect(system.stack.url("NATS_OPERATOR_URL")).await;
     for subject in [system.subjects.committed(), system.subjects.checkpoint("users")] {
         raw.publish(&subject, b"_INBOX.x", b"NATS/1.0\r\nX: a\rb\r\n\r\n", b"").await;
     }
     raw.settle().await;
-    // Others read and write as before, as soon as the services are there again.
+    // Other clients read and write as before, as soon as the services are connected again.
     eventually("commands and queries are answered", async || {
         let email = format!("{}@example.com", Uuid::now_v7().simple());
         let body = json!({"email": email, "name": "Ada"});
@@ -203,7 +204,7 @@ async fn a_connection_that_has_ended_for_good_is_made_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_whose_connection_has_ended_and_that_gets_no_other_ends_with_an_error() {
+async fn a_service_that_cannot_replace_its_connection_ends_with_an_error() {
     let system = System::new().await;
     let proxy = Proxy::start(system.stack.url("NATS_COMMAND_URL")).await;
     let ready = system.stack.directory().join(format!("{}-ready", system.prefix));
@@ -212,42 +213,42 @@ async fn a_service_whose_connection_has_ended_and_that_gets_no_other_ends_with_a
     system.answers("command").await;
     system.user().await;
     assert_stream_is_journal(&system).await;
-    eventually("it is ready", async || ready.exists().then_some(())).await;
+    eventually("the service is ready", async || ready.exists().then_some(())).await;
     proxy.refuse();
     let mut raw = Raw::connect(system.stack.url("NATS_OPERATOR_URL")).await;
     raw.publish(&system.subjects.committed(), b"_INBOX.x", BROKEN[0], b"").await;
     raw.settle().await;
-    eventually("it has ended", async || command.has_failed().then_some(())).await;
+    eventually("the service has ended", async || command.has_failed().then_some(())).await;
     assert!(!ready.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_projection_that_does_not_hear_nats_gives_its_views_to_one_that_does() {
+async fn a_projection_without_a_connection_to_nats_loses_its_views_to_another_one() {
     let system = System::new().await;
     let _command = system.command().await;
     let proxy = Proxy::start(system.stack.url("NATS_PROJECTION_URL")).await;
-    let _deaf = system.start_projection(&["--nats-url", &proxy.url, "--lease-ms", "1000"]);
+    let _disconnected = system.start_projection(&["--nats-url", &proxy.url, "--lease-ms", "1000"]);
     system.user().await;
     journal::caught_up(&system).await;
     let before = terms(&system).await;
 
     proxy.swallow();
-    let _hears = system.start_projection(&["--lease-ms", "1000"]);
+    let _connected = system.start_projection(&["--lease-ms", "1000"]);
     system.user().await;
     journal::caught_up(&system).await;
     assert!(terms(&system).await.iter().zip(&before).all(|(now, before)| now > before));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_that_does_not_hear_nats_leaves_it_to_one_that_does() {
+async fn a_relay_without_a_connection_to_nats_loses_the_lead_to_another_one() {
     let system = System::new().await;
     let proxy = Proxy::start(system.stack.url("NATS_COMMAND_URL")).await;
-    let _deaf = system.command_with(&["--nats-url", &proxy.url]).await;
+    let _disconnected = system.command_with(&["--nats-url", &proxy.url]).await;
     system.user().await;
     assert_stream_is_journal(&system).await;
     proxy.swallow();
-    let _hears = system.start_command(&[]);
-    eventually("the other takes commands", async || {
+    let _connected = system.start_command(&[]);
+    eventually("the other replica takes commands", async || {
         let body = json!({"email": format!("{}@example.com", Uuid::now_v7().simple()), "name": "Ada"});
         timeout(Duration::from_secs(1), system.client.command("user.register", body, &[])).await.ok()?.ok()
     })

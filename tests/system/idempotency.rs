@@ -1,4 +1,4 @@
-//! The command ledger: a command that is sent again happens once and is answered the same.
+//! The command ledger: a command that is sent again takes effect once, and gets the same reply.
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -6,7 +6,7 @@ use tests::{System, eventually, journal};
 use wire::MSG_ID;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_command_20_times_at_once_happens_once_and_is_answered_the_same() {
+async fn the_same_command_20_times_at_once_takes_effect_once_and_gets_the_same_reply() {
     let system = System::new().await;
     let _replicas = [system.command().await, system.command().await];
     let (user, product) = (system.user().await.id, system.product(100).await.id);
@@ -23,7 +23,7 @@ async fn the_same_command_20_times_at_once_happens_once_and_is_answered_the_same
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_answered_the_same_too() {
+async fn a_refusal_is_repeated_too() {
     let system = System::new().await;
     let _command = system.command().await;
     let (user, product) = (system.user().await.id, system.product(1).await.id);
@@ -58,43 +58,43 @@ async fn the_same_key_with_another_request_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_command_is_the_same_however_it_is_written() {
+async fn a_command_is_recognized_however_its_json_is_written() {
     let system = System::new().await;
     let _command = system.command().await;
     let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a00000a";
     let subject = system.subjects.command("user", "register");
-    let ask = async |body: String, name: &str| {
+    let send = async |body: String, name: &str| {
         system.client.request(subject.clone(), body.into(), &[(name, "k-1")]).await.unwrap()
     };
-    let first = ask(format!(r#"{{"id":"{id}","email":"zoe@example.com","name":"Zoë"}}"#), MSG_ID).await.accepted();
+    let first = send(format!(r#"{{"id":"{id}","email":"zoe@example.com","name":"Zoë"}}"#), MSG_ID).await.accepted();
     for body in [
         format!(r#"{{"name":"Zoë","email":"zoe@example.com","id":"{id}"}}"#),
         format!("{{ \"id\":\t\"{}\", \"email\":\"zoe@example.com\",\n\"name\":\"Zoë\" }}", id.to_uppercase()),
         format!(r#"{{"id":"{id}","email":"zoe\u0040example.com","name":"Zo\u00eb"}}"#),
         format!(r#"{{"id":"{id}","email":"zoe@example.com","name":"Zoë","country":null}}"#),
     ] {
-        assert_eq!(ask(body.clone(), "nats-msg-id").await.accepted(), first, "{body}");
+        assert_eq!(send(body.clone(), "nats-msg-id").await.accepted(), first, "{body}");
     }
     let other = format!(r#"{{"id":"{id}","email":"zoe@example.com","name":"Zoë","country":"France"}}"#);
-    assert_eq!(ask(other, MSG_ID).await.code(), "command_id_reused");
-    // Without an identifier, the service makes one; another each time, but the command is the same.
+    assert_eq!(send(other, MSG_ID).await.code(), "command_id_reused");
+    // Without an identifier in the request, the service creates one. The command counts as the same nevertheless.
     let body = r#"{"email":"ada@example.com","name":"Ada"}"#;
-    let made = system.client.request(subject.clone(), body.into(), &[(MSG_ID, "k-2")]).await.unwrap().accepted();
+    let created = system.client.request(subject.clone(), body.into(), &[(MSG_ID, "k-2")]).await.unwrap().accepted();
     let again = r#"{"name":"Ada","email":"ada@example.com"}"#;
     assert_eq!(
         system.client.request(subject.clone(), again.into(), &[(MSG_ID, "k-2")]).await.unwrap().accepted(),
-        made
+        created
     );
     assert_eq!(journal::events(&system).await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_older_version_has_answered_is_remembered() {
+async fn replies_of_an_older_version_are_remembered() {
     let system = System::new().await;
     let _command = system.command().await;
     let product = system.product(1).await.id;
     let body = json!({"id": product, "quantity": 1}).to_string();
-    // As the ledger was once written: of the request's bytes.
+    // An older version stored a hash of the request's bytes.
     let subject = system.subjects.command("product", "restock");
     let former = "insert into commands (key, request, id, version, position, at) values ('k-1', \
         sha256(int8send(length($1)::int8) || convert_to($1, 'utf8') || int8send(4) || 'None' \
@@ -108,7 +108,7 @@ async fn what_an_older_version_has_answered_is_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_ledger_forgets_what_is_older_than_its_retention() {
+async fn the_ledger_forgets_entries_older_than_its_retention() {
     let system = System::new().await;
     let command = system.command().await;
     let product = system.product(1).await.id;

@@ -1,4 +1,4 @@
-//! Many clients at once: stock is never sold twice, replicas keep the journal whole, and nobody waits for ever.
+//! Many clients at once: no stock is sold twice, replicas keep the journal consistent, and nobody waits for ever.
 
 use std::sync::{
     Arc,
@@ -11,7 +11,7 @@ use tests::{Client, System, eventually, journal};
 use wire::Accepted;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_64_clients_who_order_the_last_10_pieces_10_get_one() {
+async fn of_64_clients_that_order_the_last_10_pieces_10_get_one() {
     let system = System::new().await;
     let _replicas = [system.command().await, system.command().await];
     let (user, product) = (system.user().await.id, system.product(10).await.id);
@@ -29,12 +29,12 @@ async fn of_64_clients_who_order_the_last_10_pieces_10_get_one() {
     for refusal in refused {
         let failure = refusal.failure();
         assert_eq!((failure.status, &*failure.code), (422, "out_of_stock"));
-        assert_eq!(failure.details["available"], 0, "those who came in time got theirs");
+        assert_eq!(failure.details["available"], 0, "all pieces are sold");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_replicas_under_mixed_load_keep_the_journal_whole_and_the_stream_like_it() {
+async fn two_replicas_under_mixed_load_keep_the_journal_and_the_stream_consistent() {
     let system = System::new().await;
     let replicas = [system.command().await, system.command_with(&["--lanes", "2"]).await];
     mixed_load(&system, 32, 40).await;
@@ -47,15 +47,15 @@ async fn two_replicas_under_mixed_load_keep_the_journal_whole_and_the_stream_lik
     }
 }
 
-/// Each replica decides on what it knows, which is old as soon as the other has written: that shows in no reply.
+/// Each replica decides on cached states, which are stale as soon as the other has written. No reply may show that.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_replica_knows_from_before_leads_to_no_wrong_answer() {
+async fn a_stale_cache_leads_to_no_wrong_reply() {
     let system = System::new().await;
     let _replicas = [system.command().await, system.command().await];
     let (user, product) = (system.user().await.id, system.product(0).await.id);
     let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});
     for round in 0..150 {
-        // Whoever gets this knows the product as it was when it was sold out, or some rounds ago.
+        // The replica that gets this has cached the product as sold out, or as it was some rounds ago.
         system.accept("product.restock", json!({"id": product, "quantity": 1})).await;
         system.accept("order.create", order.clone()).await;
         let refused = system.try_command("order.create", order.clone()).await.failure().clone();
@@ -71,20 +71,20 @@ async fn what_a_replica_knows_from_before_leads_to_no_wrong_answer() {
     assert_eq!(events.len(), 2 + 3 * 150 + 2);
 }
 
-/// Plans are made while the tables are small, and kept while they grow.
+/// PostgreSQL plans statements while the tables are small, and keeps the plans while they grow.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_command_reads_a_whole_table() {
     let system = System::new().await;
     let _command = system.command().await;
     mixed_load(&system, 1, 40).await;
     let journal = system.journal().await;
-    // The server does so by itself, now and then, and plans anew.
+    // The server does this by itself now and then, and plans again afterwards.
     journal.batch_execute("analyze aggregates, claims, commands, events").await.unwrap();
     mixed_load(&system, 16, 20).await;
     let statement = "select relname::text, seq_tup_read, idx_tup_fetch from pg_stat_user_tables \
         where relname in ('aggregates', 'claims', 'commands', 'events')";
-    let read = eventually("the server has counted", async || {
-        // It does so once a second, when a transaction ends.
+    let read = eventually("the server has published its statistics", async || {
+        // The server publishes them once a second, when a transaction ends.
         system.product(1).await;
         let rows = journal.query(statement, &[]).await.unwrap();
         let read: Vec<(String, i64, Option<i64>)> =
@@ -93,12 +93,12 @@ async fn no_command_reads_a_whole_table() {
     })
     .await;
     for (table, read, by_key) in read {
-        assert_eq!(read, 0, "rows read of {table} in passing, {by_key:?} by key");
+        assert_eq!(read, 0, "{table} was scanned; {by_key:?} rows were read by key");
     }
 }
 
-/// So many clients send so many commands of all kinds each, which touch the same few products and users. Every reply is
-/// an acceptance or a business refusal; every acceptance is in the journal at its position.
+/// Lets this many clients send this many commands of all kinds each, which touch the same few products and users. Checks that
+/// every reply accepts the command or refuses it for a business reason, and that every accepted command is in the journal.
 pub async fn mixed_load(system: &System, clients: usize, commands: usize) -> Vec<Accepted> {
     let mut products = Vec::new();
     let mut users = Vec::new();
@@ -148,13 +148,13 @@ pub async fn mixed_load(system: &System, clients: usize, commands: usize) -> Vec
     for accepted in &accepted {
         let in_time = &events[..usize::try_from(accepted.position).unwrap()];
         let there = in_time.iter().any(|event| (event.id, event.version) == (accepted.id, accepted.version));
-        assert!(there, "{accepted:?} is in the journal, at its position or before");
+        assert!(there, "{accepted:?} is not in the journal at its position or before");
     }
     accepted
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_more_than_the_queue_holds_is_refused_at_once() {
+async fn commands_that_exceed_the_queue_are_refused_at_once() {
     let system = System::new().await;
     let _command = system.command_with(&["--queue-commands", "8", "--batch-commands", "4"]).await;
     let product = system.product(0).await.id;
@@ -176,11 +176,11 @@ async fn what_is_more_than_the_queue_holds_is_refused_at_once() {
     .await;
     let accepted = accepted.load(Relaxed);
     assert!(accepted > 0);
-    assert_eq!(journal::events(&system).await.len(), 1 + accepted, "what was refused changed nothing");
+    assert_eq!(journal::events(&system).await.len(), 1 + accepted, "refused commands changed nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_is_stopped_under_load_answers_all_that_it_took() {
+async fn a_service_that_is_stopped_under_load_answers_all_requests_it_has_taken() {
     let system = System::new().await;
     let mut stopping = system.process("command", &[]);
     system.answers("command").await;
@@ -198,7 +198,7 @@ async fn a_service_that_is_stopped_under_load_answers_all_that_it_took() {
                     break;
                 }
                 Err(error) => {
-                    // The last replica is gone: the server says so at once. A time-out would be a lost request.
+                    // The last replica is gone, and the server says so at once. A timeout would mean a lost request.
                     assert!(error.to_string().contains("no responders"), "{error:#}");
                     break;
                 }
@@ -213,5 +213,9 @@ async fn a_service_that_is_stopped_under_load_answers_all_that_it_took() {
     };
     tokio::join!(clients, stop);
     assert_eq!(done.load(Relaxed), 64);
-    assert_eq!(journal::events(&system).await.len(), 1 + accepted.load(Relaxed), "acknowledged is what happened");
+    assert_eq!(
+        journal::events(&system).await.len(),
+        1 + accepted.load(Relaxed),
+        "exactly the accepted commands are in the journal"
+    );
 }

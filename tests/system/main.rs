@@ -1,4 +1,4 @@
-//! The whole system against the real servers: one file per behaviour.
+//! Tests of the whole system against the real servers, one file per behaviour.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

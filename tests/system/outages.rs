@@ -1,5 +1,5 @@
-//! Servers that are absent at the start, and servers that go away for a while: each service waits, goes on by itself, and
-//! says so to those who ask meanwhile. Nothing that was acknowledged is lost.
+//! Servers that are absent at the start, and servers that are unavailable for a while: each service waits, recovers by
+//! itself, and refuses requests meanwhile with a clear code. Nothing that was acknowledged is lost.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -13,7 +13,7 @@ use tests::{Proxy, Stack, System, eventually, journal};
 use crate::{projection::assert_views_are_journal, relay::assert_stream_is_journal};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn services_wait_for_absent_servers_and_outlive_each_server_s_absence() {
+async fn services_wait_for_absent_servers_and_survive_the_outage_of_each() {
     let stack = Stack::private("outages");
     let system = System::on(stack.clone()).await;
     let mut replicas = vec![];
@@ -34,7 +34,7 @@ async fn services_wait_for_absent_servers_and_outlive_each_server_s_absence() {
     for server in ["nats", "postgres", "mongodb"] {
         let stopped = AtomicBool::new(false);
         let outage = async {
-            counted.moves_on().await;
+            counted.makes_progress().await;
             tokio::task::block_in_place(|| stack.stop(server));
             tokio::time::sleep(Duration::from_secs(2)).await;
             if server == "postgres" {
@@ -44,7 +44,7 @@ async fn services_wait_for_absent_servers_and_outlive_each_server_s_absence() {
                 queries_are_refused_at_once(&system).await;
             }
             tokio::task::block_in_place(|| stack.resume(server));
-            counted.moves_on().await;
+            counted.makes_progress().await;
             stopped.store(true, Relaxed);
         };
         tokio::join!(outage, counted.load(&system, &stopped));
@@ -61,7 +61,7 @@ async fn services_wait_for_absent_servers_and_outlive_each_server_s_absence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_break_in_the_middle_of_a_commit_lose_and_double_nothing() {
+async fn connections_that_break_during_a_commit_neither_lose_nor_duplicate_commands() {
     let system = System::new().await;
     let _command = system.command_with(&["--lanes", "2"]).await;
     let counted = Counted::new(&system).await;
@@ -69,7 +69,7 @@ async fn connections_that_break_in_the_middle_of_a_commit_lose_and_double_nothin
     let breaking = async {
         let journal = system.journal().await;
         for _ in 0..60 {
-            counted.moves_on().await;
+            counted.makes_progress().await;
             let statement = "select pg_terminate_backend(pid) from pg_stat_activity \
                 where datname = current_database() and application_name = 'watershed command'";
             journal.query(statement, &[]).await.unwrap();
@@ -83,22 +83,22 @@ async fn connections_that_break_in_the_middle_of_a_commit_lose_and_double_nothin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_postgres_that_hangs_counts_as_away_until_it_goes_on() {
+async fn a_postgres_that_hangs_counts_as_unavailable_until_it_resumes() {
     let stack = Stack::private("hangs");
     let system = System::on(stack.clone()).await;
     let _command = system.command().await;
     let counted = Counted::new(&system).await;
     let stopped = AtomicBool::new(false);
     let hanging = async {
-        counted.moves_on().await;
+        counted.makes_progress().await;
         stack.freeze_postgres();
         let frozen = Instant::now();
         counted.is_refused_at_once(&system).await;
-        assert!(frozen.elapsed() < Duration::from_secs(6), "it was noticed after {:?}", frozen.elapsed());
-        // Nobody who was at it when it began to hang waits much longer.
+        assert!(frozen.elapsed() < Duration::from_secs(6), "the hang was noticed after {:?}", frozen.elapsed());
+        // Requests that were being processed when it began to hang do not wait much longer.
         tokio::time::sleep(Duration::from_secs(8).saturating_sub(frozen.elapsed())).await;
         let waiting = counted.asked.load(Relaxed) - counted.answered();
-        assert!(waiting <= 16, "{waiting} requests are waited for");
+        assert!(waiting <= 16, "{waiting} requests are unanswered");
         for _ in 0..20 {
             let asked = Instant::now();
             let restock = json!({"id": counted.product, "quantity": 1});
@@ -108,7 +108,7 @@ async fn a_postgres_that_hangs_counts_as_away_until_it_goes_on() {
         }
         assert!(counted.longest() < Duration::from_secs(7), "{:?}", counted.longest());
         stack.thaw_postgres();
-        counted.moves_on().await;
+        counted.makes_progress().await;
         stopped.store(true, Relaxed);
     };
     tokio::join!(hanging, counted.load(&system, &stopped));
@@ -118,20 +118,20 @@ async fn a_postgres_that_hangs_counts_as_away_until_it_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_s_lock_holds_up_only_those_who_need_what_is_locked() {
+async fn a_foreign_lock_delays_only_the_commands_that_need_the_locked_row() {
     let system = System::new().await;
     let _command = system.command().await;
     let (locked, free) = (system.product(10).await.id, Counted::new(&system).await);
-    // Which products a cancelled order needs, only the order knows.
+    // Only the order itself knows which products its cancellation needs.
     let lines = json!([{"product": locked, "quantity": 1}]);
     let order = json!({"user": system.user().await.id, "lines": lines});
     let order = system.accept("order.create", order).await.id;
-    let stranger = system.journal().await;
-    stranger.batch_execute("begin").await.unwrap();
-    stranger.query("select from aggregates where id = $1 for update", &[&locked.0]).await.unwrap();
+    let foreign = system.journal().await;
+    foreign.batch_execute("begin").await.unwrap();
+    foreign.query("select from aggregates where id = $1 for update", &[&locked.0]).await.unwrap();
 
     let (stopped, asked) = (AtomicBool::new(false), AtomicU64::new(0));
-    let hindered = async {
+    let blocked = async {
         while !stopped.load(Relaxed) {
             let began = Instant::now();
             let (command, body) = match asked.load(Relaxed) % 2 {
@@ -145,31 +145,31 @@ async fn a_stranger_s_lock_holds_up_only_those_who_need_what_is_locked() {
         }
     };
     let watching = async {
-        // The first is waited for as long as a lock may be held; from then on the others go on.
-        eventually("one was refused", async || (asked.load(Relaxed) > 0).then_some(())).await;
-        // So have those who were in its batch.
+        // The first command waits for the lock until it times out. From then on the others proceed.
+        eventually("one command was refused", async || (asked.load(Relaxed) > 0).then_some(())).await;
+        // The commands in its batch have waited as long.
         for _ in 0..3 {
-            free.moves_on().await;
+            free.makes_progress().await;
         }
-        free.forget_longest();
+        free.reset_longest();
         for _ in 0..5 {
-            free.moves_on().await;
+            free.makes_progress().await;
         }
-        eventually("several were refused", async || (asked.load(Relaxed) > 5).then_some(())).await;
+        eventually("several commands were refused", async || (asked.load(Relaxed) > 5).then_some(())).await;
         assert!(free.longest() < Duration::from_millis(800), "{:?}", free.longest());
         stopped.store(true, Relaxed);
     };
-    tokio::join!(hindered, watching, free.load(&system, &stopped));
-    stranger.batch_execute("rollback").await.unwrap();
-    eventually("what was locked can be changed", async || {
+    tokio::join!(blocked, watching, free.load(&system, &stopped));
+    foreign.batch_execute("rollback").await.unwrap();
+    eventually("the locked product can be changed again", async || {
         system.try_command("product.restock", json!({"id": locked, "quantity": 1})).await.result.ok()
     })
     .await;
     free.check(&system).await;
 
-    // Without the journal's head, or a table, nothing can be written: all are refused, and soon.
+    // Without the journal's head, or a table, nothing can be written. All commands are refused, and soon.
     for lock in ["select from journal_head for update", "lock table aggregates in access exclusive mode"] {
-        stranger.batch_execute(&format!("begin; {lock}")).await.unwrap();
+        foreign.batch_execute(&format!("begin; {lock}")).await.unwrap();
         let commands = (0..50).map(|_| async {
             let began = Instant::now();
             let failure = system.try_command("product.restock", json!({"id": free.product, "quantity": 1})).await;
@@ -179,7 +179,7 @@ async fn a_stranger_s_lock_holds_up_only_those_who_need_what_is_locked() {
             assert_eq!(code, "overloaded", "{lock}");
             assert!(took < Duration::from_secs(6), "{lock}: {took:?}");
         }
-        stranger.batch_execute("rollback").await.unwrap();
+        foreign.batch_execute("rollback").await.unwrap();
         eventually("commands are accepted", async || {
             system.try_command("product.restock", json!({"id": free.product, "quantity": 1})).await.result.ok()
         })
@@ -189,7 +189,7 @@ async fn a_stranger_s_lock_holds_up_only_those_who_need_what_is_locked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cuts_of_the_connection_to_nats_hold_up_no_view() {
+async fn cuts_of_the_connection_to_nats_delay_no_view_for_long() {
     let system = System::new().await;
     let proxy = Proxy::start(system.stack.url("NATS_PROJECTION_URL")).await;
     let _command = system.command().await;
@@ -197,10 +197,10 @@ async fn cuts_of_the_connection_to_nats_hold_up_no_view() {
     let (stopped, counted) = (AtomicBool::new(false), Counted::new(&system).await);
     let cutting = async {
         for cut in 0..12_u64 {
-            counted.moves_on().await;
+            counted.makes_progress().await;
             proxy.cut();
             let (began, head) = (Instant::now(), system.head().await);
-            eventually("all views have come to what was there at the cut", async || {
+            eventually("all views have reached the head of the time of the cut", async || {
                 let checkpoints = journal::checkpoints(&system).await;
                 (checkpoints.len() == views::names().len() && checkpoints.values().all(|it| *it >= head)).then_some(())
             })
@@ -215,11 +215,11 @@ async fn cuts_of_the_connection_to_nats_hold_up_no_view() {
     assert_views_are_journal(&system).await;
 }
 
-/// A product that clients restock one piece at a time, without idempotency keys: its stock tells how often that happened.
+/// A product that clients restock one piece at a time, without idempotency keys, and the replies that they got.
 struct Counted {
     product: domain::Id,
     accepted: AtomicU64,
-    /// The reply did not come, or said that the outcome is not known.
+    /// Requests without a reply, or whose reply says that the outcome is unknown.
     unknown: AtomicU64,
     asked: AtomicU64,
     refused: AtomicU64,
@@ -236,16 +236,16 @@ impl Counted {
         self.accepted.load(Relaxed) + self.unknown.load(Relaxed) + self.refused.load(Relaxed)
     }
 
-    /// How long a client has waited for a reply at the longest.
+    /// The longest time that a client has waited for a reply.
     fn longest(&self) -> Duration {
         Duration::from_millis(self.longest_millis.load(Relaxed))
     }
 
-    fn forget_longest(&self) {
+    fn reset_longest(&self) {
         self.longest_millis.store(0, Relaxed);
     }
 
-    /// 16 clients restock until it is enough.
+    /// Lets 16 clients restock the product until told to stop.
     async fn load(&self, system: &System, enough: &AtomicBool) {
         let one_client = async || {
             while !enough.load(Relaxed) {
@@ -276,17 +276,20 @@ impl Counted {
     }
 
     /// Waits until some more commands are accepted.
-    async fn moves_on(&self) {
+    async fn makes_progress(&self) {
         let before = self.accepted.load(Relaxed);
         eventually("commands are accepted", async || (self.accepted.load(Relaxed) > before + 20).then_some(())).await;
     }
 
-    /// What was accepted happened once; what was refused did not happen; only of what is unknown either may be.
+    /// Checks that accepted commands happened once, refused ones not at all, and those of unknown outcome at most once.
     async fn check(&self, system: &System) {
         let events = journal::events(system).await;
         let happened = events.iter().filter(|event| event.id == self.product).count() as u64 - 1;
         let (accepted, unknown) = (self.accepted.load(Relaxed), self.unknown.load(Relaxed));
-        assert!(happened >= accepted && happened <= accepted + unknown, "{happened}, {accepted} to {unknown} more");
+        assert!(
+            happened >= accepted && happened <= accepted + unknown,
+            "{happened} events, {accepted} accepted and {unknown} unknown commands"
+        );
     }
 
     async fn is_refused_at_once(&self, system: &System) {

@@ -1,4 +1,4 @@
-//! Paging by cursor through lists that change meanwhile: no document twice, none missed that stayed.
+//! Paging by cursor through lists that change meanwhile: no document appears twice, and none that stays is missed.
 
 use std::collections::HashSet;
 
@@ -6,22 +6,22 @@ use serde_json::{Value, json};
 use tests::System;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_that_changes_shows_no_document_twice_and_misses_none_that_stayed() {
+async fn a_list_that_changes_shows_no_document_twice_and_misses_none_that_stays() {
     let (system, _replicas) = System::complete().await;
     let (user, product) = (system.user().await.id, system.product(1_000_000).await.id);
     let order = |day: usize, quantity: usize| {
-        // Many share a moment and a total: the cursor must tell them apart.
+        // Many orders have the same time and the same total. The cursor must tell them apart.
         let placed_at = format!("2010-12-{:02}T08:00:00Z", 1 + day % 5);
         json!({"user": user, "placed_at": placed_at, "lines": [{"product": product, "quantity": 1 + quantity % 3}]})
     };
-    let mut stay = HashSet::new();
-    let mut go = Vec::new();
+    let mut staying = HashSet::new();
+    let mut removed = Vec::new();
     for n in 0..90 {
         let id = system.accept("order.create", order(n, n)).await.id.to_string();
         if n % 3 == 0 {
-            go.push(id);
+            removed.push(id);
         } else {
-            stay.insert(id);
+            staying.insert(id);
         }
     }
     let last = system.head().await;
@@ -44,16 +44,16 @@ async fn a_list_that_changes_shows_no_document_twice_and_misses_none_that_stayed
             }
             let Some(next) = data["next"].as_str() else { break };
             request["cursor"] = json!(next);
-            // Before and behind the cursor, documents come and go.
+            // Documents are added and removed before and behind the cursor.
             system.accept("order.create", order(page, page)).await;
-            if let Some(id) = go.pop() {
+            if let Some(id) = removed.pop() {
                 system.accept("order.cancel", json!({"id": id})).await;
                 position = system.accept("order.delete", json!({"id": id})).await.position;
             }
         }
-        assert!(stay.is_subset(&seen), "round {round} missed {:?}", stay.difference(&seen));
+        assert!(staying.is_subset(&seen), "round {round} missed {:?}", staying.difference(&seen));
     }
-    assert!(go.is_empty(), "the list changed all the time");
+    assert!(removed.is_empty(), "the list changed all the time");
 }
 
 #[tokio::test(flavor = "multi_thread")]

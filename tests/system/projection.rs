@@ -71,7 +71,7 @@ async fn two_replicas_of_one_name_are_told_so_and_work() {
     let arguments = [&SHORT[..], &["--replica", "same"]].concat();
     let _replicas = logs.each_ref().map(|log| system.logged_process("projection", &arguments, log));
     let said = || logs.iter().map(|log| std::fs::read_to_string(log).unwrap()).collect::<String>();
-    eventually("they say what is wrong", async || said().contains("REPLICA is to be unique").then_some(())).await;
+    eventually("they say what is wrong", async || said().contains("REPLICA must be unique").then_some(())).await;
     mixed_load(&system, 4, 20).await;
     assert_views_are_journal(&system).await;
     stays("nobody goes on about it", true, async || said().lines().count() <= 4).await;

@@ -1,4 +1,4 @@
-//! The relay: the stream holds the journal's events at the journal's numbers, whatever is stopped, killed or deleted.
+//! The relay: the stream holds the journal's events at the journal's positions, whatever is stopped, killed or deleted.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use wire::decode_event;
 use crate::{load::mixed_load, projection::assert_views_are_journal};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_that_is_killed_in_the_middle_and_a_second_lose_and_double_nothing() {
+async fn a_relay_that_is_killed_and_its_successor_neither_lose_nor_duplicate_events() {
     let system = System::new().await;
     let first = system.process("command", &[]);
     system.answers("command").await;
@@ -30,7 +30,7 @@ async fn a_relay_that_is_killed_in_the_middle_and_a_second_lose_and_double_nothi
         eventually("some events are in the journal", async || (system.head().await > 300).then_some(())).await;
         first.kill();
     };
-    // Requests that the killed replica had taken are never answered: only the others are waited for.
+    // Requests that the killed replica had taken are never answered, so the load may not come to an end.
     let _ = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(load, kill) }).await;
     assert!(system.head().await > 300);
     journal::check(&journal::events(&system).await);
@@ -45,7 +45,7 @@ async fn a_stream_that_is_deleted_while_running_fills_up_again_identically() {
     let (load, ()) = tokio::join!(mixed_load(&system, 8, 40), async {
         for position in [50, 150] {
             eventually("some events are in the journal", async || (system.head().await > position).then_some(())).await;
-            // It may not be there yet again.
+            // The stream may not have been created again yet.
             let _ = operator.delete_stream(system.stream()).await;
         }
     });
@@ -57,13 +57,13 @@ async fn a_stream_that_is_deleted_while_running_fills_up_again_identically() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_lost_its_tail_gets_it_again() {
+async fn a_stream_that_lost_its_tail_is_completed() {
     let system = System::new().await;
     let command = system.command().await;
     let operator = jetstream::new(system.operator().await);
     system.product(5).await;
     assert_stream_is_journal(&system).await;
-    // What a power cut does: the stream as it was some messages ago.
+    // A power cut can set the stream back to an earlier state.
     let events = messages(&system).await;
     for _ in 0..20 {
         system.user().await;
@@ -89,7 +89,7 @@ async fn a_stream_that_lost_its_tail_gets_it_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_message_is_refused_and_nothing_is_published_behind_it() {
+async fn nothing_is_published_behind_a_foreign_message() {
     let system = System::new().await;
     let command = system.command().await;
     let operator = jetstream::new(system.operator().await);
@@ -99,7 +99,7 @@ async fn a_foreign_message_is_refused_and_nothing_is_published_behind_it() {
     let relay = jetstream::new(system.relay_user().await);
     relay.publish(foreign.clone(), "{}".into()).await.unwrap().await.unwrap();
 
-    // The journal goes on; the stream does not.
+    // The journal grows, but the stream does not.
     for _ in 0..5 {
         system.user().await;
     }
@@ -109,17 +109,17 @@ async fn a_foreign_message_is_refused_and_nothing_is_published_behind_it() {
     system.user().await;
     stays("nothing is published", 2, || last_sequence(&system)).await;
 
-    // What the error tells the operator to do.
+    // The error tells the operator to delete the stream.
     operator.delete_stream(system.stream()).await.unwrap();
     assert_stream_is_journal(&system).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_message_before_or_between_bursts_is_found_and_healed_by_deleting_the_stream() {
+async fn a_foreign_message_before_or_between_bursts_is_found_and_repaired_by_deleting_the_stream() {
     let system = System::new().await;
     let logs =
         ["command", "projection"].map(|role| system.stack.directory().join(format!("{}-{role}.log", system.prefix)));
-    // Nothing is found by looking now and then: only by what happens to the next burst.
+    // The relay does not poll within the test, so that only the next burst can reveal the foreign message.
     let _command = system.logged_process("command", &["--relay-poll-ms", "600000"], &logs[0]);
     let _projection = system.logged_process("projection", &[], &logs[1]);
     system.answers("command").await;
@@ -137,23 +137,23 @@ async fn a_foreign_message_before_or_between_bursts_is_found_and_healed_by_delet
     for burst in [1, 2, 3, 500] {
         assert_stream_is_journal(&system).await;
         journal::caught_up(&system).await;
-        let sound = system.head().await;
-        forge(&relay, &system, sound, burst == 3).await;
+        let intact = system.head().await;
+        forge(&relay, &system, intact, burst == 3).await;
         match burst {
             1 => drop(system.user().await),
             _ => drop(system.accept("order.create", lines(burst - 1)).await),
         }
-        // Another burst behind it.
+        // This makes another burst behind it.
         system.user().await;
-        let found = format!("the stream's message {} is not the journal's event {}", sound + 1, sound + 1);
+        let found = format!("the stream's message {} is not the journal's event {}", intact + 1, intact + 1);
         for log in &logs {
-            eventually("it is found, and named", async || {
+            eventually("the foreign message is found and named in the log", async || {
                 std::fs::read_to_string(log).unwrap().contains(&found).then_some(())
             })
             .await;
         }
         let checkpoints = journal::checkpoints(&system).await;
-        assert!(checkpoints.values().all(|position| *position == sound), "{checkpoints:?}");
+        assert!(checkpoints.values().all(|position| *position == intact), "{checkpoints:?}");
         operator.delete_stream(system.stream()).await.unwrap();
         assert_stream_is_journal(&system).await;
         assert_views_are_journal(&system).await;
@@ -161,7 +161,7 @@ async fn a_foreign_message_before_or_between_bursts_is_found_and_healed_by_delet
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_message_at_a_takeover_is_found_and_healed_by_deleting_the_stream() {
+async fn a_foreign_message_at_a_takeover_is_found_and_repaired_by_deleting_the_stream() {
     let system = System::new().await;
     let relay = jetstream::new(system.relay_user().await);
     let operator = jetstream::new(system.operator().await);
@@ -172,15 +172,15 @@ async fn a_foreign_message_at_a_takeover_is_found_and_healed_by_deleting_the_str
         system.user().await;
         assert_stream_is_journal(&system).await;
         journal::caught_up(&system).await;
-        let sound = system.head().await;
+        let intact = system.head().await;
         let name = uuid::Uuid::now_v7().to_string();
         let second = system.start_command(&["--replica", &name]);
         system.listens("command", &name).await;
         first.kill();
         if before {
-            forge(&relay, &system, sound, true).await;
+            forge(&relay, &system, intact, true).await;
         }
-        // Those that the killed one had been sent are not answered.
+        // Requests that had been sent to the killed replica are not answered.
         let load = async {
             for _ in 0..10 {
                 let email = format!("{}@example.com", uuid::Uuid::now_v7().simple());
@@ -190,7 +190,7 @@ async fn a_foreign_message_at_a_takeover_is_found_and_healed_by_deleting_the_str
         };
         let forging = async {
             if !before {
-                forge(&relay, &system, sound, false).await;
+                forge(&relay, &system, intact, false).await;
             }
         };
         let _ = tokio::join!(load, forging);
@@ -202,7 +202,7 @@ async fn a_foreign_message_at_a_takeover_is_found_and_healed_by_deleting_the_str
     }
 }
 
-/// Puts a message into the stream that the relay has not published, behind a position: the next one if it can be.
+/// Publishes a message that does not come from the relay. If it is plausible, it claims the position behind the given one.
 async fn forge(relay: &jetstream::Context, system: &System, behind: u64, is_plausible: bool) {
     let mut headers = async_nats::HeaderMap::new();
     if is_plausible {
@@ -224,7 +224,7 @@ async fn forge(relay: &jetstream::Context, system: &System, behind: u64, is_plau
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_is_ahead_is_refused_until_it_is_gone() {
+async fn a_stream_that_is_ahead_of_the_journal_is_refused_until_it_is_deleted() {
     let system = System::new().await;
     let command = system.command().await;
     for _ in 0..5 {
@@ -232,7 +232,7 @@ async fn a_stream_that_is_ahead_is_refused_until_it_is_gone() {
     }
     assert_stream_is_journal(&system).await;
     command.stop().await;
-    // A journal that was restored from an old backup.
+    // The journal is as if restored from an old backup.
     let statements = "delete from events where position > 3; update journal_head set position = 3; \
         delete from aggregates where id not in (select id from events)";
     system.journal().await.batch_execute(statements).await.unwrap();
@@ -248,24 +248,24 @@ async fn a_stream_that_is_ahead_is_refused_until_it_is_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_in_one_replica_wakes_the_relay_in_another() {
     let system = System::new().await;
-    // Neither looks by itself within the test.
+    // Neither relay polls within the test.
     let slow = ["--relay-poll-ms", "600000"];
     let _leader = system.command_with(&slow).await;
     system.product(5).await;
     assert_stream_is_journal(&system).await;
     let _other = system.command_with(&slow).await;
-    // The requests are spread over both.
+    // The requests are spread over both replicas.
     for _ in 0..20 {
         system.user().await;
         assert_stream_is_journal(&system).await;
     }
 }
 
-/// Waits until the stream has come to the journal's head, and compares every message.
+/// Waits until the stream has reached the journal's head, and compares every message.
 pub async fn assert_stream_is_journal(system: &System) {
     let events = journal::events(system).await;
     let head = events.len() as u64;
-    eventually("the stream has come to the journal's head", async || {
+    eventually("the stream has reached the journal's head", async || {
         (last_sequence(system).await == head).then_some(())
     })
     .await;

@@ -1,5 +1,5 @@
-//! Rolling restarts: a request that was sent to a service is answered, whichever replica stops meanwhile, and however far
-//! away NATS is.
+//! Rolling restarts: every request is answered, whichever replica stops meanwhile, and however slow the connection to NATS
+//! is.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -11,11 +11,11 @@ use tests::{Proxy, Replica, System, eventually};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-/// Restarts of each service at each distance.
+/// Restarts of each service with each delay.
 const RESTARTS: usize = 25;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn restarts_lose_no_request_however_far_away_nats_is() {
+async fn restarts_lose_no_request_however_slow_the_connection_to_nats_is() {
     let system = System::new().await;
     let proxies = Proxies {
         command: Proxy::start(system.stack.url("NATS_COMMAND_URL")).await,
@@ -25,14 +25,14 @@ async fn restarts_lose_no_request_however_far_away_nats_is() {
     let mut replicas = proxies.start(&system).await;
     let user = system.user().await;
     let product = system.product(0).await;
-    eventually("the views are there", async || {
+    eventually("the views can be queried", async || {
         system.read("product.get", json!({"id": product.id}), product.position).await.result.ok()?;
         system.read("order.list", json!({}), product.position).await.result.ok()
     })
     .await;
 
-    let (enough, asked) = (AtomicBool::new(false), AtomicU64::new(0));
-    let ask = async |name: &str, body: Value, pause: Duration| {
+    let (enough, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+    let send = async |name: &str, body: Value, pause: Duration| {
         while !enough.load(Relaxed) {
             let reply = match name.starts_with("cmd.") {
                 true => system.client.command(&name[4..], body.clone(), &[]).await,
@@ -40,19 +40,19 @@ async fn restarts_lose_no_request_however_far_away_nats_is() {
             };
             let reply = reply.unwrap_or_else(|error| panic!("a request for {name} was lost: {error}"));
             assert!(reply.result.is_ok(), "{name}: {:?}", reply.result);
-            asked.fetch_add(1, Relaxed);
+            answered.fetch_add(1, Relaxed);
             sleep(pause).await;
         }
     };
     let (busy, quiet) = (Duration::from_millis(2), Duration::from_millis(150));
     let load = async {
         tokio::join!(
-            ask("cmd.product.restock", json!({"id": product.id, "quantity": 1}), busy),
-            ask("cmd.product.restock", json!({"id": product.id, "quantity": 2}), busy),
-            ask("cmd.user.update", json!({"id": user.id}), quiet),
-            ask("qry.product.get", json!({"id": product.id}), busy),
-            ask("qry.product.get", json!({"id": product.id}), busy),
-            ask("qry.order.list", json!({}), quiet),
+            send("cmd.product.restock", json!({"id": product.id, "quantity": 1}), busy),
+            send("cmd.product.restock", json!({"id": product.id, "quantity": 2}), busy),
+            send("cmd.user.update", json!({"id": user.id}), quiet),
+            send("qry.product.get", json!({"id": product.id}), busy),
+            send("qry.product.get", json!({"id": product.id}), busy),
+            send("qry.order.list", json!({}), quiet),
         )
     };
     let restarts = async {
@@ -67,7 +67,7 @@ async fn restarts_lose_no_request_however_far_away_nats_is() {
         enough.store(true, Relaxed);
     };
     tokio::join!(load, restarts);
-    assert!(asked.load(Relaxed) > 2_000, "{asked:?}");
+    assert!(answered.load(Relaxed) > 2_000, "{answered:?}");
 }
 
 struct Proxies {
@@ -83,7 +83,7 @@ impl Proxies {
         }
     }
 
-    /// One replica of each service, which listens when this returns.
+    /// Starts a replica of each service, and waits until all of them listen.
     async fn start(&self, system: &System) -> [Replica; 3] {
         let name = Uuid::now_v7().to_string();
         let command = system.start_command(&["--replica", &name, "--nats-url", &self.command.url]);

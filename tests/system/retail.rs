@@ -1,4 +1,4 @@
-//! A month of a real shop: replayed through NATS, stopped and run again, and right to the penny.
+//! A month of a real shop is replayed through NATS, stopped and run again, and comes out right to the penny.
 
 use std::{
     io::Write,
@@ -42,7 +42,7 @@ async fn a_small_shop_is_replayed_to_the_penny_and_nothing_happens_twice() {
         (NoSale::Unreadable, 1),
     ];
     assert_eq!(report.no_sales, reasons.into());
-    // Three customers, of whom one is the guest and has no country; three products, named and stocked; three orders.
+    // Three customers, of whom the guest has no country; three products, named and stocked; three orders.
     assert_eq!((report.commands, report.accepted), (3 + 3 + 2 + 3 + 3 + 3, 17));
     let day = 6 * 255 + 6 * 339 + 2 * 250 + 1500;
     let sales = daily(&system, "2010-12-01", "2010-12-31").await;
@@ -85,7 +85,7 @@ async fn a_second_month_is_placed_after_a_first_one_and_another_copy_of_it_chang
     for file in &months {
         let report = retail::replay(&system.client, file, 8, false).await.unwrap();
         assert_eq!((report.sales, report.accepted), (before.sales, before.accepted), "{report}");
-        assert_eq!((report.refused, report.present), ([].into(), 0));
+        assert_eq!((report.refused, report.already_present), ([].into(), 0));
         let sales = daily(&system, "2010-12-01", "2011-01-31").await;
         assert_eq!(sales["total"]["orders"], 6);
         let products = system.client.query("product.search", json!({"text": "lantern"}), &[]).await.unwrap().data();
@@ -96,10 +96,10 @@ async fn a_second_month_is_placed_after_a_first_one_and_another_copy_of_it_chang
         assert_eq!(users["items"].as_array().unwrap().len(), 1);
     }
 
-    // What the ledger has forgotten is there all the same, and is not called a failure.
+    // An aggregate whose key the ledger has forgotten exists all the same, and does not count as a failure.
     system.journal().await.execute("delete from commands", &[]).await.unwrap();
     let again = retail::replay(&system.client, &first, 8, false).await.unwrap();
-    assert_eq!((again.refused, again.present), ([].into(), 3 + 3 + 3));
+    assert_eq!((again.refused, again.already_present), ([].into(), 3 + 3 + 3));
     assert_eq!(daily(&system, "2010-12-01", "2011-01-31").await["total"]["orders"], 6);
     assert_views_are_journal(&system).await;
     for file in [&first].into_iter().chain(&months) {
@@ -108,7 +108,7 @@ async fn a_second_month_is_placed_after_a_first_one_and_another_copy_of_it_chang
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_written_is_cleaned_up_when_it_is_waited_for() {
+async fn a_journal_is_vacuumed_until_no_row_is_dead() {
     const DEAD: &str = "select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables";
     let (system, _replicas) = System::complete().await;
     let dead = async || system.journal().await.query_one(DEAD, &[]).await.unwrap().get::<_, i64>(0);
@@ -118,23 +118,23 @@ async fn what_was_written_is_cleaned_up_when_it_is_waited_for() {
         (dead().await > 0).then_some(())
     });
     restocked.await;
-    // So few dead rows of many that vacuum would leave them in the indexes.
+    // A plain vacuum would leave so few dead rows of many in the indexes.
     let few = "create table many (id int primary key, pad text);
         insert into many select id, repeat('x', 200) from generate_series(1, 20000) as id;
         delete from many where id <= 5";
     system.journal().await.batch_execute(few).await.unwrap();
-    tokio::time::timeout(tests::PATIENCE, journal::cleaned_up(&system)).await.unwrap();
+    tokio::time::timeout(tests::PATIENCE, journal::vacuumed(&system)).await.unwrap();
     assert_eq!(dead().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_without_one_order_is_a_failure() {
+async fn a_replay_without_a_single_order_is_a_failure() {
     let (system, _replicas) = System::complete().await;
-    // More pieces than a line can have.
+    // A line cannot have so many pieces.
     let file =
         plain("refused", &SMALL.replace(",6,", ",6000000,").replace(",10,", ",6000000,").replace(",1,", ",6000000,"));
     let failed = retail::replay(&system.client, &file, 8, false).await.unwrap_err().to_string();
-    assert!(failed.contains("not one order was accepted") && failed.contains("malformed"), "{failed}");
+    assert!(failed.contains("none of the orders was accepted") && failed.contains("malformed"), "{failed}");
     std::fs::remove_file(file).unwrap();
 }
 
@@ -142,13 +142,13 @@ async fn a_replay_without_one_order_is_a_failure() {
 async fn december_2010_is_replayed_to_the_penny_even_if_it_is_stopped_in_between() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/online-retail/2010-12.csv.gz");
     if !file.exists() {
-        eprintln!("left out: the real file is not here");
+        eprintln!("skipped: the file of the data set is not there");
         return;
     }
     let (system, _replicas) = System::complete().await;
-    let some = eventually("some of it is done", async || (system.head().await > 2_000).then_some(()));
+    let some = eventually("some of the commands are done", async || (system.head().await > 2_000).then_some(()));
     tokio::select! {
-        replayed = retail::replay(&system.client, &file, 64, false) => panic!("it was to be stopped: {replayed:?}"),
+        replayed = retail::replay(&system.client, &file, 64, false) => panic!("the replay ended before it was stopped: {replayed:?}"),
         () = some => {}
     }
 

@@ -1,4 +1,4 @@
-//! Settings: an empty variable is none, passwords come from files, and docker-compose.yml passes every setting on.
+//! Settings: an empty variable counts as not set, passwords come from files, and docker-compose.yml passes on every setting.
 
 use std::{
     io::{BufRead, BufReader},
@@ -15,7 +15,7 @@ const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const SECRETS: &str = include_str!("../../docker-compose.secrets.yml");
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_variable_counts_as_none() {
+async fn an_empty_variable_counts_as_not_set() {
     let system = System::new().await;
     let mut migrate = program("command");
     migrate.arg("migrate");
@@ -25,15 +25,15 @@ async fn an_empty_variable_counts_as_none() {
     let done = migrate.env("POSTGRES_URL", system.postgres_url()).output().unwrap();
     assert!(done.status.success(), "{done:?}");
 
-    // Without a filter of its own, a service says more than its errors.
+    // With an empty RUST_LOG, a service logs more than errors.
     let mut query = program("query");
     for variable in variables(&query_service::Config::command()) {
         query.env(variable, "");
     }
     let query = query.env("RUST_LOG", "").env("NATS_URL", system.stack.url("NATS_QUERY_URL"));
     let query = query.env("MONGODB_URL", system.stack.url("MONGODB_QUERY_URL")).stdout(Stdio::piped()).spawn().unwrap();
-    let said = first_line(query);
-    assert!(said.contains("INFO"), "{said}");
+    let output = first_line(query);
+    assert!(output.contains("INFO"), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn passwords_come_from_files() {
 }
 
 #[test]
-fn a_file_without_a_password_is_named_and_nothing_of_it_shown() {
+fn a_file_without_a_password_is_named_but_not_shown() {
     let secret = Secret::of("postgres://watershed:secret@127.0.0.1:1/watershed");
     for content in [None, Some("\n")] {
         match content {
@@ -68,19 +68,25 @@ fn a_file_without_a_password_is_named_and_nothing_of_it_shown() {
             None => std::fs::remove_file(&secret.file).unwrap(),
         }
         let refused = migrate(&secret);
-        let said = String::from_utf8(refused.stderr).unwrap();
-        assert_eq!(refused.status.code(), Some(2), "{said}");
-        assert!(said.contains(secret.file.to_str().unwrap()) && said.contains("--postgres-password-file"), "{said}");
-        assert!(!said.contains("127.0.0.1"), "{said}");
+        let output = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{output}");
+        assert!(
+            output.contains(secret.file.to_str().unwrap()) && output.contains("--postgres-password-file"),
+            "{output}"
+        );
+        assert!(!output.contains("127.0.0.1"), "{output}");
     }
     std::fs::write(&secret.file, "secret").unwrap();
     let refused = migrate(&Secret { url: "postgres://127.0.0.1:1/watershed".to_owned(), file: secret.file.clone() });
-    let said = String::from_utf8(refused.stderr).unwrap();
-    assert!(said.contains("POSTGRES_URL") && said.contains("names no user") && !said.contains("secret\n"), "{said}");
+    let output = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        output.contains("POSTGRES_URL") && output.contains("names no user") && !output.contains("secret\n"),
+        "{output}"
+    );
 }
 
 #[test]
-fn docker_compose_passes_every_setting_on() {
+fn docker_compose_passes_on_every_setting() {
     let services = [
         ("command", command_service::Config::command()),
         ("projection", projection_service::Config::command()),
@@ -91,7 +97,7 @@ fn docker_compose_passes_every_setting_on() {
         let shared = section(COMPOSE, "x-settings: &settings");
         assert!(own.contains("<<: *settings"));
         for variable in variables(&settings) {
-            // Each replica makes a name of its own, and where the file lies that says "ready" is the image's.
+            // Each replica creates its own name, and the image sets the path of the ready file.
             if ["REPLICA", "READY_FILE"].contains(&variable.as_str()) {
                 continue;
             }
@@ -133,7 +139,7 @@ fn migrate(secret: &Secret) -> Output {
     migrate.output().unwrap()
 }
 
-/// The first line that the process logs; then it is ended.
+/// Reads the first line that the process logs, and ends the process.
 fn first_line(mut process: Child) -> String {
     let mut line = String::new();
     BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -149,7 +155,7 @@ fn variables(settings: &clap::Command) -> Vec<String> {
     variables
 }
 
-/// From this line to the next that is indented as much.
+/// The lines below this one that are indented more deeply.
 fn section<'a>(text: &'a str, first: &str) -> &'a str {
     let (_, section) = text.split_once(&format!("\n{first}\n")).unwrap_or_else(|| panic!("no section {first}"));
     let indent = first.len() - first.trim_start().len();

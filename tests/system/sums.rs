@@ -1,4 +1,4 @@
-//! Sums beyond 64 bits: valid orders reach them in seconds, and the views, their reports and their lists go on.
+//! Sums beyond 64 bits, which valid orders can reach within seconds: the views, their reports and their lists stay right.
 
 use std::iter::repeat_n;
 
@@ -8,11 +8,11 @@ use tests::{System, journal};
 
 use crate::projection::assert_views_are_journal;
 
-/// The largest total of an order.
+/// The largest total that an order may have, in the smallest unit of its currency.
 const LARGEST: u64 = 1_000_000_000_000_000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_day_and_a_user_may_come_to_more_than_64_bits() {
+async fn sums_of_a_day_and_a_user_may_exceed_64_bits() {
     let (system, _replicas) = System::complete().await;
     let (rich, poor) = (system.user().await.id, system.user().await.id);
     let (product, other) = (system.product(100_000).await.id, system.product(10).await.id);

@@ -1,16 +1,16 @@
-//! What may be held by one living aggregate alone: e-mail addresses and SKUs, under races, and freed again.
+//! Unique values, e-mail addresses and SKUs: only one living aggregate holds each, even under races, and can release it.
 
 use futures_util::future::join_all;
 use serde_json::json;
 use tests::{System, journal};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_who_race_for_an_address_one_gets_it() {
+async fn of_many_clients_that_race_for_an_address_one_gets_it() {
     let system = System::new().await;
     let _replicas = [system.command().await, system.command().await];
     for round in 0..10 {
         let register = |n: usize| {
-            // Letter case does not make two addresses of one.
+            // Addresses that differ in letter case are the same address.
             let email =
                 if n.is_multiple_of(2) { format!("ADA{round}@example.com") } else { format!("ada{round}@example.com") };
             system.try_command("user.register", json!({"email": email, "name": format!("Ada {n}")}))
@@ -26,7 +26,7 @@ async fn of_many_who_race_for_an_address_one_gets_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_who_race_for_an_id_one_gets_it() {
+async fn of_many_clients_that_race_for_an_id_one_gets_it() {
     let system = System::new().await;
     let _replicas = [system.command().await, system.command().await];
     let id = system.user().await.id.to_string().replace(|c: char| c.is_ascii_digit(), "7");
@@ -60,14 +60,14 @@ async fn an_address_is_free_again_after_delete_and_rename() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sku_is_free_again_after_delete_and_rename_even_at_once() {
+async fn a_sku_is_free_again_while_others_ask_for_it() {
     let system = System::new().await;
     let _replicas = [system.command().await, system.command().await];
     let price = json!({"amount": 1, "currency": "EUR"});
     let create = json!({"sku": "S1", "name": "Lantern", "price": price});
     for _ in 0..20 {
         let id = system.accept("product.create", create.clone()).await.id;
-        // One gives the SKU up while others ask for it: each gets a clear answer, and never two of them have it.
+        // One product releases the SKU while others claim it. Each gets a clear reply, and never do two of them hold it.
         let (deleted, taken) = tokio::join!(
             system.try_command("product.delete", json!({"id": id})),
             join_all((0..8).map(|_| system.try_command("product.create", create.clone()))),
@@ -91,7 +91,7 @@ async fn a_sku_is_free_again_after_delete_and_rename_even_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_spellings_that_are_one_to_the_eye_are_one_address_and_one_sku() {
+async fn spellings_that_look_the_same_are_the_same_address_and_sku() {
     let system = System::new().await;
     let _command = system.command().await;
     let register = |email: &str| system.try_command("user.register", json!({"email": email, "name": "Ada"}));
@@ -111,9 +111,9 @@ async fn two_spellings_that_are_one_to_the_eye_are_one_address_and_one_sku() {
     assert_eq!(create("É\u{200d}1").await.code(), "malformed");
 }
 
-/// Before, addresses were compared in lower case, and SKUs as they were.
+/// Earlier versions compared addresses in lower case, and SKUs byte by byte.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_older_version_claimed_is_claimed_as_it_is_compared_now() {
+async fn claims_of_an_older_version_are_migrated_to_the_present_comparison() {
     let system = System::new().await;
     let command = system.command().await;
     let register = |email: &str| system.try_command("user.register", json!({"email": email, "name": "Ada"}));
@@ -127,7 +127,7 @@ async fn what_an_older_version_claimed_is_claimed_as_it_is_compared_now() {
             id
         };
         let sharp = claimed_before(register("straße@example.com").await.id(), "straße@example.com").await;
-        // By those rules this was another address.
+        // By the rules of that version this was another address.
         let double = register("strasse@example.com").await.id();
         let munich = claimed_before(register("ada@münchen.de").await.id(), "ada@münchen.de").await;
         claimed_before(create("É1").await.id(), "E\u{301}1").await;
@@ -141,7 +141,7 @@ async fn what_an_older_version_claimed_is_claimed_as_it_is_compared_now() {
         assert_eq!(register(email).await.code(), "email_taken", "{email}");
     }
     assert_eq!(create("É1").await.code(), "sku_taken");
-    // Neither of the two who have one address by now loses it by what the other does.
+    // Two users hold the same address now. Neither loses it through what the other does.
     system.accept("user.update", json!({"id": sharp, "name": "Grace"})).await;
     system.accept("user.update", json!({"id": double, "name": "Grace"})).await;
     system.accept("user.delete", json!({"id": sharp})).await;

@@ -1,12 +1,12 @@
-//! Bad input gets a clear error that names the field, changes nothing, and spoils nobody's batch; every endpoint can be
-//! discovered, and every error is counted.
+//! Invalid input gets a clear error that names the field, changes nothing, and does not affect other commands in its batch.
+//! Every endpoint can be discovered, and every error is counted.
 
 use futures_util::{StreamExt, future::join_all};
 use serde_json::{Value, json};
 use tests::{Client, System, eventually, journal};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_commands_are_refused_by_field_and_spoil_nobodys_batch() {
+async fn invalid_commands_are_refused_by_field_and_do_not_affect_their_batch() {
     let system = System::new().await;
     let _command = system.command().await;
     let (user, product) = (system.user().await.id, system.product(1_000_000).await.id);
@@ -46,7 +46,7 @@ async fn bad_commands_are_refused_by_field_and_spoil_nobodys_batch() {
         let shown = &body[..body.len().min(200)];
         assert_eq!((failure.status, &*failure.code), (400, "malformed"), "{name} {shown}");
         let named = failure.details.get("field").and_then(Value::as_str).unwrap_or_default();
-        assert!(named.starts_with(field), "{name} {shown}: {field:?} is named, not {named:?}");
+        assert!(named.starts_with(field), "{name} {shown}: {named:?} is named instead of {field:?}");
         assert!(!failure.message.is_empty());
     }));
     let good = join_all((0..100).map(|_| system.accept("product.restock", json!({"id": product, "quantity": 1}))));
@@ -55,7 +55,7 @@ async fn bad_commands_are_refused_by_field_and_spoil_nobodys_batch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_malformed_is_said_in_a_way_that_a_program_can_use() {
+async fn malformed_requests_are_explained_in_a_machine_readable_way() {
     let (system, _replicas) = System::complete().await;
     let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
     let quantity =
@@ -117,7 +117,7 @@ async fn what_is_malformed_is_said_in_a_way_that_a_program_can_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn amounts_that_overflow_are_refused_by_a_rule() {
+async fn amounts_that_overflow_are_refused() {
     let system = System::new().await;
     let _command = system.command().await;
     let (user, product) = (system.user().await.id, system.product(1_000_000).await.id);
@@ -134,7 +134,7 @@ async fn amounts_that_overflow_are_refused_by_a_rule() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_header_is_refused_by_name() {
+async fn an_invalid_header_is_refused_by_name() {
     let system = System::new().await;
     let _command = system.command().await;
     let product = system.product(1).await.id;
@@ -165,7 +165,7 @@ async fn header_values_of_events_and_refusals_are_visible_ascii() {
     let restocked = system.client.command("product.restock", restock, &headers).await.unwrap().accepted();
     let headers = loop {
         let headers = events.next().await.unwrap().headers.unwrap();
-        // The product's creation may come before it.
+        // The creation of the product may arrive first.
         if headers.get("Position").unwrap().as_str() == restocked.position.to_string() {
             break headers;
         }
@@ -187,7 +187,7 @@ async fn header_values_of_events_and_refusals_are_visible_ascii() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_over_the_limit_is_too_large() {
+async fn a_request_over_the_limit_is_refused_as_too_large() {
     let system = System::new().await;
     let _command = system.command_with(&["--max-request-bytes", "1000"]).await;
     let name = "x".repeat(2000);
@@ -225,7 +225,7 @@ async fn the_services_can_be_discovered_and_count_every_error() {
     assert!(restock["last_error"].as_str().unwrap().starts_with("400:malformed"));
 }
 
-/// The answer of this installation's service: other tests run theirs at the same time.
+/// The answer of this installation's service. Services of other tests run at the same time.
 async fn discover(client: &Client, verb: &str, service: &str, prefix: &str) -> Value {
     eventually("the service answers", async || {
         let inbox = client.nats.new_inbox();
@@ -235,7 +235,7 @@ async fn discover(client: &Client, verb: &str, service: &str, prefix: &str) -> V
         while let Ok(Some(answer)) = tokio::time::timeout(soon, answers.next()).await {
             let answer: Value = serde_json::from_slice(&answer.payload).ok()?;
             let endpoints = answer["endpoints"].as_array()?;
-            // The projection service has none to tell by.
+            // The projection service has no endpoints by which its installation could be recognized.
             let ours = |endpoint: &Value| endpoint["subject"].as_str().is_some_and(|it| it.starts_with(prefix));
             if endpoints.is_empty() || endpoints.iter().any(ours) {
                 return Some(answer);

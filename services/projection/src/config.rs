@@ -1,4 +1,4 @@
-//! What can be set, as a flag or an environment variable.
+//! The settings of the service, each a flag or an environment variable.
 
 use std::time::Duration;
 
@@ -28,14 +28,14 @@ pub struct Config {
     /// Bytes of documents after which a batch takes no more events
     #[arg(long, env = "BATCH_BYTES", default_value_t = 2 << 20, value_parser = at_least_one)]
     pub batch_bytes: usize,
-    /// Milliseconds after which a replica that is not heard of loses its views to the others
+    /// Milliseconds after which a replica that has stopped renewing its leases loses its views to the others
     #[arg(long, env = "LEASE_MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(100..=600_000))]
     pub lease_ms: u64,
 }
 
 impl Config {
     /// # Errors
-    /// If the password is in a file, but the URL names no user.
+    /// If the password is in a file, but the URL does not name a user.
     pub fn mongodb_url(&self) -> anyhow::Result<String> {
         with_password(&self.mongodb_url, self.mongodb_password.as_ref()).context("MONGODB_URL")
     }
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_holds_something() {
+    fn senseless_settings_are_refused() {
         for flag in ["--batch-events=0", "--batch-bytes=0", "--batch-events=x", "--lease-ms=1"] {
             assert!(Config::try_parse_from(URLS.into_iter().chain([flag])).is_err(), "{flag}");
         }

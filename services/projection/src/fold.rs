@@ -1,6 +1,6 @@
-//! Folds events into documents in memory. The invariant: an event is applied to all the documents that it concerns, or
-//! to none; and a document in memory is what the store will hold when the batches up to here are written. Nobody else
-//! writes these documents: the commit says so, which demands the checkpoint and the lease.
+//! Folds events into documents in memory. The invariants: an event is applied to all of its documents, or to none; and a
+//! document in memory equals what MongoDB will hold once the batches up to here are written. Nobody else writes these
+//! documents: each transaction makes sure of that, since it demands the checkpoint and the lease's term.
 
 use std::collections::HashMap;
 
@@ -8,92 +8,94 @@ use bson::RawDocumentBuf;
 use domain::Recorded;
 use views::{Inapplicable, View};
 
-use crate::write::Write;
+use crate::document_write::DocumentWrite;
 
 pub struct Fold<V: View> {
     /// The documents of the batch that is being folded.
     open: Documents<V>,
-    /// Those of the batch that is being written, as that leaves them.
+    /// The documents of the batch that is being written, as the batch leaves them.
     sealed: Documents<V>,
-    /// Those of earlier batches: they are as they are stored.
-    kept: Kept<V>,
+    /// The documents of earlier batches, as they are stored.
+    cache: Cache<V>,
     changed: bool,
 }
 
-/// Documents that may be wanted again, within bounds: those that were used lately stay.
-struct Kept<V: View> {
-    lately: Documents<V>,
-    /// Of `lately`, roughly.
-    bytes: usize,
-    before: Documents<V>,
+/// A bounded cache with two ages. A document that is used is young. When the young ones have become too large, they all
+/// become old, and those that were old are dropped.
+struct Cache<V: View> {
+    young: Documents<V>,
+    /// The size of the young documents as they are stored.
+    young_bytes: usize,
+    old: Documents<V>,
 }
 
-/// Bytes of documents that are kept lately, as they are stored. In memory they are several times as large.
-const KEPT_BYTES: usize = 512 << 10;
+/// How large the young documents may become, in bytes as stored. In memory they are several times as large.
+const MAX_YOUNG_BYTES: usize = 512 << 10;
 
-type Documents<V> = HashMap<String, Held<<V as View>::Document>>;
+type Documents<V> = HashMap<String, LoadedDocument<<V as View>::Document>>;
 
-struct Held<D> {
+/// A document in memory; `None` stands for a document that does not exist.
+struct LoadedDocument<D> {
     stored: Option<RawDocumentBuf>,
-    document: Option<D>,
+    current: Option<D>,
     changed: bool,
 }
 
 impl<V: View> Default for Fold<V> {
     fn default() -> Self {
-        Self { open: HashMap::new(), sealed: HashMap::new(), kept: Kept::default(), changed: false }
+        Self { open: HashMap::new(), sealed: HashMap::new(), cache: Cache::default(), changed: false }
     }
 }
 
 impl<V: View> Fold<V> {
-    /// Those of the identifiers whose documents are not in memory.
+    /// The identifiers whose documents are not in memory.
     pub fn missing<'a>(&self, ids: &'a [String]) -> impl Iterator<Item = &'a str> {
-        let Self { open, sealed, kept, .. } = self;
-        let is_here = |id| open.contains_key(id) || sealed.contains_key(id) || kept.has(id);
-        ids.iter().map(String::as_str).filter(move |id| !is_here(*id))
+        let Self { open, sealed, cache, .. } = self;
+        let is_loaded = |id| open.contains_key(id) || sealed.contains_key(id) || cache.contains(id);
+        ids.iter().map(String::as_str).filter(move |id| !is_loaded(*id))
     }
 
-    /// Takes it that those of the documents which are not in memory are not in the store either.
-    pub fn begin(&mut self, ids: &[String]) {
+    /// Assumes that those of the documents that are not in memory do not exist, so that they need not be loaded.
+    pub fn assume_absent(&mut self, ids: &[String]) {
         for id in ids {
-            self.held(id);
+            self.entry(id);
         }
     }
 
-    /// Takes a document as it is stored.
+    /// Takes in a document as it is stored.
     ///
     /// # Errors
     /// If it is not a document of the view.
     pub fn load(&mut self, stored: RawDocumentBuf) -> bson::error::Result<()> {
         let id = stored.get_str("_id")?.to_owned();
-        let document = bson::deserialize_from_slice(stored.as_bytes())?;
-        self.open.insert(id, Held { stored: Some(stored), document: Some(document), changed: false });
+        let current = bson::deserialize_from_slice(stored.as_bytes())?;
+        self.open.insert(id, LoadedDocument { stored: Some(stored), current: Some(current), changed: false });
         Ok(())
     }
 
-    /// Applies an event to the documents that it concerns. One that is not in memory is not in the store either.
+    /// Applies an event to its documents. A document that is not in memory counts as one that does not exist.
     ///
     /// # Errors
-    /// If it cannot be applied to one of them; then it is applied to none.
+    /// If the event cannot be applied to one of them. Then it is applied to none.
     pub fn apply(&mut self, event: &Recorded, ids: &[String]) -> Result<(), Inapplicable> {
         let mut evolved = Vec::with_capacity(ids.len());
         for id in ids {
-            let before = self.held(id).document.clone();
+            let before = self.entry(id).current.clone();
             evolved.push(V::evolve(before, id, event)?);
         }
-        for (id, document) in ids.iter().zip(evolved) {
-            let held = self.held(id);
-            if held.document != document {
-                held.document = document;
-                held.changed = true;
+        for (id, after) in ids.iter().zip(evolved) {
+            let entry = self.entry(id);
+            if entry.current != after {
+                entry.current = after;
+                entry.changed = true;
                 self.changed = true;
             }
         }
         Ok(())
     }
 
-    /// How many documents the batch has so far.
-    pub fn documents(&self) -> usize {
+    /// The number of documents in the open batch.
+    pub fn document_count(&self) -> usize {
         self.open.len()
     }
 
@@ -102,72 +104,72 @@ impl<V: View> Fold<V> {
         self.changed
     }
 
-    /// Ends the batch, and says what is to be written. Its documents stay in memory until it is.
+    /// Ends the open batch, and returns its writes. Its documents stay in memory until [`Self::mark_written`].
     ///
     /// # Errors
-    /// If a document has no BSON form.
-    pub fn seal(&mut self) -> bson::error::Result<Vec<Write>> {
-        let mut changed: Vec<_> = self.open.iter_mut().filter(|(_, held)| held.changed).collect();
-        // Neighbours in the collection lie together in its files.
+    /// If a document cannot be serialized to BSON.
+    pub fn seal(&mut self) -> bson::error::Result<Vec<DocumentWrite>> {
+        let mut changed: Vec<_> = self.open.iter_mut().filter(|(_, entry)| entry.changed).collect();
+        // Documents that are neighbours in the collection lie close together in its files.
         changed.sort_unstable_by_key(|(id, _)| *id);
         let mut writes = Vec::with_capacity(changed.len());
-        for (id, held) in changed {
-            let after = held.document.as_ref().map(bson::serialize_to_raw_document_buf).transpose()?;
-            writes.extend(Write::between(id, held.stored.as_deref(), after.as_deref())?);
-            held.stored = after;
-            held.changed = false;
+        for (id, entry) in changed {
+            let after = entry.current.as_ref().map(bson::serialize_to_raw_document_buf).transpose()?;
+            writes.extend(DocumentWrite::between(id, entry.stored.as_deref(), after.as_deref())?);
+            entry.stored = after;
+            entry.changed = false;
         }
         self.sealed = std::mem::take(&mut self.open);
         self.changed = false;
         Ok(writes)
     }
 
-    /// Takes it that the batch that was ended last is written.
-    pub fn written(&mut self) {
-        self.kept.keep(std::mem::take(&mut self.sealed));
+    /// To be called when the sealed batch has been written.
+    pub fn mark_written(&mut self) {
+        self.cache.insert(std::mem::take(&mut self.sealed));
     }
 
-    fn held(&mut self, id: &str) -> &mut Held<V::Document> {
-        let Self { open, sealed, kept, .. } = self;
-        let none = Held { stored: None, document: None, changed: false };
-        open.entry(id.to_owned()).or_insert_with(|| sealed.remove(id).or_else(|| kept.take(id)).unwrap_or(none))
+    fn entry(&mut self, id: &str) -> &mut LoadedDocument<V::Document> {
+        let Self { open, sealed, cache, .. } = self;
+        let absent = LoadedDocument { stored: None, current: None, changed: false };
+        open.entry(id.to_owned()).or_insert_with(|| sealed.remove(id).or_else(|| cache.remove(id)).unwrap_or(absent))
     }
 }
 
-impl<V: View> Kept<V> {
-    fn has(&self, id: &str) -> bool {
-        self.lately.contains_key(id) || self.before.contains_key(id)
+impl<V: View> Cache<V> {
+    fn contains(&self, id: &str) -> bool {
+        self.young.contains_key(id) || self.old.contains_key(id)
     }
 
-    fn take(&mut self, id: &str) -> Option<Held<V::Document>> {
-        if let Some(held) = self.lately.remove(id) {
-            self.bytes -= held.bytes();
-            return Some(held);
+    fn remove(&mut self, id: &str) -> Option<LoadedDocument<V::Document>> {
+        if let Some(document) = self.young.remove(id) {
+            self.young_bytes -= document.stored_bytes();
+            return Some(document);
         }
-        self.before.remove(id)
+        self.old.remove(id)
     }
 
-    fn keep(&mut self, documents: Documents<V>) {
-        // Where there is none, there is nothing to keep.
-        for (id, held) in documents.into_iter().filter(|(_, held)| held.stored.is_some()) {
-            self.bytes += held.bytes();
-            self.lately.insert(id, held);
-            if self.bytes > KEPT_BYTES {
-                self.before = std::mem::take(&mut self.lately);
-                self.bytes = 0;
+    /// Caches the documents that exist.
+    fn insert(&mut self, documents: Documents<V>) {
+        for (id, document) in documents.into_iter().filter(|(_, document)| document.stored.is_some()) {
+            self.young_bytes += document.stored_bytes();
+            self.young.insert(id, document);
+            if self.young_bytes > MAX_YOUNG_BYTES {
+                self.old = std::mem::take(&mut self.young);
+                self.young_bytes = 0;
             }
         }
     }
 }
 
-impl<V: View> Default for Kept<V> {
+impl<V: View> Default for Cache<V> {
     fn default() -> Self {
-        Self { lately: HashMap::new(), bytes: 0, before: HashMap::new() }
+        Self { young: HashMap::new(), young_bytes: 0, old: HashMap::new() }
     }
 }
 
-impl<D> Held<D> {
-    fn bytes(&self) -> usize {
+impl<D> LoadedDocument<D> {
+    fn stored_bytes(&self) -> usize {
         self.stored.as_ref().map_or(0, |stored| stored.as_bytes().len())
     }
 }
@@ -183,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts pieces: into the document of the aggregate and, where it is not zero, into `total`, which holds 10 at most.
+    /// Counts pieces, in the document of the aggregate and in `total`, which holds 10 at most.
     struct Pieces;
 
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -246,19 +248,19 @@ mod tests {
         fold.apply(event, &Pieces::document_ids(event))
     }
 
-    fn sealed(fold: &mut Fold<Pieces>) -> Vec<Write> {
+    fn sealed(fold: &mut Fold<Pieces>) -> Vec<DocumentWrite> {
         let mut writes = fold.seal().unwrap();
         writes.sort_by_key(|write| format!("{write:?}"));
         writes
     }
 
-    fn between(id: &str, before: Option<i64>, after: Option<i64>) -> Write {
+    fn between(id: &str, before: Option<i64>, after: Option<i64>) -> DocumentWrite {
         let document = |pieces: i64| rawdoc! { "_id": id, "pieces": pieces };
-        Write::between(id, before.map(document).as_deref(), after.map(document).as_deref()).unwrap().unwrap()
+        DocumentWrite::between(id, before.map(document).as_deref(), after.map(document).as_deref()).unwrap().unwrap()
     }
 
     #[test]
-    fn events_of_a_batch_make_one_write_each_document() {
+    fn the_events_of_a_batch_make_one_write_for_each_document() {
         let mut fold = Fold::default();
         fold.load(rawdoc! { "_id": "total", "pieces": 1_i64 }).unwrap();
         apply(&mut fold, &restocked(2)).unwrap();
@@ -268,15 +270,15 @@ mod tests {
     }
 
     #[test]
-    fn the_next_batch_sees_what_is_still_being_written() {
+    fn the_next_batch_sees_the_batch_that_is_still_being_written() {
         let mut fold = Fold::default();
         apply(&mut fold, &restocked(2)).unwrap();
         fold.seal().unwrap();
         assert_eq!(fold.missing(&[ID.to_owned(), "total".to_owned()]).count(), 0);
         apply(&mut fold, &restocked(3)).unwrap();
-        fold.written();
+        fold.mark_written();
         assert_eq!(sealed(&mut fold), [between(ID, Some(2), Some(5)), between("total", Some(2), Some(5))]);
-        fold.written();
+        fold.mark_written();
         apply(&mut fold, &event(product::Event::Deleted(product::Deleted {}))).unwrap();
         assert_eq!(sealed(&mut fold), [between(ID, Some(5), None), between("total", Some(5), None)]);
     }
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_change_is_not_written() {
+    fn a_document_that_does_not_change_is_not_written() {
         let mut fold = Fold::default();
         fold.load(rawdoc! { "_id": "total", "pieces": 1_i64 }).unwrap();
         fold.load(rawdoc! { "_id": ID, "pieces": 1_i64 }).unwrap();
@@ -300,12 +302,12 @@ mod tests {
     }
 
     #[test]
-    fn documents_of_earlier_batches_stay_as_they_were_written() {
+    fn documents_of_earlier_batches_are_cached_as_they_were_written() {
         let mut fold = Fold::default();
         apply(&mut fold, &restocked(2)).unwrap();
         for _ in 0..3 {
             fold.seal().unwrap();
-            fold.written();
+            fold.mark_written();
         }
         assert_eq!(fold.missing(&[ID.to_owned(), "total".to_owned()]).count(), 0);
         apply(&mut fold, &restocked(3)).unwrap();
@@ -313,28 +315,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded_and_what_was_used_lately_stays() {
+    fn the_cache_is_bounded_and_a_document_that_is_used_stays() {
         let mut fold = Fold::<Pieces>::default();
         let large = |id: &str| {
-            rawdoc! { "_id": id, "pieces": 1_i64, "padding": "x".repeat(KEPT_BYTES / 10) }
+            rawdoc! { "_id": id, "pieces": 1_i64, "padding": "x".repeat(MAX_YOUNG_BYTES / 10) }
         };
         fold.load(large("total")).unwrap();
         for n in 0..100 {
             fold.load(large(&n.to_string())).unwrap();
-            // In use again, as the document of a day is.
-            fold.begin(&["total".to_owned()]);
+            // Every batch uses this one again, as it would the sums of a day.
+            fold.assume_absent(&["total".to_owned()]);
             fold.seal().unwrap();
-            fold.written();
+            fold.mark_written();
         }
-        let kept = (0..100).filter(|n| fold.missing(&[n.to_string()]).count() == 0).count();
-        assert!((10..=22).contains(&kept), "{kept}");
+        let cached = (0..100).filter(|n| fold.missing(&[n.to_string()]).count() == 0).count();
+        assert!((10..=22).contains(&cached), "{cached}");
         assert_eq!(fold.missing(&["total".to_owned(), "99".to_owned()]).count(), 0);
     }
 
     #[test]
-    fn what_an_event_begins_is_not_looked_for() {
+    fn a_document_that_is_assumed_absent_is_not_loaded() {
         let mut fold = Fold::<Pieces>::default();
-        fold.begin(&[ID.to_owned()]);
+        fold.assume_absent(&[ID.to_owned()]);
         assert_eq!(fold.missing(&[ID.to_owned()]).count(), 0);
         assert_eq!(sealed(&mut fold), []);
     }

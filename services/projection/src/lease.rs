@@ -1,9 +1,10 @@
-//! Who leads each view: leases in MongoDB, by its clock. The invariant: whoever is given a view's lease gets a higher
-//! term than all before. That only one writes follows from the term in the checkpoint; a lease says who should try.
+//! Leases in MongoDB, by its clock, say which replica leads each view. The invariant: whoever acquires the lease of a view
+//! gets a higher term than every holder before. A lease only says who should try to write; that nobody else can follows
+//! from the term in the checkpoint.
 //!
-//! A lease is `{_id: view, holder, term, expires, session}`. A replica has an entry of its own,
-//! `{_id: "replica/…", holder, expires}`, so that all know how many live. A holder is a replica's name and, since somebody
-//! may give two of them the same, an identifier of the process.
+//! A lease is `{_id: view, holder, term, expires, session}`. Each replica also has an entry of its own,
+//! `{_id: "replica/…", holder, expires}`, so that all replicas know how many of them are live. A holder is the name of a
+//! replica and an identifier of its process, since somebody may give two replicas the same name.
 
 use std::time::Duration;
 
@@ -16,29 +17,29 @@ use uuid::Uuid;
 use views::layout::LEASES;
 
 const REPLICA: &str = "replica/";
-/// Between a replica's name and the identifier of its process. No name has it.
+/// Separates a replica's name from the identifier of its process. Names cannot contain it.
 const SEPARATOR: char = '/';
-/// Entries of replicas that have been dead for this long are cleared away.
-const FORGOTTEN_AFTER_MS: i64 = 3_600_000;
+/// The entry of a replica is deleted when it expired this long ago.
+const DEAD_REPLICA_RETENTION_MS: i64 = 3_600_000;
 
-/// This replica's hand on the leases.
+/// Access to the leases on behalf of this replica.
 #[derive(Clone)]
 pub struct Leases {
-    table: Collection<Document>,
+    entries: Collection<Document>,
     replica: String,
     duration: Duration,
 }
 
-/// The lease of a view, as this replica was given it.
+/// The lease of a view that this replica has acquired.
 pub struct Lease {
     pub view: &'static str,
     pub term: i64,
-    /// By this process's clock, and earlier than by the server's.
+    /// When the lease expires by the clock of this process, which is sooner than it does by that of the server.
     pub valid_until: watch::Receiver<Instant>,
 }
 
-/// The entries as they were a moment ago.
-pub struct Seen(Vec<Entry>);
+/// All entries as they were a moment ago.
+pub struct Snapshot(Vec<Entry>);
 
 #[derive(Debug, Deserialize)]
 pub struct Entry {
@@ -47,15 +48,15 @@ pub struct Entry {
     holder: Option<String>,
     #[serde(default)]
     term: i64,
-    /// It has not expired.
+    /// Whether the entry had not expired.
     live: bool,
 }
 
 impl Leases {
-    /// `name` is the replica's.
+    /// `name` is the name of the replica.
     pub fn new(database: &Database, name: &str, duration: Duration) -> Self {
         let replica = format!("{name}{SEPARATOR}{}", Uuid::now_v7());
-        Self { table: database.collection(LEASES), replica, duration }
+        Self { entries: database.collection(LEASES), replica, duration }
     }
 
     pub fn duration(&self) -> Duration {
@@ -66,66 +67,66 @@ impl Leases {
         &self.replica
     }
 
-    /// Says that this replica lives, and renews all that it holds.
+    /// Renews this replica's entry, and all leases that it holds.
     pub async fn renew(&self) -> Result<(), Error> {
         let renewal = doc! { "$set": { "holder": &self.replica, "expires": self.expiry() } };
         let entry = format!("{REPLICA}{}", self.replica);
-        let told = self.table.update_one(doc! { "_id": entry }, vec![renewal.clone()]).upsert(true).await?;
-        if told.upserted_id.is_some() {
-            self.clear().await?;
+        let renewed = self.entries.update_one(doc! { "_id": entry }, vec![renewal.clone()]).upsert(true).await?;
+        if renewed.upserted_id.is_some() {
+            self.delete_dead_replicas().await?;
         }
-        self.table.update_many(doc! { "holder": &self.replica }, vec![renewal]).await?;
+        self.entries.update_many(doc! { "holder": &self.replica }, vec![renewal]).await?;
         Ok(())
     }
 
-    /// What all hold.
-    pub async fn look(&self) -> Result<Seen, Error> {
+    /// Reads all entries.
+    pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         let live = doc! { "$gt": ["$expires", "$$NOW"] };
-        let wanted = doc! { "holder": 1, "term": 1, "live": live };
-        let entries = self.table.clone_with_type().find(doc! {}).projection(wanted).await?;
-        Ok(Seen(entries.try_collect().await?))
+        let fields = doc! { "holder": 1, "term": 1, "live": live };
+        let entries = self.entries.clone_with_type().find(doc! {}).projection(fields).await?;
+        Ok(Snapshot(entries.try_collect().await?))
     }
 
-    /// Takes the lease of a view if it is free, and says its new term.
+    /// Acquires the lease of a view, if it is free, and returns its new term.
     pub async fn acquire(&self, view: &str) -> Result<Option<i64>, Error> {
-        self.table.update_one(doc! { "_id": view }, doc! { "$setOnInsert": { "term": 0_i64 } }).upsert(true).await?;
-        // What this replica holds without knowing it, for an answer was lost, is free for it.
+        self.entries.update_one(doc! { "_id": view }, doc! { "$setOnInsert": { "term": 0_i64 } }).upsert(true).await?;
+        // If the reply was lost, this replica holds the lease without knowing it, and may acquire it again.
         let mine = doc! { "$eq": ["$holder", &self.replica] };
         let free = doc! { "$or": [mine, { "$lte": ["$expires", "$$NOW"] }] };
-        let given = doc! { "holder": &self.replica, "term": { "$add": ["$term", 1] }, "expires": self.expiry() };
+        let acquired = doc! { "holder": &self.replica, "term": { "$add": ["$term", 1] }, "expires": self.expiry() };
         let lease = self
-            .table
-            .clone_with_type::<Taken>()
-            .find_one_and_update(doc! { "_id": view, "$expr": free }, vec![doc! { "$set": given }])
+            .entries
+            .clone_with_type::<Acquired>()
+            .find_one_and_update(doc! { "_id": view, "$expr": free }, vec![doc! { "$set": acquired }])
             .projection(doc! { "term": 1 })
             .return_document(ReturnDocument::After)
             .await?;
         Ok(lease.map(|lease| lease.term))
     }
 
-    /// Gives a lease back, at once free for others. The next one's term will be higher than this one's and `above`.
+    /// Releases a lease, so that others can acquire it at once. The next term will be higher than this lease's and `above`.
     pub async fn release(&self, lease: &Lease, above: i64) -> Result<(), Error> {
         let free = doc! { "$set": { "term": lease.term.max(above) }, "$unset": { "holder": "", "expires": "", "session": "" } };
-        self.table.update_one(self.held(lease), free).await.map(drop)
+        self.entries.update_one(self.held(lease), free).await.map(drop)
     }
 
-    /// Says that this replica is gone, and gives back what it may still hold.
+    /// Deletes this replica's entry, and releases the leases that it may still hold.
     pub async fn leave(&self) -> Result<(), Error> {
-        self.table.delete_one(doc! { "_id": format!("{REPLICA}{}", self.replica) }).await?;
+        self.entries.delete_one(doc! { "_id": format!("{REPLICA}{}", self.replica) }).await?;
         let free = doc! { "$unset": { "holder": "", "expires": "" } };
-        self.table.update_many(doc! { "holder": &self.replica }, free).await.map(drop)
+        self.entries.update_many(doc! { "holder": &self.replica }, free).await.map(drop)
     }
 
-    /// The session that was noted with a lease; `None` if the lease has gone to somebody else.
-    pub async fn session(&self, lease: &Lease) -> Result<Option<Noted>, Error> {
-        self.table.clone_with_type().find_one(self.held(lease)).projection(doc! { "_id": 0, "session": 1 }).await
+    /// The session that was recorded with a lease; `None` if this replica does not hold the lease any more.
+    pub async fn recorded_session(&self, lease: &Lease) -> Result<Option<RecordedSession>, Error> {
+        self.entries.clone_with_type().find_one(self.held(lease)).projection(doc! { "_id": 0, "session": 1 }).await
     }
 
-    /// Notes the session in which the holder of a lease writes, for those who come after it. Says whether the lease is
-    /// still held.
-    pub async fn note_session(&self, lease: &Lease, session: &Document) -> Result<bool, Error> {
-        let noted = self.table.update_one(self.held(lease), doc! { "$set": { "session": session } }).await?;
-        Ok(noted.matched_count == 1)
+    /// Records the session in which the holder of a lease writes, so that the next holder can end it. Returns whether
+    /// this replica still holds the lease.
+    pub async fn record_session(&self, lease: &Lease, session: &Document) -> Result<bool, Error> {
+        let updated = self.entries.update_one(self.held(lease), doc! { "$set": { "session": session } }).await?;
+        Ok(updated.matched_count == 1)
     }
 
     fn held(&self, lease: &Lease) -> Document {
@@ -136,21 +137,21 @@ impl Leases {
         doc! { "$add": ["$$NOW", i64::try_from(self.duration.as_millis()).unwrap_or(i64::MAX)] }
     }
 
-    async fn clear(&self) -> Result<(), Error> {
-        let dead = doc! { "$lt": ["$expires", { "$subtract": ["$$NOW", FORGOTTEN_AFTER_MS] }] };
+    async fn delete_dead_replicas(&self) -> Result<(), Error> {
+        let dead = doc! { "$lt": ["$expires", { "$subtract": ["$$NOW", DEAD_REPLICA_RETENTION_MS] }] };
         let replicas = doc! { "$regex": format!("^{REPLICA}") };
-        self.table.delete_many(doc! { "_id": replicas, "$expr": dead }).await.map(drop)
+        self.entries.delete_many(doc! { "_id": replicas, "$expr": dead }).await.map(drop)
     }
 }
 
 #[derive(Deserialize)]
-struct Taken {
+struct Acquired {
     term: i64,
 }
 
-/// What was noted with a lease.
+/// The session in which the last holder of a lease wrote, if it has recorded one.
 #[derive(Deserialize)]
-pub struct Noted {
+pub struct RecordedSession {
     pub session: Option<Document>,
 }
 
@@ -162,27 +163,27 @@ impl Lease {
             let until = *valid_until.borrow_and_update();
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return,
-                // Nobody is left to renew it.
+                // Nobody is left to renew the lease.
                 changed = valid_until.changed() => if changed.is_err() { return },
             }
         }
     }
 }
 
-impl Seen {
-    /// Whether the replica holds the lease under this term.
+impl Snapshot {
+    /// Whether the replica holds the view's lease under this term.
     pub fn is_held(&self, replica: &str, view: &str, term: i64) -> bool {
         self.0.iter().any(|entry| {
             entry.id == view && entry.live && entry.holder.as_deref() == Some(replica) && entry.term == term
         })
     }
 
-    /// Whether no other replica holds the lease.
+    /// Whether no other replica holds the view's lease.
     pub fn is_free(&self, replica: &str, view: &str) -> bool {
         !self.0.iter().any(|entry| entry.id == view && entry.live && entry.holder.as_deref() != Some(replica))
     }
 
-    /// Whether there is another replica of the same name.
+    /// Whether there is another live replica of the same name.
     pub fn has_namesake(&self, replica: &str) -> bool {
         let name = |holder: &str| holder.rsplit_once(SEPARATOR).map(|(name, _)| name.to_owned());
         self.0
@@ -191,8 +192,8 @@ impl Seen {
             .any(|entry| entry.holder.as_deref().is_some_and(|other| other != replica && name(other) == name(replica)))
     }
 
-    /// How many leases each of the other replicas that live holds.
-    pub fn loads_besides(&self, replica: &str) -> Vec<usize> {
+    /// How many leases each of the other live replicas holds.
+    pub fn loads_of_others(&self, replica: &str) -> Vec<usize> {
         let live = || self.0.iter().filter(|entry| entry.live);
         live()
             .filter(|entry| entry.id.starts_with(REPLICA) && entry.holder.as_deref() != Some(replica))

@@ -1,17 +1,33 @@
-//! The projection service: it reads the stream and writes the views to MongoDB, each event's effect exactly once. It
-//! alone writes there.
+//! The projection service: reads the stream of events, and writes the views to MongoDB. The effect of each event is stored
+//! exactly once, and nobody else writes there.
+//!
+//! One event on its way from the stream to the announced checkpoint:
+//!
+//! 1. `lease` and `election` decide which replica leads each view. For a view that this replica leads, `projector` runs.
+//! 2. `reader` pulls the message from JetStream, in the order of the positions, as an `event::StreamMessage`.
+//! 3. `shared_reader` keeps the message in a window, from which the subscription of each view takes it.
+//! 4. `projector` decodes the event (which happens once for all views), and asks the view which documents the event
+//!    changes. `store` loads those that are not in memory.
+//! 5. `fold` applies the event to the documents in memory, through the view's `evolve`.
+//! 6. When the batch is full or due, `writer` grants a permit to write it, and `fold` seals it: `document_write` derives
+//!    the writes from the difference between each document and its stored form.
+//! 7. `store` commits the writes together with the new checkpoint, in one transaction.
+//! 8. `projector` announces the new checkpoint over NATS to the query service, whose queries may be waiting for it.
+//!
+//! After any error the projector starts again from the stored checkpoint. `retry_state` paces the retries, and logs each
+//! failure once.
 
 mod config;
+mod document_write;
 mod election;
 mod event;
-mod feed;
 mod fold;
 mod lease;
 mod projector;
 mod reader;
+mod retry_state;
+mod shared_reader;
 mod store;
-mod trouble;
-mod write;
 mod writer;
 
 use std::{sync::Arc, time::Duration};
@@ -29,20 +45,22 @@ use views::{View, Visitor};
 
 pub use config::Config;
 use election::{Candidate, Election};
-use feed::Feed;
+use event::Size;
 use lease::Leases;
-use projector::{Resources, Size, lead};
+use projector::{Resources, lead};
+use retry_state::RetryState;
+use shared_reader::SharedReader;
 use store::Store;
-use trouble::Trouble;
 use writer::Writers;
 
-/// Carries this replica's share of the views forward until `shutdown`; then finishes what was begun, hands the views
-/// over, and returns.
+/// Keeps this replica's share of the views up to date until `shutdown`. Then writes the batches that have been begun,
+/// releases the leases, and returns.
 ///
 /// # Errors
-/// If the configuration is wrong. A server that is away is waited for.
+/// If the configuration is wrong, or if a connection to NATS that has ended for good cannot be replaced. The service waits
+/// for a server that is unavailable.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
-    // Boxed, the service is compiled here, once, and not again in every program that runs it.
+    // Boxing the future compiles the service once, in this crate, and not again in every program that runs it.
     Box::pin(async move {
         serve_again(&config.nats, "projection", &shutdown, || Box::pin(serve_until(config.clone(), shutdown.clone())))
             .await
@@ -53,7 +71,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let replica = config.replica.name();
     let (database, address) = store::connect(&config.mongodb_url()?, &config.database).await?;
     let nats = Nats::connect(&config.nats, "projection").await?;
-    let starting = async { tokio::join!(nats.up(), prepared(&database, &address)) };
+    let starting = async { tokio::join!(nats.up(), prepare_views(&database, &address)) };
     let Some(((), writers)) = shutdown.run_until_cancelled(starting).await else {
         return Ok(());
     };
@@ -69,9 +87,9 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         nats: nats.clone(),
         database,
         leases: leases.clone(),
-        feed: Arc::new(Feed::new(&nats, &config.nats.stream)),
+        reader: Arc::new(SharedReader::new(&nats, &config.nats.stream)),
         writers,
-        bounds: Size { events: config.batch_events, bytes: config.batch_bytes },
+        batch_limit: Size { events: config.batch_events, bytes: config.batch_bytes },
     });
     let election = Election::new(&nats, &config.nats.stream, leases, candidates(&resources));
     let stop = CancellationToken::new();
@@ -85,9 +103,9 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         ended
     };
     let (ended, in_time) =
-        tokio::join!(stopping, within(config.replica.shutdown_deadline(), &stop, election.run(&stop)));
+        tokio::join!(stopping, ends_within(config.replica.shutdown_deadline(), &stop, election.run(&stop)));
     if !in_time {
-        tracing::warn!("stopped before everything was finished: the deadline has passed");
+        tracing::warn!("stopped at the deadline, with batches unwritten or leases unreleased");
     }
     service.stop().await;
     service.close().await;
@@ -95,8 +113,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     ended
 }
 
-/// Whether the work ended in time after it was told to stop.
-async fn within(deadline: Duration, stop: &CancellationToken, work: impl Future<Output = ()>) -> bool {
+/// Whether the work ends before the deadline after `stop`.
+async fn ends_within(deadline: Duration, stop: &CancellationToken, work: impl Future<Output = ()>) -> bool {
     let too_late = async {
         stop.cancelled().await;
         sleep(deadline).await;
@@ -107,8 +125,8 @@ async fn within(deadline: Duration, stop: &CancellationToken, work: impl Future<
     }
 }
 
-/// Makes sure that each view has its collection, indexes and checkpoint, and starts what writes them.
-async fn prepared(database: &Database, server: &str) -> Writers {
+/// Makes sure that each view has its collection, indexes and checkpoint, and starts the writers.
+async fn prepare_views(database: &Database, server: &str) -> Writers {
     struct Opening<'a>(&'a Database, Vec<BoxFuture<'a, Result<Store, mongodb::error::Error>>>);
 
     impl Visitor for Opening<'_> {
@@ -117,7 +135,7 @@ async fn prepared(database: &Database, server: &str) -> Writers {
         }
     }
 
-    let mut trouble = Trouble::default();
+    let mut retry = RetryState::default();
     loop {
         let mut opening = Opening(database, Vec::new());
         views::visit(&mut opening);
@@ -128,10 +146,10 @@ async fn prepared(database: &Database, server: &str) -> Writers {
         match prepared.await {
             Ok(writers) => return writers,
             Err(error) => {
-                if let Some(reason) = trouble.news(&error.into()) {
+                if let Some(reason) = retry.log_once(&error.into()) {
                     tracing::error!(server, reason, "cannot prepare the views in MongoDB (MONGODB_URL), trying again");
                 }
-                trouble.wait().await;
+                retry.wait().await;
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Carries one view forward while this replica leads it. The invariant: what is folded follows the stored checkpoint
-//! without a gap; after any error all of it is dropped, and the work goes on from what the store says.
+//! Keeps one view up to date while this replica leads it. The invariant: what is folded follows the stored checkpoint
+//! without a gap. After any error all of it is dropped, and the view starts again from the stored checkpoint.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -15,208 +15,214 @@ use views::View;
 use wire::Foreign;
 
 use crate::{
-    event::{self, Unapplied},
-    feed::{Feed, Place},
+    event::{Size, StreamMessage, Unapplied},
     fold::Fold,
     lease::{Lease, Leases},
-    reader::{Arrival, Unreadable},
-    store::{Batch, Store, Superseded, end_session},
-    trouble::Trouble,
-    writer::{Turn, Writer, Writers},
+    reader::ReadError,
+    retry_state::RetryState,
+    shared_reader::{SharedReader, Subscription},
+    store::{Batch, Store, Superseded, kill_session},
+    writer::{WritePermit, Writer, Writers},
 };
 
-/// How much later than announced a checkpoint may be saved where no document changed.
+/// How long a checkpoint may remain unsaved if no document has changed. It is announced at once all the same.
 const SAVE_AFTER: Duration = Duration::from_millis(200);
-/// Where the stream has so many more events, nobody waits for this one. A view that gathers then writes what it can hold
-/// at once: each document less often.
-const FAR: u64 = 20_000;
-/// For how long it folds before it writes then.
-const SAVE_AFTER_FAR: Duration = Duration::from_secs(1);
-/// What goes on for so long is out of trouble, also if no event came to show it.
+/// How long a view that is catching up folds events before it writes them. Each document is then written less often.
+const SAVE_AFTER_CATCHING_UP: Duration = Duration::from_secs(1);
+/// A view that has run for this long without an error has recovered, even if no event has come to show it.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
-/// Of the events that are folded at once: for them, their documents are loaded together.
+/// Bytes of the events that are folded at once. Their documents are loaded together.
 const CHUNK_BYTES: usize = 1 << 20;
-/// What a document costs in memory beyond its own bytes, roughly.
-const DOCUMENT_BYTES: usize = 1 << 10;
+/// Roughly what a document takes in memory beyond its stored size, in bytes.
+const DOCUMENT_OVERHEAD: usize = 1 << 10;
 
-/// What all views are led with.
+/// The resources that the views of a replica share.
 pub struct Resources {
     pub nats: Nats,
     pub database: Database,
     pub leases: Leases,
-    pub feed: Arc<Feed>,
+    pub reader: Arc<SharedReader>,
     pub writers: Writers,
-    /// Of a batch.
-    pub bounds: Size,
+    /// The size at which a batch is written.
+    pub batch_limit: Size,
 }
 
-/// Of events that are, or may be, in memory.
-#[derive(Clone, Copy, Default)]
-pub struct Size {
-    pub events: usize,
-    pub bytes: usize,
-}
-
-impl Size {
-    /// What may be taken next of this when that is used; nothing if it is used up.
-    fn left_by(self, used: Self) -> Option<Self> {
-        let events = self.events.saturating_sub(used.events);
-        let bytes = self.bytes.saturating_sub(used.bytes);
-        (events > 0 && bytes > 0).then_some(Self { events, bytes: bytes.min(CHUNK_BYTES) })
-    }
-}
-
-/// Leads a view until it is told to stop, and says the highest term that it met. What goes wrong is waited out.
+/// Leads a view until the token is cancelled, and returns the highest term that it has seen. Retries after an error.
 pub async fn lead<V: View>(resources: &Resources, lease: &Lease, stop: &CancellationToken) -> i64 {
     let (view, term) = (V::NAME, lease.term);
-    tracing::info!(view, term, "leading");
-    let mut trouble = Trouble::default();
+    tracing::info!(view, term, "leading the view");
+    let mut retry = RetryState::default();
     loop {
-        let starting = Projector::<V>::start(resources, lease, trouble.is_told());
+        let starting = Projector::<V>::start(resources, lease, retry.is_failing());
         let ended = match stop.run_until_cancelled(starting).await {
             None => return term,
-            Some(Ok(projector)) => projector.run(stop, &mut trouble).await,
+            Some(Ok(projector)) => projector.run(stop, &mut retry).await,
             Some(Err(error)) => Err(error),
         };
         let Err(error) = ended else { return term };
         if let Some(Superseded { term: later }) = error.downcast_ref() {
-            tracing::warn!(view, term, later, "the view has been written under a later term");
+            tracing::warn!(view, term, later, "another replica has taken the view over under a later term");
             return *later;
         }
-        tell(view, &error, &mut trouble);
-        if stop.run_until_cancelled(trouble.wait()).await.is_none() {
+        log(view, &error, &mut retry);
+        if stop.run_until_cancelled(retry.wait()).await.is_none() {
             return term;
         }
     }
 }
 
-fn tell(view: &str, error: &anyhow::Error, trouble: &mut Trouble) {
-    let Some(text) = trouble.news(error) else { return };
+fn log(view: &str, error: &anyhow::Error, retry: &mut RetryState) {
+    let Some(text) = retry.log_once(error) else { return };
     if let Some(Unapplied { position, aggregate, event, reason }) = error.downcast_ref() {
-        tracing::error!(view, position, aggregate, event, reason, "the view stopped at an event, trying again");
+        tracing::error!(view, position, aggregate, event, reason, "the view cannot apply an event, trying again");
         return;
     }
     match error.downcast_ref() {
-        Some(Unreadable::NoStream(_) | Unreadable::NoConsumer(..) | Unreadable::Lost(_)) => {
-            tracing::warn!(view, reason = text, "the view waits");
+        Some(ReadError::NoStream(_) | ReadError::NoConsumer(..) | ReadError::Lost(_)) => {
+            tracing::warn!(view, reason = text, "the view cannot read the stream, trying again");
         }
-        Some(Unreadable::Gap { .. } | Unreadable::Foreign(_)) | None => {
+        Some(ReadError::Gap { .. } | ReadError::Foreign(_)) | None => {
             tracing::error!(view, reason = text, "the view stopped, trying again")
         }
     }
 }
 
-/// A view on its way: what is stored, and what is in memory beyond it.
+/// A view while it is led: its events are read, folded and written.
 pub struct Projector<'a, V: View> {
     resources: &'a Resources,
+    subscription: Subscription,
+    fold: Fold<V>,
+    output: Output<'a>,
+    progress: Progress,
+    /// How much has been folded since the last batch was sealed.
+    open_batch: Size,
+    timers: Timers,
+    /// The view has failed and not yet recovered. It has a dedicated reader, and loads even documents that an event should
+    /// create: if such a document exists, the error then names the event instead of a write that failed.
+    is_recovering: bool,
+    /// The view has a batch window, and the stream has far more events to come.
+    is_catching_up: bool,
+}
+
+/// Where a view is written, and what is being written.
+struct Output<'a> {
     writer: &'a Writer,
     store: Arc<Store>,
     term: i64,
-    place: Place,
-    fold: Fold<V>,
-    /// Something went wrong before: the view reads by itself, and documents are looked for also where there can be none,
-    /// so that one that is there all the same is told of by its event, and not as a write that failed.
-    is_careful: bool,
-    /// The journal whose events the view has; `None` before the first.
+    state: WriteState,
+}
+
+enum WriteState {
+    Idle,
+    /// The open batch is to be written. Events are added to it until the permit comes.
+    AwaitingPermit(BoxFuture<'static, anyhow::Result<WritePermit>>),
+    /// A sealed batch is being written. The future returns the new checkpoint.
+    Writing(BoxFuture<'static, anyhow::Result<u64>>),
+}
+
+/// How a [`WriteState`] ended.
+enum WriteOutcome {
+    Permitted(WritePermit),
+    /// The batch up to this position is stored.
+    Written(u64),
+}
+
+/// How far the view has come.
+struct Progress {
+    /// The journal that the events come from; `None` before the first event.
     journal: Option<Uuid>,
     /// The stored checkpoint.
     stored: u64,
-    /// The last event that was folded.
+    /// The position of the last event that was folded.
     folded: u64,
+    /// The position that was announced last.
     announced: Option<u64>,
-    /// What has been folded since the last batch was sealed.
-    open: Size,
-    /// The view gathers, and there is far more to come than what was folded last.
-    is_far: bool,
-    /// When what is folded is to be written at the latest.
+}
+
+/// Each is `None` while there is nothing to wait for.
+struct Timers {
+    /// When the open batch is to be written at the latest.
     save_at: Option<Instant>,
-    /// Until then a view that gathers lets events wait: it has just changed documents.
-    rests_until: Option<Instant>,
-    /// `None` when it is out of trouble.
+    /// When a view with a batch window, after it has written documents, may take events again.
+    resume_at: Option<Instant>,
+    /// When the view has recovered at the latest.
     healthy_at: Option<Instant>,
-    /// A batch that is being written; it ends with the new checkpoint.
-    writing: Option<BoxFuture<'static, anyhow::Result<u64>>>,
-    /// What is folded waits for its turn to be written; more may be folded meanwhile.
-    turn: Option<BoxFuture<'static, anyhow::Result<Turn>>>,
 }
 
 /// Why a step failed.
-pub enum Halt {
-    /// The next event cannot be had or applied. What was folded before it is good.
+pub enum StepError {
+    /// The next event cannot be read or applied. The events folded before it are good, and can be written.
     Input(anyhow::Error),
-    /// What was folded may not be what is stored.
+    /// The documents in memory may differ from the stored ones.
     Store(anyhow::Error),
 }
 
 impl<'a, V: View> Projector<'a, V> {
-    /// Takes the view over, and begins to read behind its checkpoint.
+    /// Takes the view over, and subscribes to the events after its checkpoint.
     ///
     /// # Errors
-    /// [`Superseded`] if the lease has passed on; others if a server is away, or the stream is not there yet.
-    async fn start(resources: &'a Resources, lease: &Lease, is_careful: bool) -> anyhow::Result<Self> {
-        let Resources { database, leases, feed, writers, .. } = resources;
+    /// [`Superseded`] if a later leader has taken the view over; others if a server is unavailable, or there is no stream
+    /// yet.
+    async fn start(resources: &'a Resources, lease: &Lease, is_recovering: bool) -> anyhow::Result<Self> {
+        let Resources { database, leases, reader, writers, .. } = resources;
         let writer = writers.of::<V>();
         let own = writer.session().await.id().clone();
-        // What the leader before may have left open would lock its documents for a minute or more.
-        let former = leases.session(lease).await?.context("the lease was lost")?.session;
+        // A transaction that the leader before left open would lock its documents for a minute or more.
+        let former = leases.recorded_session(lease).await?.context("the lease was lost")?.session;
         if let Some(former) = former.filter(|former| *former != own)
-            && let Err(error) = end_session(database, former).await
+            && let Err(error) = kill_session(database, former).await
         {
-            tracing::warn!(view = V::NAME, %error.kind, "a transaction of a dead leader may hold this view up");
+            tracing::warn!(
+                view = V::NAME,
+                %error.kind,
+                "cannot end the former leader's session, whose open transaction may block this view"
+            );
         }
-        ensure!(leases.note_session(lease, &own).await?, "the lease was lost");
+        ensure!(leases.record_session(lease, &own).await?, "the lease was lost");
         let store = Store::open::<V>(database).await?;
-        // What was being written of this view is now written, or will not be.
+        // A batch of this view that was still being written is now either stored, or never will be.
         let (stored, journal) = store.take_over(&mut *writer.session().await, lease.term).await?;
-        let place = feed.open(V::NAME, stored, is_careful).await?;
+        let subscription = reader.subscribe(V::NAME, stored, !is_recovering).await?;
+        let healthy_at = Some(Instant::now() + HEALTHY_AFTER);
         let mut projector = Self {
             resources,
-            writer,
-            store: Arc::new(store),
-            term: lease.term,
-            place,
+            subscription,
             fold: Fold::default(),
-            is_careful,
-            journal,
-            stored,
-            folded: stored,
-            announced: None,
-            open: Size::default(),
-            is_far: false,
-            save_at: None,
-            rests_until: None,
-            healthy_at: Some(Instant::now() + HEALTHY_AFTER),
-            writing: None,
-            turn: None,
+            output: Output { writer, store: Arc::new(store), term: lease.term, state: WriteState::Idle },
+            progress: Progress { journal, stored, folded: stored, announced: None },
+            open_batch: Size::default(),
+            timers: Timers { save_at: None, resume_at: None, healthy_at },
+            is_recovering,
+            is_catching_up: false,
         };
         projector.announce().await;
         Ok(projector)
     }
 
-    /// Goes on until the token is cancelled; then writes what is folded.
+    /// Runs until the token is cancelled, then writes what is folded.
     ///
     /// # Errors
-    /// If it cannot go on. What could be written is.
-    async fn run(mut self, stop: &CancellationToken, trouble: &mut Trouble) -> anyhow::Result<()> {
-        let ended = self.go_on(stop, trouble).await;
-        self.place.close().await;
+    /// If a step fails. What could still be written has been written then.
+    async fn run(mut self, stop: &CancellationToken, retry: &mut RetryState) -> anyhow::Result<()> {
+        let ended = self.run_steps(stop, retry).await;
+        self.subscription.close().await;
         ended
     }
 
-    async fn go_on(&mut self, stop: &CancellationToken, trouble: &mut Trouble) -> anyhow::Result<()> {
+    async fn run_steps(&mut self, stop: &CancellationToken, retry: &mut RetryState) -> anyhow::Result<()> {
         loop {
             match stop.run_until_cancelled(self.step()).await {
                 None => return self.finish().await,
-                Some(Ok(())) if self.healthy_at.is_none() && trouble.is_told() => {
-                    tracing::info!(view = V::NAME, position = self.stored, "the view goes on");
-                    trouble.over();
-                    self.is_careful = false;
-                    self.place.may_join();
+                Some(Ok(())) if self.timers.healthy_at.is_none() && retry.is_failing() => {
+                    tracing::info!(view = V::NAME, position = self.progress.stored, "the view has recovered");
+                    retry.reset();
+                    self.is_recovering = false;
+                    self.subscription.allow_joining();
                 }
                 Some(Ok(())) => {}
-                Some(Err(Halt::Store(error))) => return Err(error),
-                Some(Err(Halt::Input(error))) => {
+                Some(Err(StepError::Store(error))) => return Err(error),
+                Some(Err(StepError::Input(error))) => {
                     self.finish().await?;
                     return Err(error);
                 }
@@ -224,182 +230,228 @@ impl<'a, V: View> Projector<'a, V> {
         }
     }
 
-    /// Does one thing: begins to write what is folded, notes that it is written, or folds what has arrived.
+    /// Does one thing: starts to write a batch, notes that one is written, or folds the events that have arrived.
     ///
     /// # Errors
-    /// If it cannot go on, see [`Halt`].
-    pub async fn step(&mut self) -> Result<(), Halt> {
-        if self.is_to_be_written() && self.turn.is_none() {
-            self.turn = Some(Box::pin(self.writer.turn()));
+    /// See [`StepError`].
+    pub async fn step(&mut self) -> Result<(), StepError> {
+        if self.is_batch_due() {
+            self.output.request_permit();
         }
-        self.rests_until = self.rests_until.filter(|at| !self.is_far && *at > Instant::now());
-        let room = self.resources.bounds.left_by(self.open).filter(|_| self.rests_until.is_none());
+        self.timers.resume_at = self.timers.resume_at.filter(|at| !self.is_catching_up && *at > Instant::now());
+        let room = self.room().filter(|_| self.timers.resume_at.is_none());
+        let is_idle = self.output.is_idle();
         tokio::select! {
             biased;
-            written = finished(&mut self.writing), if self.writing.is_some() => {
-                self.written(written.map_err(Halt::Store)?).await;
+            outcome = self.output.outcome(), if !is_idle => {
+                self.advance_write(outcome).await.map_err(StepError::Store)?;
             }
-            turn = finished(&mut self.turn), if self.turn.is_some() => {
-                let begun = turn.and_then(|turn| self.write(turn));
-                begun.map_err(Halt::Store)?;
+            messages = self.subscription.next(room.unwrap_or_default()), if room.is_some() => {
+                self.take(messages.map_err(|error| StepError::Input(error.into()))?).await?;
             }
-            arrivals = self.place.next(room.unwrap_or_default()), if room.is_some() => {
-                self.take(arrivals.map_err(|error| Halt::Input(error.into()))?).await?;
-            }
-            () = moment(self.save_at), if self.writing.is_none() && self.turn.is_none() => {}
-            () = moment(self.rests_until) => {}
-            () = moment(self.healthy_at) => self.healthy_at = None,
+            () = reached(self.timers.save_at), if is_idle => {}
+            () = reached(self.timers.resume_at) => {}
+            () = reached(self.timers.healthy_at) => self.timers.healthy_at = None,
         }
         Ok(())
     }
 
-    /// Folds events, each into the documents that it concerns.
-    async fn take(&mut self, arrivals: Vec<Arc<Arrival>>) -> Result<(), Halt> {
+    /// Folds the events of the messages into their documents.
+    async fn take(&mut self, messages: Vec<Arc<StreamMessage>>) -> Result<(), StepError> {
         let subjects = &self.resources.nats.subjects;
-        let mut events = Vec::with_capacity(arrivals.len());
-        let mut refused: Option<anyhow::Error> = None;
-        for arrival in &arrivals {
-            let journal = *self.journal.get_or_insert(arrival.journal);
-            if journal != arrival.journal {
-                let reason = format!("it is of the journal {}, the view is of {journal}", arrival.journal);
-                refused = Some(Unreadable::from(Foreign { position: arrival.position, reason }).into());
-                break;
-            }
-            let event = match event::decode(subjects, arrival, V::AGGREGATES) {
-                Ok(event) => event,
-                Err(error) => {
-                    refused = Some(error.into());
-                    break;
-                }
-            };
-            let ids = event.map(V::document_ids).unwrap_or_default();
-            self.open.events += 1;
-            if event.is_some_and(V::creates_document) {
-                // About what the document will have.
-                self.open.bytes += arrival.message.length;
-            }
-            events.push((arrival.position, ids, event));
-        }
-        let before = self.fold.documents();
-        self.load(&events).await.map_err(Halt::Store)?;
-        for (position, ids, event) in &events {
-            if *position != self.folded + 1 {
-                return Err(Halt::Store(anyhow!("position {position} came after {}", self.folded)));
+        let (events, mut refused) = self.decode(&messages);
+        let documents_before = self.fold.document_count();
+        self.load(&events).await.map_err(StepError::Store)?;
+        for DecodedMessage { position, event, ids } in &events {
+            if *position != self.progress.folded + 1 {
+                let error = anyhow!("position {position} came after {}", self.progress.folded);
+                return Err(StepError::Store(error));
             }
             if let Some(event) = event
                 && let Err(error) = self.fold.apply(event, ids)
             {
-                refused = Some(event::unapplied(subjects, event, &error).into());
+                refused = Some(Unapplied::new(subjects, event, &error).into());
                 break;
             }
-            self.folded = *position;
+            self.progress.folded = *position;
         }
-        self.open.bytes += (self.fold.documents() - before) * DOCUMENT_BYTES;
-        self.is_far = !V::BATCH_WINDOW.is_zero() && arrivals.last().is_some_and(|last| last.pending > FAR);
-        if self.folded > self.stored {
-            let due = Instant::now() + patience(self.is_far, self.fold.has_changed());
-            self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
+        self.open_batch.bytes += (self.fold.document_count() - documents_before) * DOCUMENT_OVERHEAD;
+        self.is_catching_up = !V::BATCH_WINDOW.is_zero() && messages.last().is_some_and(|last| last.is_catching_up());
+        if self.progress.folded > self.progress.stored {
+            self.timers.save_within(self.save_after());
         }
         self.announce().await;
-        refused.map_or(Ok(()), |error| Err(Halt::Input(error)))
+        refused.map_or(Ok(()), |error| Err(StepError::Input(error)))
     }
 
-    /// Loads the documents that the events concern, but for those that are in memory, and those that an event begins.
-    async fn load(&mut self, events: &[(u64, Vec<String>, Option<&Recorded>)]) -> anyhow::Result<()> {
+    /// Decodes the events up to the first that this view cannot take, and returns them with the reason.
+    fn decode<'m>(&mut self, messages: &'m [Arc<StreamMessage>]) -> (Vec<DecodedMessage<'m>>, Option<anyhow::Error>) {
+        let mut events = Vec::with_capacity(messages.len());
+        for message in messages {
+            let position = message.position;
+            let journal = *self.progress.journal.get_or_insert(message.journal);
+            if journal != message.journal {
+                let reason = format!("it comes from the journal {}, the view from {journal}", message.journal);
+                return (events, Some(ReadError::from(Foreign { position, reason }).into()));
+            }
+            let event = match message.event(&self.resources.nats.subjects, V::AGGREGATES) {
+                Ok(event) => event,
+                Err(error) => return (events, Some(error.into())),
+            };
+            self.open_batch.events += 1;
+            if event.is_some_and(V::creates_document) {
+                // The new document will be about as large as its event.
+                self.open_batch.bytes += message.bytes();
+            }
+            events.push(DecodedMessage { position, event, ids: event.map(V::document_ids).unwrap_or_default() });
+        }
+        (events, None)
+    }
+
+    /// Loads the documents of the events, except those that are in memory, and those that an event creates.
+    async fn load(&mut self, events: &[DecodedMessage<'_>]) -> anyhow::Result<()> {
         let mut missing = HashSet::new();
-        for (_, ids, event) in events {
-            if !self.is_careful && event.is_some_and(V::creates_document) {
-                self.fold.begin(ids);
+        for DecodedMessage { ids, event, .. } in events {
+            if !self.is_recovering && event.is_some_and(V::creates_document) {
+                self.fold.assume_absent(ids);
             }
             missing.extend(self.fold.missing(ids));
         }
         if missing.is_empty() {
             return Ok(());
         }
-        for document in self.store.load(missing).await? {
-            self.open.bytes += document.as_bytes().len();
+        for document in self.output.store.load(missing).await? {
+            self.open_batch.bytes += document.as_bytes().len();
             self.fold.load(document)?;
         }
         Ok(())
     }
 
-    fn is_to_be_written(&self) -> bool {
-        let is_full = self.resources.bounds.left_by(self.open).is_none();
-        let is_late = self.save_at.is_some_and(|at| at <= Instant::now());
-        self.writing.is_none() && self.folded > self.stored && (is_full || is_late)
+    /// How much may be folded next; `None` if the open batch is full.
+    fn room(&self) -> Option<Size> {
+        let left = self.resources.batch_limit.left_by(self.open_batch)?;
+        Some(Size { bytes: left.bytes.min(CHUNK_BYTES), ..left })
     }
 
-    /// Begins to write what is folded.
-    fn write(&mut self, turn: Turn) -> anyhow::Result<()> {
-        let (store, to) = (Arc::clone(&self.store), self.folded);
-        let (term, journal) = (self.term, self.journal);
-        let batch = Batch { store, from: self.stored, to, term, journal, writes: self.fold.seal()? };
-        self.open = Size::default();
-        self.save_at = None;
-        if !batch.writes.is_empty() {
-            self.rests_until = Some(Instant::now() + V::BATCH_WINDOW);
+    fn is_batch_due(&self) -> bool {
+        let is_late = self.timers.save_at.is_some_and(|at| at <= Instant::now());
+        self.output.is_idle() && self.progress.folded > self.progress.stored && (self.room().is_none() || is_late)
+    }
+
+    /// How soon what was folded just now is to be written.
+    fn save_after(&self) -> Duration {
+        if self.is_catching_up {
+            SAVE_AFTER_CATCHING_UP
+        } else if self.fold.has_changed() {
+            Duration::ZERO
+        } else {
+            SAVE_AFTER
         }
-        let written = turn.write(batch);
-        self.writing = Some(Box::pin(async move { written.await.map(|()| to) }));
+    }
+
+    /// Writes the open batch once that is permitted, and notes the new checkpoint once the batch is written.
+    async fn advance_write(&mut self, outcome: anyhow::Result<WriteOutcome>) -> anyhow::Result<()> {
+        match outcome? {
+            WriteOutcome::Permitted(permit) => self.write(permit),
+            WriteOutcome::Written(position) => {
+                self.written(position).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Seals the open batch, and starts to write it.
+    fn write(&mut self, permit: WritePermit) -> anyhow::Result<()> {
+        let Output { store, term, .. } = &self.output;
+        let Progress { journal, stored: from, folded: to, .. } = self.progress;
+        let batch = Batch { store: Arc::clone(store), from, to, term: *term, journal, writes: self.fold.seal()? };
+        self.open_batch = Size::default();
+        self.timers.save_at = None;
+        if !batch.writes.is_empty() {
+            self.timers.resume_at = Some(Instant::now() + V::BATCH_WINDOW);
+        }
+        let written = permit.write(batch);
+        self.output.state = WriteState::Writing(Box::pin(async move { written.await.map(|()| to) }));
         Ok(())
     }
 
-    async fn written(&mut self, stored: u64) {
-        self.stored = stored;
-        self.fold.written();
-        if self.folded == stored {
-            self.save_at = None;
+    async fn written(&mut self, position: u64) {
+        self.progress.stored = position;
+        self.fold.mark_written();
+        if self.progress.folded == position {
+            self.timers.save_at = None;
         }
-        self.healthy_at = None;
+        self.timers.healthy_at = None;
         self.announce().await;
     }
 
     /// Writes what is folded.
     async fn finish(&mut self) -> anyhow::Result<()> {
-        self.turn = None;
-        while self.stored < self.folded {
-            if self.writing.is_none() {
-                let turn = self.writer.turn().await?;
-                self.write(turn)?;
+        while self.progress.stored < self.progress.folded {
+            if self.output.is_idle() {
+                self.output.request_permit();
             }
-            let written = finished(&mut self.writing).await?;
-            self.written(written).await;
+            let outcome = self.output.outcome().await;
+            self.advance_write(outcome).await?;
         }
         Ok(())
     }
 
-    /// Tells how far the documents are. Events that changed none count at once.
+    /// Publishes the position up to which the documents are complete. Events that changed none count at once.
     async fn announce(&mut self) {
-        let is_all_stored = self.writing.is_none() && !self.fold.has_changed();
-        let position = if is_all_stored { self.folded } else { self.stored };
+        let Progress { stored, folded, announced, .. } = self.progress;
+        let is_all_stored = !self.output.is_writing() && !self.fold.has_changed();
+        let position = if is_all_stored { folded } else { stored };
         let Nats { client, subjects, .. } = &self.resources.nats;
-        // While NATS is away nobody listens, and reading begins anew afterwards, which announces again.
-        if self.announced < Some(position) && self.resources.nats.is_up() {
+        // While NATS is unavailable nobody listens. The view starts again afterwards, and announces its position then.
+        if announced < Some(position) && self.resources.nats.is_up() {
             let _ = client.publish(subjects.checkpoint(V::NAME), position.to_string().into()).await;
-            self.announced = Some(position);
+            self.progress.announced = Some(position);
         }
     }
 }
 
-/// How soon what was folded just now is to be written.
-fn patience(is_far: bool, has_changed: bool) -> Duration {
-    if is_far {
-        SAVE_AFTER_FAR
-    } else if has_changed {
-        Duration::ZERO
-    } else {
-        SAVE_AFTER
+/// A message, with its event if that belongs to one of the view's aggregates, and the identifiers of its documents.
+struct DecodedMessage<'m> {
+    position: u64,
+    event: Option<&'m Recorded>,
+    ids: Vec<String>,
+}
+
+impl Output<'_> {
+    fn is_idle(&self) -> bool {
+        matches!(self.state, WriteState::Idle)
+    }
+
+    fn is_writing(&self) -> bool {
+        matches!(self.state, WriteState::Writing(_))
+    }
+
+    fn request_permit(&mut self) {
+        self.state = WriteState::AwaitingPermit(Box::pin(self.writer.permit()));
+    }
+
+    /// Waits for the permit or for the end of the write. Waits for ever if idle. The call can be cancelled.
+    async fn outcome(&mut self) -> anyhow::Result<WriteOutcome> {
+        let outcome = match &mut self.state {
+            WriteState::Idle => std::future::pending().await,
+            WriteState::AwaitingPermit(permit) => permit.await.map(WriteOutcome::Permitted),
+            WriteState::Writing(written) => written.await.map(WriteOutcome::Written),
+        };
+        self.state = WriteState::Idle;
+        outcome
     }
 }
 
-/// Waits for what is under way.
-async fn finished<T>(under_way: &mut Option<BoxFuture<'static, anyhow::Result<T>>>) -> anyhow::Result<T> {
-    let finished = under_way.as_mut().context("nothing is under way")?.await;
-    *under_way = None;
-    finished
+impl Timers {
+    /// Moves `save_at` forward, if it is later than that.
+    fn save_within(&mut self, delay: Duration) {
+        let due = Instant::now() + delay;
+        self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
+    }
 }
 
-async fn moment(at: Option<Instant>) {
+async fn reached(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,

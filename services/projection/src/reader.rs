@@ -1,12 +1,13 @@
-//! Reads the stream from a position on. The invariant: events are handed out in the order of their positions, none
-//! twice and none left out; where that cannot be kept up, reading ends with an error, and begins anew.
+//! Reads the stream from a position on. The invariant: events are returned in the order of their positions, none twice
+//! and none left out. Where that order cannot be kept, reading ends with an error, and the caller opens a new reader.
 //!
-//! The consumer is what NATS calls an ordered one (ephemeral, in memory, no acks, one replica), but made here: the
-//! library's own, made anew before its first message, starts at the beginning of the stream, and its check for gaps is
-//! weaker than the one by position. It is asked for messages here too: the library's stream of messages asks from a task
-//! of its own and counts what is to come when that task says so; if all of it has come by then, it waits for it for ever.
+//! The consumer is what NATS calls an ordered one: ephemeral, in memory, with one replica and without acknowledgements.
+//! This file makes its own, because async-nats's ordered consumer begins at the start of the stream if it has to be
+//! recreated before its first message, and checks for gaps less strictly than by position. It also pulls its own
+//! messages: async-nats pulls from a separate task and counts the messages to come only when that task reports; if all of
+//! them have arrived by then, its stream waits for them for ever.
 
-use std::{sync::OnceLock, time::Duration};
+use std::time::Duration;
 
 use async_nats::{
     Message, StatusCode, Subject, Subscriber,
@@ -20,119 +21,101 @@ use async_nats::{
         stream::ConsumerErrorKind,
     },
 };
-use domain::Recorded;
 use futures_util::{FutureExt, StreamExt};
 use runtime::Nats;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 use wire::{Foreign, journal_of};
 
-use crate::{event::Unapplied, projector::Size};
+use crate::event::{Size, StreamMessage};
 
-/// A consumer that has been silent for twice this is gone.
+/// The server sends a heartbeat this often while it has no message. A consumer that stays silent for twice as long is
+/// taken for lost.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long one request for messages holds. After so long without listening, a reader begins anew.
-const REQUEST: Duration = Duration::from_secs(30);
-/// Events in one request at most: they wait in memory, and their headers make them much larger there.
-const IN_ADVANCE: usize = 500;
-const BYTES_IN_ADVANCE: usize = 2 << 20;
-/// The server forgets a consumer that nobody has asked for messages for this long.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
-const CLOSING: Duration = Duration::from_secs(1);
-/// The header that says how many messages of a request do not come.
-const LEFT: &str = "Nats-Pending-Messages";
-/// What a message counts beyond its payload and headers in a request's bytes: subject and reply subject.
-const ENVELOPE_BYTES: usize = 4 << 10;
+/// How long the server keeps one pull request. A reader that has not been polled for this long opens a new consumer.
+const REQUEST_EXPIRY: Duration = Duration::from_secs(30);
+/// How many events are requested ahead at most. They wait in memory, where their headers make them much larger.
+const PREFETCH_EVENTS: usize = 500;
+const PREFETCH_BYTES: usize = 2 << 20;
+/// The server deletes a consumer that has not been pulled from for this long.
+const INACTIVE_THRESHOLD: Duration = Duration::from_secs(30);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The header that says how many messages of a pull request will not come.
+const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
+/// What the server counts towards a request's bytes beyond payload and headers: subject and reply subject.
+const OVERHEAD_BYTES: usize = 4 << 10;
 
-/// Why the next event cannot be had at the moment.
+/// Why the next event cannot be read at the moment.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum Unreadable {
-    /// The command service makes it.
+pub enum ReadError {
+    /// The command service creates the stream.
     #[error("there is no stream {0} yet")]
     NoStream(String),
     #[error("the stream {0} cannot be read: {1}")]
     NoConsumer(String, String),
-    #[error("the reader was lost: {0}")]
+    #[error("the consumer of the stream was lost: {0}")]
     Lost(String),
     #[error("position {position} came after {last}")]
     Gap { last: u64, position: u64 },
     /// Somebody else has published into the stream.
     #[error(
-        "{0}. Nothing is read beyond it until the stream is mended: delete it, and it is made anew from the journal"
+        "{0}. No event after it is read until the stream is repaired: delete the stream, and it is rebuilt from the journal"
     )]
     Foreign(#[from] Foreign),
-}
-
-/// An event as it came.
-pub struct Arrival {
-    pub position: u64,
-    /// The journal that it is from.
-    pub journal: Uuid,
-    /// How many more the stream had when it sent this one.
-    pub pending: u64,
-    pub message: Message,
-    /// Once a view has asked for it.
-    pub decoded: OnceLock<Result<Recorded, Unapplied>>,
-}
-
-impl Arrival {
-    pub fn new(position: u64, journal: Uuid, pending: u64, message: Message) -> Self {
-        Self { position, journal, pending, message, decoded: OnceLock::new() }
-    }
 }
 
 pub struct Reader {
     nats: Nats,
     stream: String,
-    /// Of what it reads for.
+    /// The name of the view that it reads for, or of all of them.
     name: String,
-    /// How often the connection had been lost when it began: what it has asked for does not come after another loss.
+    /// How often the connection had been lost when the reader was opened. Another loss ends its pull requests.
     losses: u64,
-    requests: Requests,
-    /// Of the last event that was handed out.
+    requests: PullRequests,
+    /// The position of the last event that was returned.
     position: u64,
-    /// What ended the reading, after events that were handed out first.
-    failed: Option<Unreadable>,
+    /// An error that is held back until the events before it have been returned.
+    failed: Option<ReadError>,
 }
 
-/// Asks a consumer for messages, for more before they end.
-struct Requests {
+/// Pulls messages from a consumer, and asks for more before they run out.
+struct PullRequests {
     jetstream: Context,
     consumer: PullConsumer,
     inbox: Subject,
     replies: Subscriber,
-    /// In one request at most. No message may be larger, for it would never come.
-    bytes: usize,
-    /// How many messages are still to come.
-    due: usize,
-    /// When something last came, or was asked for.
-    heard: Instant,
+    /// The largest size of one request. The server never sends a message that is larger.
+    max_bytes: usize,
+    /// How many requested messages are still to come.
+    outstanding: usize,
+    /// When the server last sent something, or was last asked for messages.
+    last_active: Instant,
 }
 
 impl Reader {
-    /// Reads on after a position, for a view or all of them. Waits while NATS is away.
+    /// Opens a reader that returns the events after a position. Waits while NATS is unavailable.
     ///
     /// # Errors
-    /// If there is no such stream (yet), or no answer.
-    pub async fn open(nats: &Nats, stream: &str, view: &str, after: u64) -> Result<Self, Unreadable> {
+    /// If the stream does not exist (yet), or NATS does not answer.
+    pub async fn open(nats: &Nats, stream: &str, name: &str, after: u64) -> Result<Self, ReadError> {
         nats.up().await;
         let losses = nats.losses();
         tokio::select! {
-            opened = Self::open_now(nats, stream, view, after, losses) => opened,
-            // What was asked of the lost connection is not answered by the next one.
+            opened = Self::open_now(nats, stream, name, after, losses) => opened,
+            // The next connection does not answer what was asked on the lost one.
             () = nats.lost(losses) => Err(lost("NATS does not answer")),
         }
     }
 
-    async fn open_now(nats: &Nats, stream: &str, view: &str, after: u64, losses: u64) -> Result<Self, Unreadable> {
+    async fn open_now(nats: &Nats, stream: &str, name: &str, after: u64, losses: u64) -> Result<Self, ReadError> {
         let config = pull::Config {
-            // Unique: a name that comes again could be that of a consumer elsewhere in the stream.
-            name: Some(format!("{view}-{}", Uuid::now_v7())),
-            description: Some(format!("Reads for the projection service ({view}), without acknowledgements")),
-            // Beyond the last message, the server takes the one after the last: see `Verdict::Seen`.
+            // The name is unique: a reused one could belong to a consumer at another place in the stream.
+            name: Some(format!("{name}-{}", Uuid::now_v7())),
+            description: Some(format!("Reads for the projection service ({name}), without acknowledgements")),
+            // Where the stream ends before this sequence, the server starts behind its end: see `Verdict::Duplicate`.
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
             ack_policy: AckPolicy::None,
-            inactive_threshold: FORGOTTEN_AFTER,
+            inactive_threshold: INACTIVE_THRESHOLD,
             memory_storage: true,
             num_replicas: 1,
             ..pull::Config::default()
@@ -141,18 +124,26 @@ impl Reader {
         let consumer =
             jetstream.create_consumer_on_stream(config, stream).await.map_err(|error| match error.kind() {
                 ConsumerErrorKind::JetStream(reason) if reason.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                    Unreadable::NoStream(stream.to_owned())
+                    ReadError::NoStream(stream.to_owned())
                 }
-                _ => Unreadable::NoConsumer(stream.to_owned(), error.to_string()),
+                _ => ReadError::NoConsumer(stream.to_owned(), error.to_string()),
             })?;
         let inbox = Subject::from(nats.client.new_inbox());
         let replies = nats.client.subscribe(inbox.clone()).await.map_err(lost)?;
-        let bytes = BYTES_IN_ADVANCE.max(nats.client.max_payload() + ENVELOPE_BYTES);
-        let requests = Requests { jetstream, consumer, inbox, replies, bytes, due: 0, heard: Instant::now() };
+        let max_bytes = PREFETCH_BYTES.max(nats.client.max_payload() + OVERHEAD_BYTES);
+        let requests = PullRequests {
+            jetstream,
+            consumer,
+            inbox,
+            replies,
+            max_bytes,
+            outstanding: 0,
+            last_active: Instant::now(),
+        };
         Ok(Self {
             nats: nats.clone(),
             stream: stream.to_owned(),
-            name: view.to_owned(),
+            name: name.to_owned(),
             losses,
             requests,
             position: after,
@@ -160,39 +151,39 @@ impl Reader {
         })
     }
 
-    /// Waits for an event, then takes with it what else has arrived and finds room: the last may go beyond the bytes.
-    /// Nothing is lost if the call is cancelled.
+    /// Waits for an event, and returns it with those that have arrived behind it and fit into the room. The last one may
+    /// exceed the bytes. The call can be cancelled without losing an event.
     ///
     /// # Errors
-    /// If the order cannot be kept up, or the consumer is gone. Then the reader is of no more use.
-    pub async fn next(&mut self, room: Size) -> Result<Vec<Arrival>, Unreadable> {
+    /// If the order cannot be kept, or the consumer is gone. The reader cannot be used any more then.
+    pub async fn next(&mut self, room: Size) -> Result<Vec<StreamMessage>, ReadError> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        if self.requests.heard.elapsed() > REQUEST {
+        if self.requests.last_active.elapsed() > REQUEST_EXPIRY {
             *self = Self::open(&self.nats, &self.stream, &self.name, self.position).await?;
         }
         self.wait(room).await
     }
 
-    async fn wait(&mut self, room: Size) -> Result<Vec<Arrival>, Unreadable> {
+    async fn wait(&mut self, room: Size) -> Result<Vec<StreamMessage>, ReadError> {
         let (nats, losses) = (self.nats.clone(), self.losses);
         let first = tokio::select! {
             biased;
-            arrival = self.one() => arrival?,
-            // The consumer may be gone with the server: sooner noticed here than by its silence.
+            message = self.next_message() => message?,
+            // The consumer may be gone with the server. This notices it sooner than its silence would.
             () = nats.lost(losses) => return Err(lost("NATS does not answer")),
         };
-        // From here on there is no more waiting, hence no loss.
-        let mut taken = first.message.length;
-        let mut arrivals = vec![first];
-        while arrivals.len() < room.events && taken < room.bytes {
-            // Tokio would say that nothing is there after every 128 messages, so that others get their turn.
-            match tokio::task::unconstrained(self.one()).now_or_never() {
+        // Nothing below waits, so that a cancelled call loses no event.
+        let mut bytes = first.bytes();
+        let mut messages = vec![first];
+        while messages.len() < room.events && bytes < room.bytes {
+            // Tokio's cooperative budget would report an empty channel after every 128 messages.
+            match tokio::task::unconstrained(self.next_message()).now_or_never() {
                 None => break,
-                Some(Ok(arrival)) => {
-                    taken += arrival.message.length;
-                    arrivals.push(arrival);
+                Some(Ok(message)) => {
+                    bytes += message.bytes();
+                    messages.push(message);
                 }
                 Some(Err(error)) => {
                     self.failed = Some(error);
@@ -200,84 +191,89 @@ impl Reader {
                 }
             }
         }
-        Ok(arrivals)
+        Ok(messages)
     }
 
-    /// Of the last event that was handed out.
+    /// The position of the last event that was returned.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// Lets the server forget the consumer, or else it would for a while go on to look for its messages.
+    /// Deletes the consumer. The server would otherwise go on looking for its messages until it counts as inactive.
     pub async fn close(self) {
-        let Self { nats, stream, requests: Requests { jetstream, consumer, .. }, .. } = self;
+        let Self { nats, stream, requests: PullRequests { jetstream, consumer, .. }, .. } = self;
         if nats.is_up() {
-            // If it fails, the server forgets it later.
+            // If this fails, the server deletes the consumer later.
             let name = &consumer.cached_info().name;
-            let _ = timeout(CLOSING, jetstream.delete_consumer_from_stream(name, stream)).await;
+            let _ = timeout(CLOSE_TIMEOUT, jetstream.delete_consumer_from_stream(name, stream)).await;
         }
     }
 
-    async fn one(&mut self) -> Result<Arrival, Unreadable> {
+    async fn next_message(&mut self) -> Result<StreamMessage, ReadError> {
         loop {
             let message = self.requests.next().await?;
             let Info { stream_sequence: position, pending, .. } = message.info().map_err(lost)?;
             match Verdict::of(self.position, position) {
-                Verdict::Seen => {}
+                Verdict::Duplicate => {}
                 Verdict::Next => {
-                    let message = message.message;
-                    let journal = journal_of(position, message.headers.as_ref())?;
+                    let raw = message.message;
+                    let journal = journal_of(position, raw.headers.as_ref())?;
                     self.position = position;
-                    return Ok(Arrival::new(position, journal, pending, message));
+                    return Ok(StreamMessage::new(position, journal, pending, raw));
                 }
-                Verdict::Gap => return Err(Unreadable::Gap { last: self.position, position }),
+                Verdict::Gap => return Err(ReadError::Gap { last: self.position, position }),
             }
         }
     }
 }
 
-impl Requests {
-    /// Nothing is lost if the call is cancelled.
-    async fn next(&mut self) -> Result<jetstream::Message, Unreadable> {
+impl PullRequests {
+    /// Waits for the next message. The call can be cancelled without losing it.
+    async fn next(&mut self) -> Result<jetstream::Message, ReadError> {
         loop {
-            if self.due <= IN_ADVANCE / 2 {
+            if self.outstanding <= PREFETCH_EVENTS / 2 {
                 let request = BatchConfig {
-                    batch: IN_ADVANCE,
-                    max_bytes: self.bytes,
-                    expires: Some(REQUEST),
+                    batch: PREFETCH_EVENTS,
+                    max_bytes: self.max_bytes,
+                    expires: Some(REQUEST_EXPIRY),
                     idle_heartbeat: HEARTBEAT,
                     ..BatchConfig::default()
                 };
                 self.consumer.request_batch(request, self.inbox.clone()).await.map_err(lost)?;
-                self.due += IN_ADVANCE;
-                self.heard = Instant::now();
+                self.outstanding += PREFETCH_EVENTS;
+                self.last_active = Instant::now();
             }
-            let reply = timeout_at(self.heard + 2 * HEARTBEAT, self.replies.next());
-            let message = reply.await.map_err(|_| lost("its consumer is silent"))?.ok_or_else(|| lost("it ended"))?;
-            self.heard = Instant::now();
+            let reply = timeout_at(self.last_active + 2 * HEARTBEAT, self.replies.next());
+            let message = reply
+                .await
+                .map_err(|_| lost("the server has sent neither messages nor heartbeats"))?
+                .ok_or_else(|| lost("the subscription ended"))?;
+            self.last_active = Instant::now();
             match Reply::of(&message) {
                 Reply::Event => {
-                    self.due = self.due.saturating_sub(1);
+                    self.outstanding = self.outstanding.saturating_sub(1);
                     return Ok(jetstream::Message { message, context: self.jetstream.clone() });
                 }
                 Reply::Heartbeat => {}
-                Reply::Ended { left } => self.due = self.due.saturating_sub(left),
+                Reply::RequestEnded { undelivered } => {
+                    self.outstanding = self.outstanding.saturating_sub(undelivered);
+                }
                 Reply::Lost(error) => return Err(lost(error)),
             }
         }
     }
 }
 
-/// What a consumer says.
+/// The kinds of replies to a pull request.
 #[derive(Debug, PartialEq, Eq)]
 enum Reply {
+    /// The message holds an event.
     Event,
-    /// It is there, and has nothing.
+    /// The consumer is alive, and has no message.
     Heartbeat,
-    /// A request is at its end, and so many of its messages do not come.
-    Ended {
-        left: usize,
-    },
+    /// The request has ended, and this many of its messages will not come.
+    RequestEnded { undelivered: usize },
+    /// The consumer is gone.
     Lost(String),
 }
 
@@ -287,34 +283,34 @@ impl Reply {
         if status == StatusCode::IDLE_HEARTBEAT {
             return Self::Heartbeat;
         }
-        let left = message.headers.as_ref().and_then(|headers| headers.get(LEFT)).map(|left| left.as_str().parse());
-        match left {
-            Some(Ok(left)) => Self::Ended { left },
+        let pending = message.headers.as_ref().and_then(|headers| headers.get(PENDING_MESSAGES));
+        match pending.map(|count| count.as_str().parse()) {
+            Some(Ok(undelivered)) => Self::RequestEnded { undelivered },
             _ => Self::Lost(format!("{status} {}", message.description.as_deref().unwrap_or_default())),
         }
     }
 }
 
-fn lost(error: impl ToString) -> Unreadable {
-    Unreadable::Lost(error.to_string())
+fn lost(error: impl ToString) -> ReadError {
+    ReadError::Lost(error.to_string())
 }
 
-/// What to do with a message.
+/// Where a message stands in the order of positions.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Leave it out. The stream lost its end, or was made anew, and fills up again with what has been seen.
-    Seen,
-    /// Take it.
+    /// The message has been returned before, and is skipped. The stream lost its end, or was rebuilt, and fills up again.
+    Duplicate,
+    /// The message is the one expected.
     Next,
-    /// Something is missing before it.
+    /// Messages are missing before it.
     Gap,
 }
 
 impl Verdict {
-    /// `last` is the last position taken.
+    /// `last` is the last position that was returned.
     fn of(last: u64, position: u64) -> Self {
         match position {
-            position if position <= last => Self::Seen,
+            position if position <= last => Self::Duplicate,
             position if position == last + 1 => Self::Next,
             _ => Self::Gap,
         }
@@ -329,21 +325,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_that_ends_says_how_many_messages_do_not_come() {
-        let ended = |status, description, left| Reply::of(&reply(status, description, left));
-        assert_eq!(ended(None, "", None), Reply::Event);
-        assert_eq!(ended(Some(100), "Idle Heartbeat", None), Reply::Heartbeat);
-        assert_eq!(ended(Some(408), "Request Timeout", Some("202")), Reply::Ended { left: 202 });
-        assert_eq!(ended(Some(409), "Batch Completed", Some("0")), Reply::Ended { left: 0 });
-        assert_eq!(ended(Some(409), "Message Size Exceeds MaxBytes", Some("7")), Reply::Ended { left: 7 });
-        assert_eq!(ended(Some(409), "Consumer Deleted", None), Reply::Lost("409 Consumer Deleted".to_owned()));
-        assert_eq!(ended(Some(503), "", None), Reply::Lost("503 ".to_owned()));
+    fn a_request_that_ends_says_how_many_messages_will_not_come() {
+        let of = |status, description, pending| Reply::of(&reply(status, description, pending));
+        assert_eq!(of(None, "", None), Reply::Event);
+        assert_eq!(of(Some(100), "Idle Heartbeat", None), Reply::Heartbeat);
+        assert_eq!(of(Some(408), "Request Timeout", Some("202")), Reply::RequestEnded { undelivered: 202 });
+        assert_eq!(of(Some(409), "Batch Completed", Some("0")), Reply::RequestEnded { undelivered: 0 });
+        assert_eq!(of(Some(409), "Message Size Exceeds MaxBytes", Some("7")), Reply::RequestEnded { undelivered: 7 });
+        assert_eq!(of(Some(409), "Consumer Deleted", None), Reply::Lost("409 Consumer Deleted".to_owned()));
+        assert_eq!(of(Some(503), "", None), Reply::Lost("503 ".to_owned()));
     }
 
-    fn reply(status: Option<u16>, description: &str, left: Option<&str>) -> Message {
+    fn reply(status: Option<u16>, description: &str, pending: Option<&str>) -> Message {
         let mut headers = HeaderMap::new();
-        if let Some(left) = left {
-            headers.insert(LEFT, left);
+        if let Some(pending) = pending {
+            headers.insert(PENDING_MESSAGES, pending);
         }
         Message {
             subject: "_INBOX.x".into(),
@@ -357,11 +353,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_next_position_is_taken() {
+    fn only_the_next_position_is_returned() {
         assert_eq!(Verdict::of(0, 1), Verdict::Next);
         assert_eq!(Verdict::of(41, 42), Verdict::Next);
-        assert_eq!(Verdict::of(42, 1), Verdict::Seen);
-        assert_eq!(Verdict::of(42, 42), Verdict::Seen);
+        assert_eq!(Verdict::of(42, 1), Verdict::Duplicate);
+        assert_eq!(Verdict::of(42, 42), Verdict::Duplicate);
         assert_eq!(Verdict::of(42, 44), Verdict::Gap);
         assert_eq!(Verdict::of(0, 2), Verdict::Gap);
     }

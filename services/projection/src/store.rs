@@ -1,6 +1,6 @@
-//! A view in MongoDB: its documents and its checkpoint. The invariant: both are written in one transaction, which
-//! demands the checkpoint that the batch began at and the term of the writer's lease. So each event's effect is there
-//! exactly once, and a writer whose term has passed cannot write at all.
+//! A view in MongoDB: its documents and its checkpoint. The invariant: both are written in one transaction, which demands
+//! that the stored checkpoint is the one that the batch began at, and that the stored term is that of the writer's lease.
+//! So the effect of each event is stored exactly once, and a writer whose term has passed cannot write at all.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -18,19 +18,19 @@ use views::{
     layout::{self, Checkpoint, Serving},
 };
 
-use crate::write::{self, Write};
+use crate::document_write::{self, DocumentWrite};
 
-const POOL: u32 = 64;
-const SERVER_SELECTION: Duration = Duration::from_secs(3);
+const POOL_SIZE: u32 = 64;
+const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// The server's `NamespaceExists`.
+/// The code of the server's error `NamespaceExists`.
 const COLLECTION_EXISTS: i32 = 48;
 
-/// How often a transaction is tried that the server breaks off. It does so also where nobody else writes, when it lacks
-/// room in its cache.
-const TRIES: usize = 3;
+/// How often a transaction is tried if the server aborts it. The server does so even where nobody else writes, when its
+/// cache is full.
+const MAX_ATTEMPTS: usize = 3;
 
-/// The stored generation of one view.
+/// The stored generation of a view.
 pub struct Store {
     database: Database,
     documents: Collection<RawDocumentBuf>,
@@ -38,44 +38,45 @@ pub struct Store {
     version: i32,
 }
 
-/// What is done to one view in a transaction.
+/// The part of a transaction that concerns one view.
 pub struct Batch {
     pub store: Arc<Store>,
-    /// The checkpoint before it.
+    /// The checkpoint before the batch.
     pub from: u64,
-    /// The checkpoint after it.
+    /// The checkpoint after the batch.
     pub to: u64,
-    /// The writer's.
+    /// The term of the writer's lease.
     pub term: i64,
-    /// The journal whose events these are.
+    /// The journal that the events come from.
     pub journal: Option<Uuid>,
-    pub writes: Vec<Write>,
+    pub writes: Vec<DocumentWrite>,
 }
 
-/// The view has been written under a later term.
+/// Another replica has taken the view over under a later term.
 #[derive(Debug, thiserror::Error)]
-#[error("the view has been written under the later term {term}")]
+#[error("another replica has taken the view over under the later term {term}")]
 pub struct Superseded {
     pub term: i64,
 }
 
-/// The database of the views, and where its servers are, for the log. Nothing is sent yet.
+/// The database of the views, and the addresses of its servers, for the log. Does not connect yet.
 ///
 /// # Errors
-/// If the URL cannot be read.
+/// If the URL is not a connection string.
 pub async fn connect(url: &str, database: &str) -> anyhow::Result<(Database, String)> {
     let mut options = ClientOptions::parse(url)
         .await
-        // The library's error may quote the URL, and with it the password.
-        .map_err(|_| anyhow::anyhow!("cannot read MONGODB_URL: see the manual on connection strings"))?;
+        // The driver's error may quote the URL, and with it the password.
+        .map_err(|_| anyhow::anyhow!("MONGODB_URL is not a valid connection string: see MongoDB's manual"))?;
     let address = options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     options.app_name = Some("watershed projection".to_owned());
-    options.max_pool_size = Some(POOL);
-    options.server_selection_timeout = Some(SERVER_SELECTION);
-    options.connect_timeout = Some(SERVER_SELECTION);
+    options.max_pool_size = Some(POOL_SIZE);
+    options.server_selection_timeout = Some(SERVER_TIMEOUT);
+    options.connect_timeout = Some(SERVER_TIMEOUT);
     options.heartbeat_freq = Some(HEARTBEAT);
-    // A document must not be older than the checkpoint: the majority's view may be, on a primary just elected. What is
-    // read and then undone by a failover does no harm, since its checkpoint is undone with it.
+    // A document must not be older than the checkpoint. With read concern `majority` it may be, on a primary that has just
+    // been elected. A document that is read and then rolled back in a failover does no harm, since the checkpoint is
+    // rolled back with it.
     options.selection_criteria = Some(ReadPreference::Primary.into());
     options.read_concern = Some(ReadConcern::local());
     options.write_concern = Some(WriteConcern::majority());
@@ -83,11 +84,11 @@ pub async fn connect(url: &str, database: &str) -> anyhow::Result<(Database, Str
 }
 
 impl Store {
-    /// The generation of the view that serves queries. What is missing of it is made: collection, indexes, checkpoint.
-    /// Several may do so at once.
+    /// Opens the generation of the view that serves queries. Creates its collection, indexes and checkpoint if they are
+    /// missing. Several replicas may do so at once.
     ///
     /// # Errors
-    /// If MongoDB is away or refuses.
+    /// If MongoDB is unavailable or refuses.
     pub async fn open<V: View>(database: &Database) -> Result<Self, Error> {
         let Serving { generation, .. } = database
             .collection::<Serving>(layout::VIEWS)
@@ -95,7 +96,7 @@ impl Store {
             .upsert(true)
             .return_document(ReturnDocument::After)
             .await?
-            .ok_or_else(|| Error::custom("the server made no document"))?;
+            .ok_or_else(|| Error::custom("MongoDB returned no document for an upsert"))?;
         let name = layout::collection(V::NAME, generation);
         let store = Self {
             database: database.clone(),
@@ -105,7 +106,7 @@ impl Store {
         };
         match database.create_collection(&name).await {
             Err(error) if matches!(&*error.kind, ErrorKind::Command(reason) if reason.code == COLLECTION_EXISTS) => {}
-            made => made?,
+            created => created?,
         }
         let indexes: Vec<_> = V::indexes().into_iter().map(|keys| IndexModel::builder().keys(keys).build()).collect();
         if !indexes.is_empty() {
@@ -122,17 +123,18 @@ impl Store {
         Ok(store)
     }
 
-    /// Takes the view over for a writer of this term, and says from which position it goes on, and of which journal it is, if
-    /// that is known. Writers of earlier terms cannot write from then on.
+    /// Takes the view over for a writer of this term. Returns the position from which it goes on, and the journal that the
+    /// view's events come from, if there is one yet. Writers of earlier terms cannot write from then on.
     ///
     /// # Errors
-    /// [`Superseded`] if a later writer has done so; others if the documents were made by another version of the view, or
-    /// MongoDB is away.
+    /// [`Superseded`] if a writer of a later term has taken the view over; others if the documents were built by another
+    /// version of the view, or if MongoDB is unavailable.
     pub async fn take_over(&self, session: &mut ClientSession, term: i64) -> anyhow::Result<(u64, Option<Uuid>)> {
-        // Of an attempt that was broken off. If the server does not hear of it, it ends with the next use of the session.
+        // An earlier attempt may have left a transaction open. If the server does not receive this, the transaction ends
+        // with the next use of the session.
         let _ = session.abort_transaction().await;
         let name = self.documents.name();
-        let taken = self
+        let taken_over = self
             .checkpoints
             .find_one_and_update(
                 doc! { "_id": name, "term": { "$lte": term }, "version": self.version },
@@ -141,33 +143,36 @@ impl Store {
             .return_document(ReturnDocument::After)
             .session(session)
             .await?;
-        if let Some(checkpoint) = taken {
+        if let Some(checkpoint) = taken_over {
             let journal = checkpoint.journal.map(|journal| journal.parse()).transpose()?;
             return Ok((u64::try_from(checkpoint.position)?, journal));
         }
-        let found = self.checkpoints.find_one(doc! { "_id": name }).await?.context("the checkpoint is gone")?;
+        let found =
+            self.checkpoints.find_one(doc! { "_id": name }).await?.context("the checkpoint has been deleted")?;
         ensure!(
             found.version == self.version,
-            "{name} was built by version {} of the view, this program has {}: it must be rebuilt",
+            "{name} was built by version {} of the view, but this program has version {}: the view must be rebuilt",
             found.version,
             self.version
         );
         bail!(Superseded { term: found.term })
     }
 
-    /// Reads documents.
+    /// Reads documents by their identifiers. Those that do not exist are left out.
     ///
     /// # Errors
-    /// If MongoDB is away.
+    /// If MongoDB is unavailable.
     pub async fn load(&self, ids: HashSet<&str>) -> Result<Vec<RawDocumentBuf>, Error> {
-        // Otherwise the first reply holds 101.
+        // By default the first reply holds 101 documents at most.
         let all = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         let ids: Vec<_> = ids.into_iter().collect();
         let mut replies = self.documents.find(doc! { "_id": { "$in": ids } }).batch_size(all).batch().await?;
         let mut documents = Vec::new();
         while let Some(reply) = replies.next().await {
             for document in reply?.doc_slices()? {
-                let document = document?.as_document().ok_or_else(|| Error::custom("the server sent no document"))?;
+                let document = document?
+                    .as_document()
+                    .ok_or_else(|| Error::custom("MongoDB sent something other than a document"))?;
                 documents.push(document.to_owned());
             }
         }
@@ -175,70 +180,70 @@ impl Store {
     }
 }
 
-/// Writes batches of different views in one transaction, all or nothing.
+/// Writes batches of different views in one transaction.
 ///
 /// # Errors
-/// If MongoDB is away, or another writer has moved one of the checkpoints. Whether the batches were written is then not
-/// known, and does not matter: go on from what [`Store::take_over`] says.
+/// If MongoDB is unavailable, or another writer has moved one of the checkpoints. It is then unknown whether the batches
+/// were written. The caller need not know: it goes on from the position that [`Store::take_over`] returns.
 pub async fn commit(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result<()> {
     if batches.is_empty() {
         return Ok(());
     }
-    let mut tries = 0;
+    let mut attempts = 0;
     loop {
-        tries += 1;
+        attempts += 1;
         session.start_transaction().write_concern(WriteConcern::majority()).await?;
         let Err(error) = write(session, batches).await else { return Ok(session.commit_transaction().await?) };
-        // If the server does not hear of this either, the transaction ends with the next use of the session.
+        // If the server does not receive this either, the transaction ends with the next use of the session.
         let _ = session.abort_transaction().await;
-        if tries == TRIES || !is_transient(&error) {
+        if attempts == MAX_ATTEMPTS || !is_transient(&error) {
             return Err(error);
         }
     }
 }
 
 async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result<()> {
-    let mut moves = RawArrayBuf::new();
+    let mut checkpoint_updates = RawArrayBuf::new();
     for Batch { store, from, to, term, journal, .. } in batches {
         let (from, to) = (i64::try_from(*from)?, i64::try_from(*to)?);
         let mut checkpoint = rawdoc! { "position": to };
         if let Some(journal) = journal {
             checkpoint.append(cstr!("journal"), journal.to_string());
         }
-        moves.push(rawdoc! {
+        checkpoint_updates.push(rawdoc! {
             "q": { "_id": store.documents.name(), "position": from, "term": *term },
             "u": { "$set": checkpoint },
         });
     }
-    let command = rawdoc! { "update": layout::CHECKPOINTS, "updates": moves };
+    let command = rawdoc! { "update": layout::CHECKPOINTS, "updates": checkpoint_updates };
     let reply = batches[0].store.database.run_raw_command(command).session(&mut *session).await?;
-    write::check(&reply, batches.len()).context("another writer has moved a checkpoint")?;
+    document_write::check(&reply, batches.len()).context("another writer has moved a checkpoint")?;
     for Batch { store, writes, .. } in batches {
-        for command in write::commands(store.documents.name(), writes) {
+        for command in document_write::commands(store.documents.name(), writes) {
             let reply = store.database.run_raw_command(command.body).session(&mut *session).await?;
-            write::check(&reply, command.documents)?;
+            document_write::check(&reply, command.documents)?;
         }
     }
     Ok(())
 }
 
-/// Whether the server is away, and no batch to blame.
-pub fn is_of_server(error: &anyhow::Error) -> bool {
+/// Whether the error means that MongoDB is unavailable, so that no batch is to blame.
+pub fn is_server_unavailable(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<Error>().map(|error| &*error.kind);
     error.is_some_and(|kind| {
         matches!(kind, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } | ErrorKind::ServerSelection { .. })
     })
 }
 
-/// Whether the server asks for the transaction to be tried again, and has done nothing of it.
+/// Whether the server has aborted the transaction without any effect, and asks for it to be tried again.
 fn is_transient(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Error>().is_some_and(|error| error.contains_label(TRANSIENT_TRANSACTION_ERROR))
 }
 
-/// Ends the transaction that is open in a session, of whichever process.
+/// Ends a session of any process, and aborts the transaction that may be open in it.
 ///
 /// # Errors
-/// If MongoDB is away or does not allow it.
-pub async fn end_session(database: &Database, session: Document) -> Result<(), Error> {
+/// If MongoDB is unavailable or does not allow it.
+pub async fn kill_session(database: &Database, session: Document) -> Result<(), Error> {
     database.run_command(doc! { "killSessions": [session] }).await.map(drop)
 }

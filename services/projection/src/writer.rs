@@ -1,7 +1,7 @@
-//! Writes the batches of the views that this replica leads, one transaction after the other: what is ready when one ends
-//! shares the next, since a transaction costs the server much the same for one view as for three. Views that gather have
-//! large batches, so that those that do not have a writer of their own, and wait for none of them. The invariant: a batch
-//! that cannot be written takes no other with it.
+//! Writes the batches of the views that this replica leads, one transaction after the other, with group commit: the
+//! batches that are ready when a transaction ends share the next one, since a transaction costs the server about as much
+//! for one view as for three. Views with a batch window have large batches; the other views have a writer of their own,
+//! and wait for none of those. The invariant: a batch that cannot be written does not make the others fail.
 
 use std::sync::Arc;
 
@@ -12,42 +12,44 @@ use tokio_util::task::AbortOnDropHandle;
 use views::View;
 
 use crate::{
-    store::{self, Batch, is_of_server},
-    trouble::plain,
+    retry_state::describe,
+    store::{self, Batch, is_server_unavailable},
 };
 
 /// All writers of a replica.
 pub struct Writers {
-    prompt: Writer,
-    gathering: Writer,
+    immediate: Writer,
+    windowed: Writer,
 }
 
 impl Writers {
     /// # Errors
-    /// If MongoDB is away.
+    /// If MongoDB is unavailable.
     pub async fn start(database: &Database) -> Result<Self, Error> {
-        Ok(Self { prompt: Writer::start(database).await?, gathering: Writer::start(database).await? })
+        Ok(Self { immediate: Writer::start(database).await?, windowed: Writer::start(database).await? })
     }
 
-    /// Who writes a view.
+    /// The writer of a view.
     pub fn of<V: View>(&self) -> &Writer {
-        if V::BATCH_WINDOW.is_zero() { &self.prompt } else { &self.gathering }
+        if V::BATCH_WINDOW.is_zero() { &self.immediate } else { &self.windowed }
     }
 }
 
-/// Where views get their turns to write.
+/// Grants permits to write, and writes the batches that are submitted with them.
 pub struct Writer {
     session: Arc<Mutex<ClientSession>>,
-    waiting: mpsc::UnboundedSender<oneshot::Sender<Turn>>,
+    requests: mpsc::UnboundedSender<PermitRequest>,
     _task: AbortOnDropHandle<()>,
 }
 
-/// Leave to hand over a batch. The transaction begins when all that were given leave together have done so, or have
-/// dropped it.
-pub struct Turn(mpsc::UnboundedSender<Given>);
+type PermitRequest = oneshot::Sender<WritePermit>;
 
-/// A batch that was handed over.
-struct Given {
+/// Permission to submit one batch to the next transaction, which begins when all permits for it have been used or
+/// dropped.
+pub struct WritePermit(mpsc::UnboundedSender<Submitted>);
+
+/// A batch that waits for its transaction.
+struct Submitted {
     batch: Batch,
     written: oneshot::Sender<anyhow::Result<()>>,
 }
@@ -55,93 +57,93 @@ struct Given {
 impl Writer {
     async fn start(database: &Database) -> Result<Self, Error> {
         let session = Arc::new(Mutex::new(database.client().start_session().await?));
-        let (waiting, requests) = mpsc::unbounded_channel();
-        let task = AbortOnDropHandle::new(tokio::spawn(run(Arc::clone(&session), requests)));
-        Ok(Self { session, waiting, _task: task })
+        let (requests, received) = mpsc::unbounded_channel();
+        let task = AbortOnDropHandle::new(tokio::spawn(run(Arc::clone(&session), received)));
+        Ok(Self { session, requests, _task: task })
     }
 
-    /// The session of all transactions, each of which ends the one before it, should that be open still. While it is
-    /// held, nothing is written.
+    /// The session of all transactions. Each transaction ends the one before it, should that still be open. Nothing is
+    /// written while the caller holds the session.
     pub async fn session(&self) -> MutexGuard<'_, ClientSession> {
         self.session.lock().await
     }
 
-    /// Waits for the next transaction. Who does not want it any more, drops this, or what comes of it.
-    pub fn turn(&self) -> impl Future<Output = anyhow::Result<Turn>> + Send + use<> {
-        let (give, given) = oneshot::channel();
-        let asked = self.waiting.send(give);
+    /// Requests a permit for the next transaction, and waits for it. Dropping the future or the permit gives it up.
+    pub fn permit(&self) -> impl Future<Output = anyhow::Result<WritePermit>> + Send + use<> {
+        let (grant, granted) = oneshot::channel();
+        let requested = self.requests.send(grant);
         async move {
-            asked.context("the writer has ended")?;
-            given.await.context("the writer has ended")
+            requested.context("the writer has ended")?;
+            granted.await.context("the writer has ended")
         }
     }
 }
 
-impl Turn {
-    /// Hands a batch over, and waits until it is written.
+impl WritePermit {
+    /// Submits a batch, and waits until it is written.
     ///
     /// # Errors
-    /// If it was not written, or that is not known.
+    /// If the batch was not written, or if the outcome is unknown.
     pub fn write(self, batch: Batch) -> impl Future<Output = anyhow::Result<()>> + Send + use<> {
-        let (written, answer) = oneshot::channel();
-        let given = self.0.send(Given { batch, written });
+        let (written, result) = oneshot::channel();
+        let submitted = self.0.send(Submitted { batch, written });
         async move {
-            given.ok().context("the writer has ended")?;
-            answer.await.context("the writer has ended")?
+            submitted.ok().context("the writer has ended")?;
+            result.await.context("the writer has ended")?
         }
     }
 }
 
-async fn run(session: Arc<Mutex<ClientSession>>, mut requests: mpsc::UnboundedReceiver<oneshot::Sender<Turn>>) {
+async fn run(session: Arc<Mutex<ClientSession>>, mut requests: mpsc::UnboundedReceiver<PermitRequest>) {
     let mut waiting = Vec::new();
     while requests.recv_many(&mut waiting, usize::MAX).await > 0 {
-        let mut all = Vec::new();
+        let mut submitted = Vec::new();
         while !waiting.is_empty() {
-            all.extend(collect(waiting.drain(..)).await);
-            // Those whose batches were in the last transaction have just heard of it: they may have the next one ready.
+            submitted.extend(collect(waiting.drain(..)).await);
+            // The views of the last transaction have only just heard that it ended, and may have their next batch ready.
             tokio::task::yield_now().await;
-            while let Ok(wanted) = requests.try_recv() {
-                waiting.push(wanted);
+            while let Ok(request) = requests.try_recv() {
+                waiting.push(request);
             }
         }
         let mut session = session.lock().await;
-        // Whose view begins anew meanwhile goes on from what is stored.
-        all.retain(|given| !given.written.is_closed());
+        // A view that has restarted meanwhile goes on from the stored checkpoint, and does not want this batch any more.
+        submitted.retain(|submitted| !submitted.written.is_closed());
         let (batches, written): (Vec<_>, Vec<_>) =
-            all.into_iter().map(|Given { batch, written }| (batch, written)).unzip();
+            submitted.into_iter().map(|Submitted { batch, written }| (batch, written)).unzip();
         let results = write(&mut session, &batches).await;
         drop(session);
-        for (answer, result) in written.into_iter().zip(results) {
-            let _ = answer.send(result);
+        for (written, result) in written.into_iter().zip(results) {
+            let _ = written.send(result);
         }
     }
 }
 
-/// Lets all who wait hand over their batches.
-async fn collect(waiting: impl Iterator<Item = oneshot::Sender<Turn>>) -> Vec<Given> {
-    let (give, mut given) = mpsc::unbounded_channel();
-    for wanted in waiting {
-        let _ = wanted.send(Turn(give.clone()));
+/// Grants a permit to each request, and returns the batches that are submitted with them.
+async fn collect(waiting: impl Iterator<Item = PermitRequest>) -> Vec<Submitted> {
+    let (submit, mut submitted) = mpsc::unbounded_channel();
+    for request in waiting {
+        let _ = request.send(WritePermit(submit.clone()));
     }
-    drop(give);
+    drop(submit);
     let mut all = Vec::new();
-    while let Some(batch) = given.recv().await {
+    while let Some(batch) = submitted.recv().await {
         all.push(batch);
     }
     all
 }
 
-/// Writes all in one transaction; each by itself if one of them may be to blame that it failed.
+/// Writes all batches in one transaction. If that fails and a batch may be the reason, writes each in its own.
 async fn write(session: &mut ClientSession, batches: &[Batch]) -> Vec<anyhow::Result<()>> {
-    let failed = match store::commit(session, batches).await {
+    let error = match store::commit(session, batches).await {
         Ok(()) => return batches.iter().map(|_| Ok(())).collect(),
         Err(error) => error,
     };
     if batches.len() == 1 {
-        return vec![Err(failed)];
+        return vec![Err(error)];
     }
-    if is_of_server(&failed) {
-        let reason = plain(&failed);
+    if is_server_unavailable(&error) {
+        let reason = describe(&error);
         return batches.iter().map(|_| Err(anyhow!(reason.clone()))).collect();
     }
     let mut results = Vec::new();

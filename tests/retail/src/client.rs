@@ -1,4 +1,4 @@
-//! A client of the system: what any other service would do with NATS requests.
+//! A client of the system, which sends NATS requests as any other service would.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use domain::Id;
 use serde_json::Value;
 use wire::{Accepted, Failure, POSITION, Subjects, failure_status};
 
-/// Longer than any answer should take, whatever the machine.
+/// How long a reply may take. No reply should take as long, even on a slow machine.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
@@ -16,10 +16,10 @@ pub struct Client {
     subjects: Subjects,
 }
 
-/// A reply as it came.
+/// The reply to a command or a query.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The body, or the failure.
+    /// The body of a success, or the failure.
     pub result: Result<Value, Failure>,
     /// The header `Position`.
     pub position: Option<u64>,
@@ -27,34 +27,34 @@ pub struct Reply {
 
 impl Client {
     /// # Errors
-    /// If the server does not take the connection.
+    /// If the server does not accept the connection.
     pub async fn connect(url: &str, subjects: Subjects) -> anyhow::Result<Self> {
         let (options, servers) = runtime::nats_options(url)?;
         Ok(Self { nats: options.connect(servers).await?, subjects })
     }
 
-    /// A command such as `order.create`, with headers.
+    /// Sends a command such as `order.create`, with headers.
     ///
     /// # Errors
-    /// If no reply came.
+    /// If no reply has come, or one that cannot be read.
     pub async fn command(&self, name: &str, body: Value, headers: &[(&str, &str)]) -> anyhow::Result<Reply> {
         let (aggregate, verb) = name.split_once('.').unwrap_or((name, ""));
         self.request(self.subjects.command(aggregate, verb), body.to_string().into(), headers).await
     }
 
-    /// A query such as `order.get`, with headers.
+    /// Sends a query such as `order.get`, with headers.
     ///
     /// # Errors
-    /// If no reply came.
+    /// If no reply has come, or one that cannot be read.
     pub async fn query(&self, name: &str, body: Value, headers: &[(&str, &str)]) -> anyhow::Result<Reply> {
         let (noun, verb) = name.split_once('.').unwrap_or((name, ""));
         self.request(self.subjects.query(noun, verb), body.to_string().into(), headers).await
     }
 
-    /// Anything.
+    /// Sends any request.
     ///
     /// # Errors
-    /// If no reply came, or one that is not of the wire's form.
+    /// If no reply has come, or one that cannot be read.
     pub async fn request(&self, subject: String, body: Vec<u8>, headers: &[(&str, &str)]) -> anyhow::Result<Reply> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
@@ -80,38 +80,38 @@ impl Client {
 }
 
 impl Reply {
-    /// The success of a command.
+    /// The reply to a command that was accepted.
     ///
     /// # Panics
-    /// If it failed.
+    /// If the request failed.
     pub fn accepted(self) -> Accepted {
         let body = self.result.unwrap_or_else(|failure| panic!("refused: {failure} {:?}", failure.details));
-        let accepted: Accepted = serde_json::from_value(body).expect("a command's reply");
+        let accepted: Accepted = serde_json::from_value(body).expect("the body of a command's reply");
         assert_eq!(self.position, Some(accepted.position), "the header says what the body says");
         accepted
     }
 
-    /// The identifier that a command's reply tells.
+    /// The identifier in the reply to a command.
     ///
     /// # Panics
-    /// If it failed.
+    /// If the request failed.
     pub fn id(self) -> Id {
         self.accepted().id
     }
 
-    /// The data of a query.
+    /// The body of the reply to a query.
     ///
     /// # Panics
-    /// If it failed.
+    /// If the request failed.
     pub fn data(self) -> Value {
         assert!(self.position.is_some() || self.result.is_err(), "every query's reply has a position");
         self.result.unwrap_or_else(|failure| panic!("refused: {failure} {:?}", failure.details))
     }
 
-    /// The code of a failure.
+    /// The code of the failure.
     ///
     /// # Panics
-    /// If it succeeded.
+    /// If the request succeeded.
     pub fn code(self) -> String {
         self.failure().code.into_owned()
     }
@@ -119,8 +119,8 @@ impl Reply {
     /// The failure.
     ///
     /// # Panics
-    /// If it succeeded.
+    /// If the request succeeded.
     pub fn failure(self) -> Failure {
-        self.result.expect_err("a failure")
+        self.result.expect_err("the request should fail")
     }
 }

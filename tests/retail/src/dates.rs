@@ -1,18 +1,18 @@
-//! The dates of the invoices in the layouts that copies of the data set have. Where the year stands last, the whole file
-//! says whether the month or the day stands first; nothing is guessed of a single line.
+//! Reads the dates of the invoices in the layouts that occur in copies of the data set. If dates end with the year, the
+//! whole file shows whether the month or the day comes first. Nothing is guessed from a single line.
 
 use std::ops::RangeInclusive;
 
 use crate::unusable::{Example, Unusable};
 
-/// Which of the two stands first where the year stands last.
+/// Whether the month or the day comes first in dates that end with the year.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DateOrder {
     MonthFirst,
     DayFirst,
 }
 
-/// A date and a time as they are written, of which only the order of the numbers may be open.
+/// A date and a time as they are written. Only the order of month and day may be undecided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
     date: Date,
@@ -26,32 +26,35 @@ enum Date {
     YearLast { first: u8, second: u8, year: u16 },
 }
 
-/// The invoices of the data set, in the order of time.
+/// The invoice numbers of the data set, which are in chronological order.
 const NUMBERS: RangeInclusive<u32> = 489_434..=581_587;
-/// The first of 1 December 2010: earlier numbers are of earlier days, with which the data set has two years.
+/// The first number of 1 December 2010. Earlier numbers belong to earlier days.
 const FIRST_OF_DECEMBER_2010: u32 = 536_365;
 const DECEMBER_2010: (u16, u8, u8) = (2010, 12, 1);
+/// The days of the data set.
 const DAYS: RangeInclusive<(u16, u8, u8)> = (2009, 12, 1)..=(2011, 12, 9);
-/// The years that are known where two digits are written: with others, the first number may be the year.
+/// The years that may be written with two digits. With any other, the first number may be the year.
 const SHORT_YEARS: RangeInclusive<u16> = 9..=11;
 
-/// What the dates of a file say about their order.
+/// What the dates of a file show about their order.
 #[derive(Default)]
 pub struct Evidence {
-    /// Those that can be read in one order only.
+    /// A date that can only be read with the day first.
     day_first: Option<Example>,
+    /// A date that can only be read with the month first.
     month_first: Option<Example>,
-    /// Those that can be read in both.
+    /// A date that can be read in either order.
     either: Option<Example>,
-    /// Of those that can be read in both, the ones whose invoice's number tells.
+    /// Whether the invoice number of such a date shows that the day comes first.
     numbered_day_first: bool,
+    /// Whether one shows that the month comes first.
     numbered_month_first: bool,
-    /// Numbers stand without a leading zero, or years with two digits: so do the copies that have the month first.
+    /// Whether numbers have no leading zero, or years two digits, as in the published copies, which have the month first.
     is_as_published: bool,
 }
 
 impl Written {
-    /// `None` if it is in none of the layouts. What is, may still be no day of any calendar.
+    /// `None` if the text is in none of the layouts. The date may still not exist, such as 30 February.
     pub fn parse(text: &str) -> Option<Self> {
         let (date, time) = match text.split_once([' ', 'T']) {
             Some((date, time)) => (date, written_time(time)?),
@@ -73,7 +76,7 @@ impl Written {
         Some(Self { date, time })
     }
 
-    /// In RFC 3339, where it is the moment that it is taken for.
+    /// The moment in RFC 3339; `None` if the date does not exist.
     pub fn moment(&self, order: DateOrder) -> Option<String> {
         let (year, month, day) = self.date.read(order);
         let moment = format!("{year:04}-{month:02}-{day:02}T{}Z", self.time);
@@ -92,11 +95,11 @@ impl Date {
 }
 
 impl Evidence {
-    /// Takes note of a date, as it stands in a line with the invoice of this number.
+    /// Takes note of a date in a line, with the number of its invoice.
     pub fn note(&mut self, line: u64, text: &str, written: &Written, invoice: &str) {
         let Date::YearLast { first, second, .. } = written.date else { return };
         let example = || Example { line, text: text.to_owned() };
-        // So nobody writes who puts the month first.
+        // Nobody who puts the month first writes dates with dots.
         let has_dots = text.contains('.');
         match (first > 12, second > 12) {
             (true, true) => return,
@@ -131,8 +134,8 @@ impl Evidence {
     /// The order of the whole file.
     ///
     /// # Errors
-    /// If it has both, not the one that was said, or cannot be told.
-    pub fn order(&self, said: Option<DateOrder>) -> Result<DateOrder, Unusable> {
+    /// If the file has both orders, not the one that was given, or shows none.
+    pub fn order(&self, given: Option<DateOrder>) -> Result<DateOrder, Unusable> {
         let shown = match (&self.day_first, &self.month_first) {
             (Some(day_first), Some(month_first)) => {
                 let (day_first, month_first) = (day_first.clone(), month_first.clone());
@@ -142,9 +145,9 @@ impl Evidence {
             (None, Some(example)) => Some((DateOrder::MonthFirst, example)),
             (None, None) => None,
         };
-        match (said, shown) {
-            (Some(said), Some((order, found))) if said != order => {
-                let expected = match said {
+        match (given, shown) {
+            (Some(given), Some((order, found))) if given != order => {
+                let expected = match given {
                     DateOrder::MonthFirst => "month",
                     DateOrder::DayFirst => "day",
                 };
@@ -166,7 +169,7 @@ impl Evidence {
     }
 }
 
-/// `8:26`, `08:26:00` and `08:26:00.000`, as `08:26:00`.
+/// Reads `8:26`, `08:26:00` and `08:26:00.000` as `08:26:00`.
 fn written_time(text: &str) -> Option<String> {
     let text = text.trim_start().trim_end_matches('Z');
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
@@ -184,7 +187,7 @@ fn short(text: &str) -> Option<u8> {
     number(text, 2)
 }
 
-/// Of that many digits at most, and nothing else.
+/// Reads a number of at most this many digits.
 fn number<N: std::str::FromStr>(text: &str, digits: usize) -> Option<N> {
     let is_number = (1..=digits).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().ok())?
@@ -194,8 +197,8 @@ fn number<N: std::str::FromStr>(text: &str, digits: usize) -> Option<N> {
 mod tests {
     use super::*;
 
-    /// What the dates of a file are read as, each of an invoice.
-    fn read(dates: &[(&str, &str)], said: Option<DateOrder>) -> Result<Vec<String>, Unusable> {
+    /// Reads the dates of a file, each with the number of its invoice.
+    fn read(dates: &[(&str, &str)], given: Option<DateOrder>) -> Result<Vec<String>, Unusable> {
         let mut evidence = Evidence::default();
         let written: Vec<Written> = (2..)
             .zip(dates)
@@ -205,12 +208,12 @@ mod tests {
                 written
             })
             .collect();
-        let order = evidence.order(said)?;
+        let order = evidence.order(given)?;
         Ok(written.iter().map(|written| written.moment(order).unwrap()).collect())
     }
 
     #[test]
-    fn the_copies_of_the_data_set_are_read_as_what_they_mean() {
+    fn the_layouts_of_all_copies_are_understood() {
         for first in [
             "2010-12-01 08:26:00",
             "2010-12-01T08:26:00",
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn one_number_above_12_tells_for_the_whole_file() {
+    fn one_number_above_12_decides_for_the_whole_file() {
         let month_first = [("1", "01/02/2010 08:26"), ("2", "01/13/2010 08:26"), ("3", "02-01-10 8:26")];
         let days = ["2010-01-02T08:26:00Z", "2010-01-13T08:26:00Z", "2010-02-01T08:26:00Z"];
         assert_eq!(read(&month_first, None).unwrap(), days);
@@ -244,13 +247,13 @@ mod tests {
     }
 
     #[test]
-    fn what_has_the_published_form_has_the_month_first_whoever_the_shop_is() {
+    fn the_published_form_has_the_month_first() {
         assert_eq!(read(&[("1", "12/1/2010 8:26")], None).unwrap(), ["2010-12-01T08:26:00Z"]);
         assert_eq!(read(&[("1", "12-01-10 8:26")], None).unwrap(), ["2010-12-01T08:26:00Z"]);
     }
 
     #[test]
-    fn what_cannot_be_told_is_refused_unless_it_is_said() {
+    fn dates_of_undecided_order_are_refused_unless_it_is_given() {
         let dates = [("A1", "12/01/2010 08:26"), ("A2", "12/02/2010 08:26")];
         let refused = read(&dates, None).unwrap_err().to_string();
         assert!(refused.contains("\"12/01/2010 08:26\" in line 2") && refused.contains("DATES=day-first"), "{refused}");
@@ -258,12 +261,12 @@ mod tests {
         assert_eq!(days, ["2010-01-12T08:26:00Z", "2010-02-12T08:26:00Z"]);
         let days = read(&dates, Some(DateOrder::MonthFirst)).unwrap();
         assert_eq!(days, ["2010-12-01T08:26:00Z", "2010-12-02T08:26:00Z"]);
-        // Of April 2011, whose numbers fit both 4 March and 3 April.
+        // A number of April 2011 fits both 4 March and 3 April.
         assert!(matches!(read(&[("548000", "04/03/2011 08:26")], None), Err(Unusable::EitherOrder(_))));
     }
 
     #[test]
-    fn orders_that_contradict_each_other_or_what_was_said_are_refused() {
+    fn orders_that_contradict_each_other_or_the_given_one_are_refused() {
         let both = [("1", "13/01/2010 08:26"), ("2", "01/14/2010 08:26")];
         let refused = read(&both, None).unwrap_err().to_string();
         assert!(refused.contains("13/01/2010") && refused.contains("line 3"), "{refused}");
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn other_layouts_are_none() {
+    fn other_layouts_are_refused() {
         for text in [
             "",
             "yesterday",

@@ -1,6 +1,6 @@
 //! The invoices of a file in the layout of the UCI "Online Retail" data set, and the commands that replay them. The
-//! invariant: what a command does is told by its key, whichever file it comes from. What is created is created alike by
-//! every file; what a file tells besides is changed afterwards.
+//! invariant: commands with the same key do the same, whichever file they come from. So every file creates a customer or
+//! product in the same way, and what differs from file to file is set by an update afterwards.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -22,10 +22,10 @@ use crate::{
 };
 
 const CURRENCY: &str = "GBP";
-/// Who buys on an invoice without a customer's number.
+/// The customer of an invoice without a customer number.
 const GUEST: &str = "guest";
 
-/// Why a line is no sale.
+/// Why a line is not a sale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NoSale {
     Cancellation,
@@ -47,7 +47,7 @@ impl fmt::Display for NoSale {
     }
 }
 
-/// What a file says, in the order in which it says it.
+/// The content of a file, in its order.
 #[derive(Default)]
 pub struct Invoices {
     pub no_sales: BTreeMap<NoSale, usize>,
@@ -57,8 +57,8 @@ pub struct Invoices {
     products: Vec<Product>,
     invoices: Vec<Invoice>,
     customer_numbers: HashSet<String>,
-    product_places: HashMap<String, usize>,
-    invoice_places: HashMap<String, usize>,
+    product_indexes: HashMap<String, usize>,
+    invoice_indexes: HashMap<String, usize>,
 }
 
 struct Customer {
@@ -70,15 +70,15 @@ struct Product {
     code: String,
     name: String,
     price: i64,
-    /// By the month, such as `2010-12`.
+    /// The sales by month, such as `2010-12`.
     sold: BTreeMap<String, Sold>,
 }
 
-/// What a month's invoices sell of a product.
+/// The sales of one product in one month.
 #[derive(Default)]
 struct Sold {
     pieces: i64,
-    /// Of each invoice and its pieces.
+    /// A hash of the invoices, each with the pieces that it sells.
     hash: Sha256,
 }
 
@@ -90,10 +90,10 @@ struct Invoice {
 }
 
 impl Invoices {
-    /// Reads a file. Where the year stands last in its dates, the order of month and day is the file's, unless it is said.
+    /// Reads a file. If its dates end with the year, the file shows the order of month and day, unless `order` is given.
     ///
     /// # Errors
-    /// If the file is not what is taken, or sells nothing. A line that cannot be understood is counted.
+    /// If the file cannot be used, or sells nothing. A line that cannot be read is only counted.
     pub fn read(file: &Path, order: Option<DateOrder>) -> Result<Self, Unusable> {
         let text = text::read(file)?;
         let mut invoices = Self { digest: hex(Sha256::digest(&text)), ..Self::default() };
@@ -130,8 +130,8 @@ impl Invoices {
         self.invoices.iter().map(|invoice| invoice.lines.len()).sum()
     }
 
-    /// The commands to customers and products, those to one of them in their order: a product can be bought when it has
-    /// its name and its price, since only then does it come into stock. The views gather what comes so close together.
+    /// The commands to customers and products, one chain for each. A product comes into stock last, so that it cannot be
+    /// bought before it has its name and price. The views batch changes that come so close together.
     pub fn preparations(&self) -> Vec<Vec<Command>> {
         let customers = self.customers.iter().map(|customer| {
             let updated = customer.update(&self.digest);
@@ -144,7 +144,7 @@ impl Invoices {
         customers.chain(products).collect()
     }
 
-    /// The commands that place the orders, for which everything has been prepared.
+    /// The commands that place the orders, to be sent after the preparations.
     pub fn orders(&self) -> Vec<Command> {
         self.invoices.iter().map(Invoice::place).collect()
     }
@@ -163,21 +163,21 @@ impl Invoices {
         if invoice.is_empty() || code.is_empty() {
             return Err(NoSale::Unreadable);
         }
-        let place = *self.product_places.entry(code.clone()).or_insert_with(|| {
+        let index = *self.product_indexes.entry(code.clone()).or_insert_with(|| {
             self.products.push(Product { code: code.clone(), name: code.clone(), price, sold: BTreeMap::new() });
             self.products.len() - 1
         });
-        let product = &mut self.products[place];
-        // The first description that there is; the code where there is none.
+        let product = &mut self.products[index];
+        // The name is the first description, or the code if there is none.
         if product.name == product.code && !description.is_empty() {
             product.name = description;
         }
         let sold = product.sold.entry(placed_at[.."2010-12".len()].to_owned()).or_default();
-        // Saturating only so as not to panic: the service refuses far less.
+        // Saturation only prevents a panic: the service refuses far smaller quantities.
         sold.pieces = sold.pieces.saturating_add(quantity);
         sold.hash.update(format!("{invoice}/{quantity}\n"));
         let line = json!({"product": id("product", &code), "quantity": quantity, "unit_price": money(price)});
-        let place = *self.invoice_places.entry(invoice.clone()).or_insert_with(|| {
+        let index = *self.invoice_indexes.entry(invoice.clone()).or_insert_with(|| {
             let customer = customer_number(&customer);
             if self.customer_numbers.insert(customer.clone()) {
                 self.customers.push(Customer { number: customer.clone(), country });
@@ -185,7 +185,7 @@ impl Invoices {
             self.invoices.push(Invoice { number: invoice, customer, placed_at, lines: vec![] });
             self.invoices.len() - 1
         });
-        self.invoices[place].lines.push(line);
+        self.invoices[index].lines.push(line);
         Ok(())
     }
 }
@@ -207,10 +207,10 @@ impl Customer {
         }
     }
 
-    /// Says the country, which may be another in another file. Guests come from everywhere.
+    /// Sets the country, which may differ from file to file. Guests come from everywhere, and have none.
     fn update(&self, digest: &str) -> Option<Command> {
-        let is_known = self.number != GUEST && !self.country.is_empty();
-        is_known.then(|| Command {
+        let has_country = self.number != GUEST && !self.country.is_empty();
+        has_country.then(|| Command {
             name: "user.update",
             key: format!("retail/update/{digest}/{}", self.id()),
             body: json!({"id": self.id(), "country": self.country}),
@@ -231,7 +231,7 @@ impl Product {
         }
     }
 
-    /// Says name and price, which may be others in another file.
+    /// Sets name and price, which may differ from file to file.
     fn update(&self, digest: &str) -> Command {
         Command {
             name: "product.update",
@@ -240,7 +240,7 @@ impl Product {
         }
     }
 
-    /// Brings into stock what each month sells, once: also if the same month comes in another copy, or with others.
+    /// Restocks what each month sells. This happens once, even if the month comes again in another copy, or with others.
     fn restock(&self) -> impl Iterator<Item = Command> {
         self.sold.iter().map(|(month, Sold { pieces, hash })| Command {
             name: "product.restock",
@@ -265,13 +265,13 @@ impl Invoice {
     }
 }
 
-/// `17850.0` is 17850; nobody is the guest.
+/// `17850.0` stands for 17850, and an empty number for the guest.
 fn customer_number(number: &str) -> String {
     let number = number.strip_suffix(".0").unwrap_or(number);
     if number.is_empty() { GUEST.to_owned() } else { number.to_owned() }
 }
 
-/// A price in pounds, exactly, in pennies.
+/// Converts a price in pounds into pennies, without rounding.
 fn pence(price: &str) -> Result<i64, NoSale> {
     let (pounds, fraction) = price.split_once('.').unwrap_or((price, ""));
     if pounds.starts_with('-') {
@@ -293,7 +293,7 @@ fn money(amount: i64) -> Value {
     json!({"amount": amount, "currency": CURRENCY})
 }
 
-/// Of a hash, as many digits as tell what is different.
+/// The first digits of a hash, enough to tell contents apart.
 fn hex(hash: impl AsRef<[u8]>) -> String {
     hash.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -352,7 +352,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
         invoices.preparations().into_iter().flatten().chain(invoices.orders()).collect()
     }
 
-    /// Without the keys of what a file says of customers and products, which are its own.
+    /// The commands without the keys of updates, which differ from file to file.
     fn effects(invoices: &Invoices) -> Vec<(&'static str, String, Value)> {
         let key =
             |Command { name, key, body }| (name, if name.ends_with(".update") { String::new() } else { key }, body);
@@ -360,7 +360,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
     }
 
     #[test]
-    fn every_copy_of_a_month_says_the_same() {
+    fn every_copy_of_a_month_has_the_same_effects() {
         let month = read(MONTH).unwrap();
         assert_eq!((month.sales(), &month.no_sales), (3, &[(NoSale::Cancellation, 1)].into()));
         let expected = effects(&month);
@@ -393,7 +393,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
     }
 
     #[test]
-    fn what_is_created_does_not_depend_on_the_file() {
+    fn creation_does_not_depend_on_the_file() {
         let later = MONTH
             .replace("5363", "5401")
             .replace("2010-12", "2011-01")
@@ -422,7 +422,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
     }
 
     #[test]
-    fn keys_are_what_the_system_takes() {
+    fn keys_are_valid_idempotency_keys() {
         let odd =
             MONTH.replace("85123A", "BANK \u{2713} CHARGES").replace("536365", "536 365").replace("17850.0", "a b");
         for Command { key, .. } in commands(&read(odd).unwrap()) {
@@ -431,7 +431,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
     }
 
     #[test]
-    fn a_file_that_is_not_what_is_taken_is_refused_with_what_was_expected_and_found() {
+    fn an_unusable_file_is_refused_with_what_was_expected_and_found() {
         let header = MONTH.lines().next().unwrap();
         let cut = |bytes: Vec<u8>, length: usize| bytes[..length].to_vec();
         let whole = gzipped(MONTH);
@@ -441,14 +441,14 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
             (vec![], "the file is empty"),
             (gzipped(""), "the file is empty"),
             (b"\n\n".to_vec(), "the file is empty"),
-            (header.into(), "found a header and no line below it"),
-            (gzipped(&format!("{header}\n")), "found a header and no line below it"),
-            (cut(whole.clone(), whole.len() / 2), "the gzip is cut off"),
-            (cut(whole.clone(), whole.len() - 4), "the gzip is cut off"),
-            (cut(whole.clone(), 5), "the gzip is cut off"),
-            (broken, "the gzip is broken"),
+            (header.into(), "found a header and no lines below it"),
+            (gzipped(&format!("{header}\n")), "found a header and no lines below it"),
+            (cut(whole.clone(), whole.len() / 2), "the gzip file is truncated"),
+            (cut(whole.clone(), whole.len() - 4), "the gzip file is truncated"),
+            (cut(whole.clone(), 5), "the gzip file is truncated"),
+            (broken, "the gzip file is corrupt"),
             (b"PK\x03\x04 and so on".to_vec(), "an Excel workbook"),
-            (b"\x89PNG\r\n\0\0".to_vec(), "bytes that are no text"),
+            (b"\x89PNG\r\n\0\0".to_vec(), "binary data"),
             (b"{\"invoices\":[]}".to_vec(), "expected the column InvoiceNo or Invoice, found the columns \"{"),
             (
                 MONTH.replace("Quantity", "Pieces").into(),
@@ -458,7 +458,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
             (MONTH.replace("2010-12-13 09:53:00", "20101213").into(), "line 5: expected a date such as"),
             (
                 MONTH.replace(",6,", ",six,").replace(",3,", ",0,").into(),
-                "lines that are no sales: 1 (the invoice is a cancellation), 1 (",
+                "lines that are not sales: 1 (the invoice is a cancellation), 1 (",
             ),
         ];
         for (content, expected) in refusals {
@@ -470,7 +470,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
     }
 
     #[test]
-    fn a_line_that_cannot_be_understood_is_counted() {
+    fn a_line_that_cannot_be_read_is_counted() {
         let dirt = "536385,71053,LANTERN,1,,3.39,1,UK\n536386,71053,LANTERN,1,2010-02-30 08:26:00,3.39,1,UK\n\
                     536387,,LANTERN,1,2010-12-01 08:26:00,3.39,1,UK\n,71053,LANTERN,1,2010-12-01 08:26:00,3.39,1,UK\n\
                     536388,71053,LANTERN\n536389,71053,LANTERN,1,2010-12-01 08:26:00,3,39,1,UK\n";

@@ -1,6 +1,7 @@
-//! Replays a shop's invoices through NATS, as any client would: registers the customers, creates and stocks the products,
-//! places every sale as an order dated as in the file. It can be stopped and run again, and other files after it:
-//! identifiers and idempotency keys are made from what the file says, so nothing happens twice.
+//! Replays a shop's invoices through NATS, as any client would: it registers the customers, creates and stocks the
+//! products, and places every sale as an order with the date in the file. A replay can be stopped and run again, and other
+//! files can follow: identifiers and idempotency keys are derived from the content of the file, so that nothing happens
+//! twice.
 
 mod client;
 mod dates;
@@ -32,59 +33,59 @@ pub use dates::DateOrder;
 pub use invoices::{Invoices, NoSale};
 pub use unusable::Unusable;
 
-/// How long a request is sent again while the system is overloaded or a server is away.
-const PERSISTENCE: Duration = Duration::from_secs(60);
-/// How long the views may take to catch up before that is an error.
-const CATCH_UP: Duration = Duration::from_secs(300);
+/// How long a request is retried while the system is overloaded or a server is unavailable.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the views may take to catch up.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What became of a replay.
+/// The outcome of a replay.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Lines that are sales.
     pub sales: usize,
-    /// Lines that are no sales, by reason.
+    /// Lines that are not sales, by reason.
     pub no_sales: BTreeMap<NoSale, usize>,
     pub commands: u64,
     pub accepted: u64,
-    /// Commands that create what is there already, and whose keys the system has forgotten.
-    pub present: u64,
-    /// By code.
+    /// Commands whose aggregate exists already, although the system has forgotten their keys.
+    pub already_present: u64,
+    /// Refused commands, by the code of the failure.
     pub refused: BTreeMap<String, u64>,
     pub sending: Duration,
-    /// From the last reply until every view showed it.
+    /// The time from the last reply until every view reflected it.
     pub catching_up: Duration,
-    /// The last position that a reply told.
+    /// The highest position in a reply.
     pub position: u64,
 }
 
 /// Reads the file and replays it, see [`Invoices::replay`].
 ///
 /// # Errors
-/// If the file is not what is taken, or the system does not answer for a minute.
+/// If the file cannot be used, or the system does not answer for a minute.
 pub async fn replay(client: &Client, file: &Path, in_flight: usize, progress: bool) -> anyhow::Result<Report> {
-    let invoices = Invoices::read(file, None).with_context(|| format!("cannot take {}", file.display()))?;
+    let invoices = Invoices::read(file, None).with_context(|| format!("cannot use {}", file.display()))?;
     invoices.replay(client, in_flight, progress).await
 }
 
 impl Invoices {
-    /// Replays the invoices with so many requests in flight, and waits until all views show them.
+    /// Replays the invoices with this many requests in flight, and waits until all views reflect them.
     ///
     /// # Errors
-    /// If the system does not answer for a minute, or not one of the orders is there in the end.
+    /// If the system does not answer for a minute, or if none of the orders was accepted.
     pub async fn replay(self, client: &Client, in_flight: usize, progress: bool) -> anyhow::Result<Report> {
         let replay = Arc::new(Replay { client: client.clone(), in_flight, counts: Counts::default() });
         let (preparations, orders) = (self.preparations(), self.orders());
         let all = (preparations.iter().map(Vec::len).sum::<usize>() + orders.len()) as u64;
-        let shown = progress.then(|| AbortOnDropHandle::new(tokio::spawn(show_progress(Arc::clone(&replay), all))));
+        let progress = progress.then(|| AbortOnDropHandle::new(tokio::spawn(show_progress(Arc::clone(&replay), all))));
         let began = Instant::now();
         replay.send(preparations).await?;
         let prepared = replay.counts.done();
         replay.send(orders.into_iter().map(|order| vec![order]).collect()).await?;
         let placed = replay.counts.done() - prepared;
         let sending = began.elapsed();
-        drop(shown);
+        drop(progress);
         let refused = replay.counts.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        anyhow::ensure!(placed > 0, "not one order was accepted; commands were refused: {}", Refused(&refused));
+        anyhow::ensure!(placed > 0, "none of the orders was accepted; refused commands: {}", Refused(&refused));
         let position = replay.counts.position.load(Relaxed);
         let began = Instant::now();
         replay.catch_up(position).await?;
@@ -93,7 +94,7 @@ impl Invoices {
             no_sales: self.no_sales,
             commands: replay.counts.sent.load(Relaxed),
             accepted: replay.counts.accepted.load(Relaxed),
-            present: replay.counts.present.load(Relaxed),
+            already_present: replay.counts.already_present.load(Relaxed),
             refused,
             sending,
             catching_up: began.elapsed(),
@@ -102,7 +103,7 @@ impl Invoices {
     }
 }
 
-/// One command of the replay.
+/// A command to be sent.
 pub struct Command {
     name: &'static str,
     /// The idempotency key.
@@ -120,50 +121,50 @@ struct Replay {
 struct Counts {
     sent: AtomicU64,
     accepted: AtomicU64,
-    present: AtomicU64,
+    already_present: AtomicU64,
     position: AtomicU64,
     refused: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Counts {
-    /// Commands whose effect is there.
+    /// Commands whose effect is in the journal.
     fn done(&self) -> u64 {
-        self.accepted.load(Relaxed) + self.present.load(Relaxed)
+        self.accepted.load(Relaxed) + self.already_present.load(Relaxed)
     }
 }
 
 impl Replay {
-    /// Sends what belongs together one after the other, and the rest at the same time.
-    async fn send(&self, commands: Vec<Vec<Command>>) -> anyhow::Result<()> {
-        let together = |commands| async {
-            for command in commands {
+    /// Sends the commands of each chain one after the other, and the chains concurrently.
+    async fn send(&self, chains: Vec<Vec<Command>>) -> anyhow::Result<()> {
+        let send_chain = |chain| async {
+            for command in chain {
                 self.send_one(command).await?;
             }
             anyhow::Ok(())
         };
-        let mut replies = stream::iter(commands).map(together).buffer_unordered(self.in_flight);
+        let mut replies = stream::iter(chains).map(send_chain).buffer_unordered(self.in_flight);
         while let Some(sent) = replies.next().await {
             sent?;
         }
         Ok(())
     }
 
-    /// Sends the command until it is answered. Sending it again does not do it again: it has a key.
+    /// Sends the command until it is answered. Its idempotency key makes retries safe.
     async fn send_one(&self, command: Command) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PERSISTENCE;
+        let deadline = Instant::now() + RETRY_TIMEOUT;
         let key = [(MSG_ID, &*command.key)];
         loop {
             let reply = self.client.command(command.name, command.body.clone(), &key).await;
-            let trouble = match reply.map(|reply| reply.result) {
+            let error = match reply.map(|reply| reply.result) {
                 Ok(Ok(body)) => {
                     let Accepted { position, .. } = serde_json::from_value(body)?;
                     self.counts.accepted.fetch_add(1, Relaxed);
                     self.counts.position.fetch_max(position, Relaxed);
                     break;
                 }
-                // The identifier is made from what is created, so it was this importer that has created it.
+                // The identifier is derived from the content of the file, so an earlier replay has created the aggregate.
                 Ok(Err(failure)) if failure.code == "id_taken" => {
-                    self.counts.present.fetch_add(1, Relaxed);
+                    self.counts.already_present.fetch_add(1, Relaxed);
                     break;
                 }
                 Ok(Err(failure)) if failure.status < 500 => {
@@ -175,7 +176,7 @@ impl Replay {
                 Err(error) => error,
             };
             if Instant::now() > deadline {
-                return Err(trouble.context("the system does not answer"));
+                return Err(error.context("the system does not answer"));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -183,9 +184,9 @@ impl Replay {
         Ok(())
     }
 
-    /// Asks one query of each view until it has come to the position.
+    /// Queries each view until it has reached the position.
     async fn catch_up(&self, position: u64) -> anyhow::Result<()> {
-        let deadline = Instant::now() + CATCH_UP;
+        let deadline = Instant::now() + CATCH_UP_TIMEOUT;
         let day = json!({"from": "2010-12-01", "to": "2010-12-01"});
         let page = json!({"limit": 1});
         let queries = [("user.list", &page), ("product.search", &page), ("order.list", &page), ("sales.daily", &day)];
@@ -193,7 +194,7 @@ impl Replay {
             let at_least = [(MIN_POSITION, &*position.to_string())];
             while let Err(failure) = self.client.query(name, body.clone(), &at_least).await?.result {
                 anyhow::ensure!(["view_behind", "unavailable", "overloaded"].contains(&&*failure.code), failure);
-                anyhow::ensure!(Instant::now() < deadline, "the views do not catch up: {failure}");
+                anyhow::ensure!(Instant::now() < deadline, "the views have not caught up in time: {failure}");
             }
         }
         Ok(())
@@ -209,7 +210,7 @@ async fn show_progress(replay: Arc<Replay>, all: u64) {
     }
 }
 
-/// The same for the same name, always: a UUID of version 8, which leaves its bits to the application.
+/// Derives an identifier from a name: a UUID of version 8, whose bits are up to the application.
 fn id(kind: &str, name: &str) -> Uuid {
     use sha2::{Digest, Sha256};
 
@@ -223,13 +224,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} lines are sales", self.sales)?;
         for (reason, lines) in &self.no_sales {
-            writeln!(f, "{lines} lines are no sales: {reason}")?;
+            writeln!(f, "{lines} lines are not sales: {reason}")?;
         }
         let rate = self.commands as f64 / self.sending.as_secs_f64();
         writeln!(f, "{} commands sent in {:.1?}, {rate:.0}/s", self.commands, self.sending)?;
         writeln!(f, "{} accepted", self.accepted)?;
-        if self.present > 0 {
-            writeln!(f, "{} had been done before", self.present)?;
+        if self.already_present > 0 {
+            writeln!(f, "{} had been done before", self.already_present)?;
         }
         for (code, commands) in &self.refused {
             writeln!(f, "{commands} refused: {code}")?;
@@ -238,7 +239,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// By code.
+/// The numbers of refused commands, by the code of the failure.
 struct Refused<'a>(&'a BTreeMap<String, u64>);
 
 impl fmt::Display for Refused<'_> {

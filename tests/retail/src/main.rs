@@ -10,9 +10,9 @@ use wire::{Prefix, Subjects};
 /// Replays invoices in the layout of the UCI "Online Retail" data set
 #[derive(Parser)]
 struct Arguments {
-    /// The file, CSV, plain or gzipped
+    /// The CSV file, plain or gzipped
     file: PathBuf,
-    /// What stands first in dates that have the year last; the file tells it nearly always
+    /// Whether the month or the day comes first in dates that end with the year [default: found out from the file]
     #[arg(long, env = "DATES", value_enum)]
     dates: Option<DateOrder>,
     /// NATS server, with the client's user and password
@@ -39,12 +39,12 @@ async fn main() -> ExitCode {
 
 async fn replay(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { file, dates, .. } = &arguments;
-    let invoices = Invoices::read(file, *dates).with_context(|| format!("cannot take {}", file.display()))?;
+    let invoices = Invoices::read(file, *dates).with_context(|| format!("cannot use {}", file.display()))?;
     let subjects = Subjects::new(arguments.subject_prefix.as_ref());
     let client = Client::connect(&arguments.nats_url, subjects).await.context("cannot connect to NATS")?;
     tokio::select! {
         report = invoices.replay(&client, arguments.in_flight, true) => println!("{}", report?),
-        _ = tokio::signal::ctrl_c() => eprintln!("stopped; run it again to go on: nothing will happen twice"),
+        _ = tokio::signal::ctrl_c() => eprintln!("stopped; run it again to continue, nothing will happen twice"),
     }
     Ok(())
 }

@@ -1,15 +1,16 @@
-//! The lines of the CSV, by their columns, whose names and order differ from copy to copy of the data set.
+//! The lines of the CSV file by their columns, whose names and order differ between copies of the data set.
 
 use csv::{ReaderBuilder, StringRecord, Trim};
 
 use crate::{NoSale, unusable::Unusable};
 
-/// What may separate the columns; where it is not the comma, that may stand before the pennies.
+/// The delimiters between columns. Where it is not the comma, the comma may be the decimal separator.
 const DELIMITERS: [u8; 3] = [b',', b';', b'\t'];
 
-/// A column: the names that copies give it, the first for people.
+/// A column, with the names that copies give it.
 struct Column {
     names: &'static [&'static str],
+    /// The names for error messages.
     expected: &'static str,
 }
 
@@ -22,16 +23,16 @@ const PRICE: Column = Column { names: &["UnitPrice", "Price"], expected: "UnitPr
 const CUSTOMER: Column = Column { names: &["CustomerID"], expected: "CustomerID or Customer ID" };
 const COUNTRY: Column = Column { names: &["Country"], expected: "Country" };
 
-/// A text whose header names all columns.
+/// A CSV text whose header has all columns.
 pub struct Table<'a> {
     text: &'a str,
     delimiter: u8,
-    places: Places,
+    indexes: Indexes,
 }
 
-/// Where each column stands.
+/// The index of each column.
 #[derive(Clone, Copy)]
-struct Places {
+struct Indexes {
     invoice: usize,
     code: usize,
     description: usize,
@@ -42,7 +43,7 @@ struct Places {
     country: usize,
 }
 
-/// A line as it stands in the file, without blanks at the ends of its values.
+/// A line of the file, with the blanks around its values removed.
 pub struct Row {
     pub line: u64,
     pub invoice: String,
@@ -61,7 +62,7 @@ impl<'a> Table<'a> {
     pub fn of(text: &'a str) -> Result<Self, Unusable> {
         let found = DELIMITERS.map(|delimiter| Self::delimited(text, delimiter));
         let (mut found, mut refused) = (found.into_iter(), None);
-        // Which columns are missing is told of the delimiter that makes most of the header.
+        // The error is that of the delimiter that splits the header into the most columns.
         found
             .find_map(|table| match table {
                 Ok(table) => Some(table),
@@ -75,54 +76,54 @@ impl<'a> Table<'a> {
             .ok_or_else(|| refused.map_or(Unusable::Empty, |(_, error)| error))
     }
 
-    /// Or how many columns there are, and what is wrong with them.
+    /// An error comes with the number of columns that the delimiter makes.
     fn delimited(text: &'a str, delimiter: u8) -> Result<Self, (usize, Unusable)> {
         let mut reader = ReaderBuilder::new().delimiter(delimiter).trim(Trim::All).from_reader(text.as_bytes());
         let header = reader.headers().cloned().unwrap_or_default();
         let first_line = || text.lines().next().unwrap_or_default().to_owned();
-        Places::of(&header, first_line)
-            .map(|places| Self { text, delimiter, places })
+        Indexes::of(&header, first_line)
+            .map(|indexes| Self { text, delimiter, indexes })
             .map_err(|error| (header.len(), error))
     }
 
     /// The lines below the header.
     pub fn rows(&self) -> impl Iterator<Item = Result<Row, NoSale>> {
-        let places = self.places;
+        let indexes = self.indexes;
         let has_decimal_commas = self.delimiter != b',';
         let reader = ReaderBuilder::new().delimiter(self.delimiter).trim(Trim::All).from_reader(self.text.as_bytes());
         reader.into_records().map(move |record| match record {
-            Ok(record) => Ok(Row::of(&record, places, has_decimal_commas)),
-            // The text is there: what can be wrong is the number of its columns.
+            Ok(record) => Ok(Row::of(&record, indexes, has_decimal_commas)),
+            // The text is in memory and valid UTF-8, so that only the number of columns can be wrong.
             Err(_) => Err(NoSale::Unreadable),
         })
     }
 }
 
-impl Places {
+impl Indexes {
     fn of(header: &StringRecord, found: impl Fn() -> String) -> Result<Self, Unusable> {
-        let place = |column: Column| {
-            let mut places = (0..).zip(header).filter(|(_, name)| column.is_called(name)).map(|(place, _)| place);
-            match (places.next(), places.next()) {
-                (Some(place), None) => Ok(place),
+        let index = |column: Column| {
+            let mut indexes = (0..).zip(header).filter(|(_, name)| column.is_called(name)).map(|(index, _)| index);
+            match (indexes.next(), indexes.next()) {
+                (Some(index), None) => Ok(index),
                 (Some(_), Some(_)) => Err(Unusable::TwoColumns { column: column.expected, found: found() }),
                 (None, _) => Err(Unusable::NoColumn { missing: column.expected, found: found() }),
             }
         };
         Ok(Self {
-            invoice: place(INVOICE)?,
-            code: place(CODE)?,
-            description: place(DESCRIPTION)?,
-            quantity: place(QUANTITY)?,
-            date: place(DATE)?,
-            price: place(PRICE)?,
-            customer: place(CUSTOMER)?,
-            country: place(COUNTRY)?,
+            invoice: index(INVOICE)?,
+            code: index(CODE)?,
+            description: index(DESCRIPTION)?,
+            quantity: index(QUANTITY)?,
+            date: index(DATE)?,
+            price: index(PRICE)?,
+            customer: index(CUSTOMER)?,
+            country: index(COUNTRY)?,
         })
     }
 }
 
 impl Column {
-    /// `Customer ID`, `CustomerID` and `customer_id` are one.
+    /// `Customer ID`, `CustomerID` and `customer_id` name the same column.
     fn is_called(&self, name: &str) -> bool {
         let plain = name.replace([' ', '_'], "");
         self.names.iter().any(|it| it.eq_ignore_ascii_case(&plain))
@@ -130,19 +131,19 @@ impl Column {
 }
 
 impl Row {
-    fn of(record: &StringRecord, places: Places, has_decimal_commas: bool) -> Self {
-        let value = |place: usize| record.get(place).unwrap_or_default().to_owned();
-        let price = value(places.price);
+    fn of(record: &StringRecord, indexes: Indexes, has_decimal_commas: bool) -> Self {
+        let value = |index: usize| record.get(index).unwrap_or_default().to_owned();
+        let price = value(indexes.price);
         Self {
             line: record.position().map_or(0, csv::Position::line),
-            invoice: value(places.invoice),
-            code: value(places.code),
-            description: value(places.description),
-            quantity: value(places.quantity),
-            date: value(places.date),
+            invoice: value(indexes.invoice),
+            code: value(indexes.code),
+            description: value(indexes.description),
+            quantity: value(indexes.quantity),
+            date: value(indexes.date),
             price: if has_decimal_commas { price.replace(',', ".") } else { price },
-            customer: value(places.customer),
-            country: value(places.country),
+            customer: value(indexes.customer),
+            country: value(indexes.country),
         }
     }
 }
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_found_by_their_names_wherever_they_stand() {
+    fn columns_are_found_by_their_names_in_any_order() {
         for text in [
             "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,A,x,1,d,2.55,7,UK",
             "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country\r\n1,A ,x,1,d,2.55, 7 ,UK\r\n",

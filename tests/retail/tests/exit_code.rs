@@ -1,4 +1,4 @@
-//! What the program says to a file that is not what it takes: one sentence, and the exit code 1, before any server is asked.
+//! A file that the importer cannot use ends it with one sentence and exit code 1, before it connects to a server.
 
 use std::{
     path::Path,
@@ -7,17 +7,17 @@ use std::{
 
 fn replay(file: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retail"));
-    // Where no NATS is: it must not come to that.
+    // There is no NATS at this address. The program must end before it tries to connect.
     command.arg(file).env("NATS_URL", "nats://127.0.0.1:1").env_remove("DATES").output().expect("the program starts")
 }
 
 #[test]
-fn a_file_that_cannot_be_taken_ends_it_with_a_sentence_and_exit_code_1() {
+fn an_unusable_file_ends_the_importer_with_a_sentence_and_exit_code_1() {
     let header = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n";
     let cases = [
         ("empty", String::new(), "the file is empty"),
         ("json", "{}".to_owned(), "expected the column InvoiceNo or Invoice, found the columns \"{}\""),
-        ("header", header.to_owned(), "found a header and no line below it"),
+        ("header", header.to_owned(), "found a header and no lines below it"),
         ("free", format!("{header}536365,71053,LANTERN,6,2010-12-01 08:26:00,0.0,,UK\n"), "expected sales, found none"),
     ];
     for (name, content, expected) in cases {

@@ -1,5 +1,5 @@
-//! The bare parts: what the servers themselves can do with the same rows, messages and documents, without a domain. Each
-//! does what we do in the fewest round trips that its driver allows.
+//! The bare parts, to which Watershed is compared: the servers themselves with the same rows, messages and documents, but
+//! without a domain. Each does the same work in the fewest round trips that its driver allows.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -21,18 +21,18 @@ use uuid::Uuid;
 use super::load::random;
 use crate::System;
 
-/// Orders in a batch.
+/// Orders in one batch.
 pub const BATCH: usize = 256;
-/// Events of an order of two lines.
+/// Events of an order with two lines.
 pub const EVENTS: u64 = 3;
 
-/// PostgreSQL, with tables of its own like the journal's.
+/// PostgreSQL, with copies of the journal's tables.
 #[derive(Clone)]
 pub struct Postgres {
     pool: Pool,
     users: Vec<Uuid>,
     products: Vec<Uuid>,
-    /// JSON as long as that of an order of two lines: its state, and its three events.
+    /// JSON of the same length as the state and the three events of an order with two lines.
     state: String,
     payloads: [String; 3],
 }
@@ -50,8 +50,8 @@ impl Postgres {
         Self { pool, users: users.to_vec(), products: products.to_vec(), state, payloads }
     }
 
-    /// Takes the pieces of two products, and writes an order, its three events and the head, in a transaction of its own
-    /// and two round trips.
+    /// Takes two products out of stock, and writes an order, its three events and the head, in one transaction and two
+    /// round trips.
     pub async fn order(&self) {
         let client = self.pool.get().await.expect("a connection");
         let lock = client.prepare_cached(LOCK).await.expect("prepared");
@@ -70,7 +70,7 @@ impl Postgres {
         committed.expect("committed");
     }
 
-    /// The same rows for 256 orders, in one transaction and one round trip.
+    /// Writes the same rows for 256 orders, in one transaction and one round trip.
     pub async fn batch(&self) {
         let client = self.pool.get().await.expect("a connection");
         let write = client.prepare_cached(WRITE).await.expect("prepared");
@@ -85,7 +85,7 @@ impl Postgres {
         committed.expect("committed");
     }
 
-    /// Two products for each of the orders, in order: no two transactions wait for each other.
+    /// Two products for each order. They are sorted, so that no two transactions deadlock.
     fn taken(&self, orders: usize) -> Vec<Uuid> {
         let mut taken: Vec<Uuid> = (0..2 * orders).map(|_| self.products[random(self.products.len())]).collect();
         taken.sort_unstable();
@@ -149,7 +149,7 @@ const WRITE: &str = "
     select head.base + ordinal, 'order', id, head.base + ordinal, 'placed', 1, payload::json, $3
     from head, unnest($1::uuid[], $2::text[]) with ordinality as event (id, payload, ordinal)";
 
-/// A stream of its own.
+/// JetStream, with a stream of its own.
 pub struct Stream {
     nats: async_nats::Client,
     jetstream: jetstream::Context,
@@ -180,7 +180,7 @@ impl Stream {
         Self { nats, jetstream, subject, headers, payloads, last: AtomicU64::new(0) }
     }
 
-    /// The events of 256 orders, as one atomic batch that demands the stream's last sequence.
+    /// Publishes the events of 256 orders as one atomic batch that expects the stream's last sequence.
     pub async fn batch(&self) {
         use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_SEQUENCE};
 
@@ -207,9 +207,10 @@ impl Stream {
     }
 }
 
-/// The views' database: collections of its own with the views' documents and indexes.
+/// MongoDB, with copies of the views' collections and indexes.
 #[derive(Clone)]
 pub struct Mongo {
+    /// The database of the views themselves.
     pub views: Database,
     client: Client,
     name: String,
@@ -222,7 +223,7 @@ pub struct Mongo {
 }
 
 impl Mongo {
-    /// Without documents.
+    /// A database without documents.
     pub async fn empty(system: &System) -> Self {
         let mut options = ClientOptions::parse(system.stack.url("MONGODB_URL")).await.expect("the URL can be read");
         options.max_pool_size = Some(64);
@@ -264,7 +265,7 @@ impl Mongo {
         ids.iter().map(|id| id.get_str("_id").expect("a string").to_owned()).collect()
     }
 
-    /// Makes the indexes that a view has.
+    /// Creates the indexes of a view.
     pub async fn index(&self, view: &str) {
         let from = self.views.collection::<Document>(&format!("{view}@1"));
         let indexes: Vec<IndexModel> = from.list_indexes().await.expect("listed").try_collect().await.expect("read");
@@ -273,7 +274,7 @@ impl Mongo {
         to.create_indexes(indexes).await.expect("the indexes can be made");
     }
 
-    /// Empties the collection of orders and indexes it like the view.
+    /// Empties the collection of orders, and creates the indexes of the view.
     async fn orders(&self, first: Vec<Document>) {
         let orders = self.database().collection::<Document>("orders");
         orders.drop().await.expect("dropped");
@@ -283,7 +284,7 @@ impl Mongo {
         self.index("orders").await;
     }
 
-    /// Order documents of new identifiers.
+    /// Order documents with new identifiers.
     fn documents(&self, number: usize) -> Vec<Document> {
         let document = |_| {
             let mut document = self.sample.clone();
@@ -296,7 +297,7 @@ impl Mongo {
         (0..number).map(document).collect()
     }
 
-    /// As many documents as the views write for 256 orders, in one transaction: the orders, and one change for each of
+    /// Writes as many documents as the views do for 256 orders, in one transaction: the orders, and one change for each of
     /// the users, the products, the day and its products.
     pub async fn batch(&self) {
         let mut session = self.client.start_session().await.expect("a session");
@@ -328,7 +329,7 @@ impl Mongo {
         session.commit_transaction().await.expect("committed");
     }
 
-    /// Writes all documents, 1,000 at a time.
+    /// Inserts the documents, 1,000 at a time.
     pub async fn bulk(&self, collection: &str, documents: Vec<RawDocumentBuf>) {
         let collection = self.database().collection::<RawDocumentBuf>(collection);
         for documents in documents.chunks(UPSERTS) {
@@ -347,13 +348,13 @@ impl Mongo {
         checked(self.database().run_command(update).await, UPSERTS);
     }
 
-    /// One document, committed by a majority.
+    /// Inserts one document, committed by a majority.
     pub async fn insert(&self) {
         let document = self.documents(1).remove(0);
         self.database().collection::<Document>("orders").insert_one(document).await.expect("inserted");
     }
 
-    /// The documents of a page, as they came; as many as there must be.
+    /// Reads the documents of a page without decoding them, and returns their number.
     pub async fn page(&self, collection: &str, list: views::List) -> usize {
         let collection = self.views.collection::<RawDocumentBuf>(collection);
         let find = collection.find(list.filter).sort(list.sort).hint(Hint::Keys(list.hint)).limit(list.limit);
@@ -376,10 +377,10 @@ fn checked(reply: mongodb::error::Result<Document>, documents: usize) {
     assert_eq!(reply.get_i32("n").ok(), i32::try_from(documents).ok());
 }
 
-/// Answers every request with that many bytes, until it is killed: what a service would be that does nothing.
+/// Answers every request with this many bytes until the process is killed, as a service without any logic would.
 ///
 /// # Errors
-/// If NATS is away.
+/// If NATS is unavailable.
 pub async fn echo(url: &str, subject: String, bytes: usize) -> anyhow::Result<()> {
     let (options, servers) = runtime::nats_options(url)?;
     let client = options.connect(servers).await?;

@@ -1,19 +1,19 @@
-//! What a measurement costs: the processor time of each process that takes part, and the memory of our own.
+//! The cost of a measurement: the processor time of each process that takes part.
 
 use std::{collections::BTreeMap, ffi::OsStr, fs, path::Path};
 
 use serde::Deserialize;
 
-/// Processes by what they are called in the table, each with all processes that it has started.
+/// The processes that take part, by their names in the table.
 #[derive(Clone, Default)]
 pub struct Machine {
     processes: Vec<(&'static str, u32)>,
 }
 
-/// Processor time in seconds, by what the process is called.
+/// Processor time in seconds, by the name of the process.
 pub type Cpu = BTreeMap<&'static str, f64>;
 
-/// The kernel counts in these, whatever its own clock does (`USER_HZ`).
+/// The unit of `/proc/<pid>/stat`: `USER_HZ`, which is 100 on Linux whatever the kernel's own tick is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 #[derive(Deserialize)]
@@ -38,9 +38,9 @@ impl Machine {
         self.processes.push((name, pid));
     }
 
-    /// The processor time that each has used so far.
+    /// The processor time that each process has used so far.
     pub fn cpu(&self) -> Cpu {
-        // Not `self`, which would be this process once more.
+        // This leaves out `self`, which would count this process twice.
         let is_process = |name: &OsStr| name.to_str().is_some_and(|name| name.parse::<u32>().is_ok());
         let all: Vec<Stat> = fs::read_dir("/proc")
             .expect("/proc is there")
@@ -50,7 +50,7 @@ impl Machine {
         let mut cpu = Cpu::new();
         for (name, pid) in &self.processes {
             let own = all.iter().filter(|stat| stat.pid == *pid);
-            // Only PostgreSQL has processes of its own, one level of them. What has ended counts in the first one's.
+            // Only PostgreSQL has child processes, on one level. The main process accounts for those that have ended.
             let children = all.iter().filter(|stat| *name == "postgres" && stat.parent == *pid);
             let ended: f64 = if *name == "postgres" { own.clone().map(|stat| stat.ended).sum() } else { 0.0 };
             *cpu.entry(name).or_default() += ended + own.chain(children).map(|stat| stat.used).sum::<f64>();
@@ -59,7 +59,7 @@ impl Machine {
     }
 }
 
-/// What was used between two readings.
+/// The processor time used between two readings.
 pub fn between(before: &Cpu, after: &Cpu) -> Cpu {
     after.iter().map(|(name, used)| (*name, used - before.get(name).copied().unwrap_or_default())).collect()
 }
@@ -68,7 +68,7 @@ struct Stat {
     pid: u32,
     parent: u32,
     used: f64,
-    /// Of children that have ended.
+    /// The time of child processes that have ended.
     ended: f64,
 }
 
@@ -76,11 +76,11 @@ impl Stat {
     /// `None` if the process has ended meanwhile.
     fn read(path: &Path) -> Option<Self> {
         let text = fs::read_to_string(path).ok()?;
-        // The name, in parentheses, may hold anything.
+        // The name, in parentheses, may contain spaces and parentheses.
         let (pid, rest) = text.split_once(' ')?;
         let fields: Vec<&str> = rest.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
-        // proc(5): state is field 3 and stands first here.
+        // See proc(5): the first of these fields is `state`, number 3 there.
         let seconds = |user, system| Some((ticks(user)? + ticks(system)?) / TICKS_PER_SECOND);
         Some(Self {
             pid: pid.parse().ok()?,

@@ -1,4 +1,4 @@
-//! A bare NATS responder and who asks it.
+//! A bare NATS responder, and a client for it.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::installation::Installation;
 use crate::Process;
 
-/// A bare NATS responder, as a process of its own.
+/// A bare NATS responder in a child process.
 pub struct Echo {
     pub subject: String,
     client: async_nats::Client,
@@ -22,11 +22,11 @@ pub struct EchoClient {
 
 impl Echo {
     pub async fn start(installation: &Installation, bytes: usize) -> Self {
-        // Where the client may send requests.
+        // A subject to which the client may send requests.
         let subject = format!("qry.echo.{}", Uuid::now_v7().simple());
         let url = installation.system.stack.url("NATS_OPERATOR_URL");
         let mut command = Command::new(std::env::current_exe().expect("the program's own path"));
-        // In the environment: there is a password in it.
+        // The URL contains a password, so it goes into the environment, not onto the command line.
         command.env("NATS_URL", url).args(["--echo", &subject, "--echo-bytes", &bytes.to_string()]);
         let echo =
             Self { subject, client: installation.system.client.nats.clone(), _process: Process::start(&mut command) };

@@ -1,4 +1,4 @@
-//! How far the views are behind the orders that were acknowledged.
+//! The lag of the views: how far they are behind the acknowledged orders.
 
 use std::{
     collections::BTreeMap,
@@ -13,20 +13,20 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     installation::Orders,
-    load::{Ask, Traffic},
+    load::{Request, Workload},
 };
 use crate::System;
 
-/// Listens to the views' announcements.
+/// Follows the views by the checkpoints that they announce.
 pub struct Follower {
-    seen: Arc<Mutex<Seen>>,
+    progress: Arc<Mutex<Progress>>,
     _task: AbortOnDropHandle<()>,
 }
 
 #[derive(Default)]
-struct Seen {
+struct Progress {
     positions: BTreeMap<String, u64>,
-    /// When the slowest view came to a position.
+    /// When the slowest view reached which position.
     slowest: Vec<(Instant, u64)>,
 }
 
@@ -35,51 +35,51 @@ impl Follower {
         let operator = system.operator().await;
         let mut announcements = operator.subscribe(system.subjects.checkpoints()).await.expect("NATS answers");
         let positions = crate::journal::checkpoints(system).await;
-        let seen = Arc::new(Mutex::new(Seen { positions, slowest: vec![] }));
-        let (subjects, noted) = (system.subjects.clone(), Arc::clone(&seen));
+        let progress = Arc::new(Mutex::new(Progress { positions, slowest: vec![] }));
+        let (subjects, announced) = (system.subjects.clone(), Arc::clone(&progress));
         let task = tokio::spawn(async move {
             let _operator = operator;
             while let Some(Message { subject, payload, .. }) = announcements.next().await {
                 let position = std::str::from_utf8(&payload).ok().and_then(|text| text.parse().ok());
                 let (Some(view), Some(position)) = (subjects.parse_checkpoint(&subject), position) else { continue };
-                noted.lock().expect("no panic").note(view, position);
+                announced.lock().expect("no panic").announced(view, position);
             }
         });
-        Self { seen, _task: AbortOnDropHandle::new(task) }
+        Self { progress, _task: AbortOnDropHandle::new(task) }
     }
 
     /// The position of the slowest view.
     pub fn position(&self) -> u64 {
-        self.seen.lock().expect("no panic").position()
+        self.progress.lock().expect("no panic").position()
     }
 
-    /// For each moment and position how long it took until all views were there, in seconds, sorted. Waits for the last.
+    /// How long it took, in seconds, until all views reached each acknowledged position. Waits for the last, and sorts.
     pub async fn lags(&self, acknowledged: &[(Instant, u64)]) -> Vec<f64> {
         let last = acknowledged.iter().map(|(_, position)| *position).max().unwrap_or_default();
         let deadline = Instant::now() + Duration::from_secs(600);
         while self.position() < last {
-            assert!(Instant::now() < deadline, "the views follow");
+            assert!(Instant::now() < deadline, "the views have not caught up in ten minutes");
             sleep(Duration::from_millis(20)).await;
         }
-        let seen = self.seen.lock().expect("no panic");
+        let progress = self.progress.lock().expect("no panic");
         let lag = |(at, position): &(Instant, u64)| {
-            let place = seen.slowest.partition_point(|(_, there)| there < position);
-            // What was there before we listened has no lag.
-            seen.slowest.get(place).map_or(0.0, |(there, _)| there.saturating_duration_since(*at).as_secs_f64())
+            let place = progress.slowest.partition_point(|(_, reached)| reached < position);
+            // A position that was reached before this follower started has no lag.
+            progress.slowest.get(place).map_or(0.0, |(at_view, _)| at_view.saturating_duration_since(*at).as_secs_f64())
         };
         let mut lags: Vec<f64> = acknowledged.iter().map(lag).collect();
         lags.sort_by(f64::total_cmp);
         lags
     }
 
-    /// Forgets what is past.
+    /// Discards what was recorded so far.
     pub fn forget(&self) {
-        self.seen.lock().expect("no panic").slowest.clear();
+        self.progress.lock().expect("no panic").slowest.clear();
     }
 }
 
-impl Seen {
-    fn note(&mut self, view: &str, position: u64) {
+impl Progress {
+    fn announced(&mut self, view: &str, position: u64) {
         let before = self.position();
         let known = self.positions.entry(view.to_owned()).or_default();
         *known = position.max(*known);
@@ -94,18 +94,18 @@ impl Seen {
     }
 }
 
-/// Orders whose positions are kept.
+/// Orders, with the time and the position of each acknowledgement.
 pub struct Followed<'a> {
     pub orders: Orders<'a>,
     pub acknowledged: Vec<(Instant, u64)>,
 }
 
-impl Traffic for Followed<'_> {
-    fn next(&mut self) -> Option<Ask> {
+impl Workload for Followed<'_> {
+    fn next(&mut self) -> Option<Request> {
         self.orders.next()
     }
 
-    fn then(&mut self, reply: &Message) -> Option<Ask> {
+    fn follow_up(&mut self, reply: &Message) -> Option<Request> {
         self.acknowledged.push((Instant::now(), position(reply)));
         None
     }

@@ -1,4 +1,4 @@
-//! Watershed as it is measured: the release binaries as processes of their own, with users, products and orders.
+//! The installation that is measured: the release binaries in child processes, with users, products and orders.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,16 +10,16 @@ use uuid::Uuid;
 
 use super::{
     cost::Machine,
-    load::{Ask, Asker, Traffic, random},
+    load::{LoadGenerator, Request, Workload, random},
 };
 use crate::{Process, Stack, System};
 
-/// Products that orders take pieces of.
+/// Products that orders are placed for.
 const ORDERED_PRODUCTS: usize = 500;
 const USERS: usize = 1_000;
-/// So that none is ever out of stock.
+/// The stock of each product. It never runs out.
 const STOCK: i64 = 1_000_000_000;
-/// The names of products are made of these: three words each.
+/// The words of the products' names, three for each.
 pub const WORDS: [&str; 40] = [
     "alarm",
     "antique",
@@ -62,35 +62,35 @@ pub const WORDS: [&str; 40] = [
     "wicker",
     "wooden",
 ];
-/// How long the answer of a replica may take.
-const PING: Duration = Duration::from_millis(200);
-/// How long the views may take to follow a long journal.
-const CATCH_UP: Duration = Duration::from_secs(1800);
+/// How long a replica may take to answer a ping.
+const PING_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long the views may take to catch up with a long journal.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1800);
 
 pub struct Installation {
-    // They are dropped in this order: the services end before their servers.
+    // Fields are dropped in this order, so that the services end before their servers.
     pub command: Vec<Process>,
     pub projection: Option<Process>,
     pub query: Vec<Process>,
     pub system: Arc<System>,
-    pub asker: Asker,
+    pub generator: LoadGenerator,
     users: Vec<Uuid>,
     products: Vec<Uuid>,
     orders: Vec<Uuid>,
 }
 
-/// Orders of two lines, of random users.
+/// Orders of random users, with two lines each.
 pub struct Orders<'a> {
     subject: String,
     users: &'a [Uuid],
     products: &'a [Uuid],
-    /// The identifiers of those that were asked for.
+    /// The identifiers of the orders that were requested.
     made: &'a mut Vec<Uuid>,
     left: usize,
 }
 
 impl Installation {
-    /// On these servers, with that many products.
+    /// Starts an installation on these servers, with this many products.
     pub async fn start(stack: &Arc<Stack>, products: usize) -> Self {
         let mut installation = Self::empty(stack).await;
         (installation.users, installation.products) = (ids(USERS), ids(products));
@@ -98,22 +98,22 @@ impl Installation {
         installation
     }
 
-    /// On these servers, with nothing in it.
+    /// Starts an installation on these servers, without users, products and orders.
     pub async fn empty(stack: &Arc<Stack>) -> Self {
         let system = Arc::new(System::on(Arc::clone(stack)).await);
-        let asker = Asker::new(&system.client.nats).await;
+        let generator = LoadGenerator::new(&system.client.nats).await;
         let (command, query) = (vec![system.process("command", &[])], vec![system.process("query", &[])]);
         let projection = Some(system.process("projection", &[]));
         system.answers("command").await;
         system.answers("query").await;
         let (users, products, orders) = (vec![], vec![], vec![]);
-        Self { command, projection, query, system, asker, users, products, orders }
+        Self { command, projection, query, system, generator, users, products, orders }
     }
 
     async fn make_users_and_products(&mut self) {
-        let Self { system, users, products, asker, .. } = self;
+        let Self { system, users, products, generator, .. } = self;
         let user = |id: &Uuid| json!({"id": id, "email": format!("{id}@example.com"), "name": "Ada Lovelace"});
-        let users = users.iter().map(|id| ask(system.subjects.command("user", "register"), &user(id)));
+        let users = users.iter().map(|id| request(system.subjects.command("user", "register"), &user(id)));
         let product = |(n, id): (usize, &Uuid)| {
             let word = || WORDS[random(WORDS.len())];
             let name = format!("{} {} {}", word(), word(), word());
@@ -121,24 +121,24 @@ impl Installation {
             json!({"id": id, "sku": format!("S{n}"), "name": name, "price": price, "stock": STOCK})
         };
         let products = products.iter().enumerate();
-        let products = products.map(|it| ask(system.subjects.command("product", "create"), &product(it)));
-        asker.ask_all(&mut Each(users.chain(products))).await;
+        let products = products.map(|it| request(system.subjects.command("product", "create"), &product(it)));
+        generator.send_all(&mut Each(users.chain(products))).await;
     }
 
-    /// Places orders until there are so many.
+    /// Places orders until there are this many.
     pub async fn fill(&mut self, orders: usize) {
         let missing = orders.saturating_sub(self.orders.len());
-        let (asker, mut traffic) = self.orders();
-        traffic.left = missing;
-        asker.ask_all(&mut traffic).await;
+        let (generator, mut workload) = self.orders();
+        workload.left = missing;
+        generator.send_all(&mut workload).await;
     }
 
-    /// Who asks, and orders without end.
-    pub fn orders(&mut self) -> (&mut Asker, Orders<'_>) {
-        let Self { system, users, products, orders, asker, .. } = self;
+    /// The load generator, and an endless workload of orders.
+    pub fn orders(&mut self) -> (&mut LoadGenerator, Orders<'_>) {
+        let Self { system, users, products, orders, generator, .. } = self;
         let subject = system.subjects.command("order", "create");
         let products = &products[..ORDERED_PRODUCTS];
-        (asker, Orders { subject, users, products, made: orders, left: usize::MAX })
+        (generator, Orders { subject, users, products, made: orders, left: usize::MAX })
     }
 
     pub fn users(&self) -> &[Uuid] {
@@ -149,22 +149,22 @@ impl Installation {
         &self.products[..ORDERED_PRODUCTS]
     }
 
-    pub fn order_get(&mut self) -> (&mut Asker, impl FnMut() -> Ask) {
-        let Self { system, orders, asker, .. } = self;
+    pub fn order_get(&mut self) -> (&mut LoadGenerator, impl FnMut() -> Request) {
+        let Self { system, orders, generator, .. } = self;
         let subject = system.subjects.query("order", "get");
-        (asker, move || ask(subject.clone(), &json!({"id": orders[random(orders.len())]})))
+        (generator, move || request(subject.clone(), &json!({"id": orders[random(orders.len())]})))
     }
 
-    /// Lists of a random user's newest orders, so many.
-    pub fn order_list(&mut self, orders: usize) -> (&mut Asker, impl FnMut() -> Ask) {
-        let Self { system, users, asker, .. } = self;
+    /// Lists this many of a random user's newest orders.
+    pub fn order_list(&mut self, orders: usize) -> (&mut LoadGenerator, impl FnMut() -> Request) {
+        let Self { system, users, generator, .. } = self;
         let subject = system.subjects.query("order", "list");
-        (asker, move || ask(subject.clone(), &json!({"user": users[random(users.len())], "limit": orders})))
+        (generator, move || request(subject.clone(), &json!({"user": users[random(users.len())], "limit": orders})))
     }
 
-    pub fn product_search(&mut self) -> (&mut Asker, impl FnMut() -> Ask) {
+    pub fn product_search(&mut self) -> (&mut LoadGenerator, impl FnMut() -> Request) {
         let subject = self.system.subjects.query("product", "search");
-        (&mut self.asker, move || ask(subject.clone(), &json!({"text": search_text()})))
+        (&mut self.generator, move || request(subject.clone(), &json!({"text": search_text()})))
     }
 
     pub async fn set_query_replicas(&mut self, replicas: usize) {
@@ -172,7 +172,7 @@ impl Installation {
         while self.query.len() < replicas {
             self.query.push(self.system.process("query", &[]));
         }
-        self.answer("query", replicas).await;
+        self.await_replicas("query", replicas).await;
     }
 
     pub async fn set_command_replicas(&mut self, replicas: usize) {
@@ -180,33 +180,33 @@ impl Installation {
         while self.command.len() < replicas {
             self.command.push(self.system.process("command", &[]));
         }
-        self.answer("command", replicas).await;
+        self.await_replicas("command", replicas).await;
     }
 
-    /// Waits until so many replicas, and no more, say that they are there.
-    async fn answer(&self, service: &str, replicas: usize) {
+    /// Waits until exactly this many replicas answer a ping.
+    async fn await_replicas(&self, service: &str, replicas: usize) {
         let client = &self.system.client.nats;
-        crate::eventually("the replicas are there", async || {
+        crate::eventually("the replicas answer", async || {
             let inbox = client.new_inbox();
             let mut replies = client.subscribe(inbox.clone()).await.ok()?;
             client.publish_with_reply(format!("$SRV.PING.{service}"), inbox, "".into()).await.ok()?;
-            let mut there = 0;
-            while timeout_at(Instant::now() + PING, replies.next()).await.is_ok_and(|reply| reply.is_some()) {
-                there += 1;
+            let mut answers = 0;
+            while timeout_at(Instant::now() + PING_TIMEOUT, replies.next()).await.is_ok_and(|reply| reply.is_some()) {
+                answers += 1;
             }
-            (there == replicas).then_some(())
+            (answers == replicas).then_some(())
         })
         .await;
     }
 
-    /// The length of an order as a reply.
+    /// The length of the reply to `order.get` in bytes.
     pub async fn order_bytes(&self) -> usize {
         let subject = self.system.subjects.query("order", "get");
         let body = json!({"id": self.some_order()}).to_string();
         self.system.client.nats.request(subject, body.into()).await.expect("the query is answered").payload.len()
     }
 
-    /// A random order that there is.
+    /// The identifier of a random order.
     pub fn some_order(&self) -> Uuid {
         self.orders[random(self.orders.len())]
     }
@@ -215,7 +215,7 @@ impl Installation {
         &self.orders
     }
 
-    /// The processes whose time is counted.
+    /// The processes whose processor time is measured.
     pub fn machine(&self) -> Machine {
         let mut machine = Machine::of(self.system.stack.directory());
         let roles = [("command", &self.command), ("query", &self.query)];
@@ -239,13 +239,13 @@ impl Installation {
         }
     }
 
-    /// Waits until all views have the whole journal.
+    /// Waits until all views have reached the journal's head.
     pub async fn caught_up(&self) {
         let head = self.system.head().await;
         let operator = self.system.operator().await;
         let mut announcements = operator.subscribe(self.system.subjects.checkpoints()).await.expect("NATS answers");
         let mut positions = crate::journal::checkpoints(&self.system).await;
-        let deadline = Instant::now() + CATCH_UP;
+        let deadline = Instant::now() + CATCH_UP_TIMEOUT;
         while positions.len() < views::names().len() || positions.values().any(|position| *position < head) {
             let message = timeout_at(deadline, announcements.next()).await.expect("the views catch up in time");
             let message = message.expect("the subscription lasts");
@@ -256,7 +256,7 @@ impl Installation {
         }
     }
 
-    /// Resident memory of our processes in MB, the largest of each role.
+    /// The resident memory of the services in MB, the largest replica of each role.
     pub fn memory(&self) -> BTreeMap<&'static str, f64> {
         let processes = [("command", &self.command[..]), ("query", &self.query[..])];
         let processes = processes.into_iter().chain([("projection", self.projection.as_slice())]);
@@ -279,34 +279,34 @@ impl Orders<'_> {
     }
 }
 
-impl Traffic for Orders<'_> {
-    fn next(&mut self) -> Option<Ask> {
+impl Workload for Orders<'_> {
+    fn next(&mut self) -> Option<Request> {
         self.left = self.left.checked_sub(1)?;
-        Some(Ask { subject: self.subject.clone(), headers: None, body: self.body().into() })
+        Some(Request { subject: self.subject.clone(), headers: None, body: self.body().into() })
     }
 }
 
-/// What comes from an iterator.
+/// The requests of an iterator.
 struct Each<I>(I);
 
-impl<I: Iterator<Item = Ask>> Traffic for Each<I> {
-    fn next(&mut self) -> Option<Ask> {
+impl<I: Iterator<Item = Request>> Workload for Each<I> {
+    fn next(&mut self) -> Option<Request> {
         self.0.next()
     }
 }
 
-pub fn ask(subject: String, body: &Value) -> Ask {
-    Ask { subject, headers: None, body: body.to_string().into() }
+pub fn request(subject: String, body: &Value) -> Request {
+    Request { subject, headers: None, body: body.to_string().into() }
 }
 
-/// An `order.get` that waits for the position.
-pub fn get_at(subject: String, id: &str, position: &str) -> Ask {
+/// An `order.get` that waits until the view has reached the position.
+pub fn get_at(subject: String, id: &str, position: &str) -> Request {
     let mut headers = HeaderMap::new();
     headers.insert(wire::MIN_POSITION, position);
-    Ask { subject, headers: Some(headers), body: format!(r#"{{"id":"{id}"}}"#).into() }
+    Request { subject, headers: Some(headers), body: format!(r#"{{"id":"{id}"}}"#).into() }
 }
 
-/// A whole word, and the beginning of another.
+/// A word, and the beginning of another.
 pub fn search_text() -> String {
     let word = |_| WORDS[random(WORDS.len())];
     let (whole, begun) = (word(()), word(()));

@@ -1,4 +1,5 @@
-//! Load: so many operations in flight, or so many each second, for so long; how long each took, and what all cost.
+//! The load generator: keeps a number of operations in flight, or begins a number of them each second, and measures the
+//! latency of each and the processor time of all.
 
 use std::{
     cell::Cell,
@@ -13,113 +14,116 @@ use tokio::time::sleep_until;
 
 use super::cost::{Cpu, Machine, between};
 
-/// What was measured of one kind of operation.
+/// The measurements of one kind of operation.
 #[derive(Default)]
 pub struct Measured {
-    /// Sorted.
+    /// The latencies, sorted.
     nanos: Vec<u64>,
-    /// Operations that were not timed.
+    /// Operations that were counted without a latency.
     counted: usize,
     pub elapsed: Duration,
     pub cpu: Cpu,
 }
 
-/// A request on its way.
-pub struct Ask {
+/// A request to be sent.
+pub struct Request {
     pub subject: String,
     pub headers: Option<HeaderMap>,
     pub body: Bytes,
 }
 
-/// What is asked.
-pub trait Traffic {
-    /// `None` when there is nothing more to ask.
-    fn next(&mut self) -> Option<Ask>;
+/// A source of requests.
+pub trait Workload {
+    /// The next request; `None` when there are no more.
+    fn next(&mut self) -> Option<Request>;
 
-    /// What is asked as soon as this has been answered.
-    fn then(&mut self, _reply: &Message) -> Option<Ask> {
+    /// A request to send as soon as this reply has come.
+    fn follow_up(&mut self, _reply: &Message) -> Option<Request> {
         None
     }
 }
 
-/// Traffic that may have to wait.
-pub trait Held: Traffic {
-    fn may_go_on(&self) -> bool;
+/// A workload that applies backpressure.
+pub trait Backpressured: Workload {
+    fn may_send(&self) -> bool;
 
-    /// How much has been done of what was asked.
-    fn done(&self) -> u64;
+    /// How much of what was requested has been processed.
+    fn processed(&self) -> u64;
 }
 
-impl<F: FnMut() -> Ask> Traffic for F {
-    fn next(&mut self) -> Option<Ask> {
+impl<F: FnMut() -> Request> Workload for F {
+    fn next(&mut self) -> Option<Request> {
         Some(self())
     }
 }
 
-/// How requests follow one another.
+/// When requests are sent.
 #[derive(Clone, Copy)]
 pub enum Pace {
-    /// So many are in flight at any time.
+    /// This many requests are in flight at any time.
     InFlight(usize),
-    /// So many are begun each second, whatever becomes of those before. Latency counts from when one was due.
+    /// This many requests are sent each second, whether earlier ones are answered or not. Latency counts from the time at
+    /// which a request was due.
     PerSecond(f64),
 }
 
-/// Asks over NATS. One connection, one subscription, one task: a request costs the client as little as can be.
-pub struct Asker {
+/// Sends requests over NATS. It uses one connection, one subscription and one task, so that a request costs the client as
+/// little as possible.
+pub struct LoadGenerator {
     client: Client,
     inbox: String,
     replies: Subscriber,
-    /// Requests that have not been answered, by the last token of their reply subject.
-    waiting: Vec<Option<Waiting>>,
+    /// Unanswered requests, by the last token of their reply subject.
+    pending: Vec<Option<Pending>>,
     free: Vec<usize>,
 }
 
-/// How often requests that are due are sent.
+/// How often the generator looks for requests that are due.
 const TICK: Duration = Duration::from_millis(1);
 
-struct Waiting {
+struct Pending {
     since: Instant,
-    follows: bool,
+    /// Whether it follows up on another request.
+    is_follow_up: bool,
 }
 
-impl Asker {
+impl LoadGenerator {
     pub async fn new(client: &Client) -> Self {
         let inbox = client.new_inbox();
         let replies = client.subscribe(format!("{inbox}.*")).await.expect("NATS answers");
-        Self { client: client.clone(), inbox, replies, waiting: vec![], free: vec![] }
+        Self { client: client.clone(), inbox, replies, pending: vec![], free: vec![] }
     }
 
-    /// Asks all that there is to ask.
+    /// Sends all requests of the workload, and waits for the replies.
     ///
     /// # Panics
     /// If a request fails.
-    pub async fn ask_all(&mut self, traffic: &mut impl Traffic) {
+    pub async fn send_all(&mut self, workload: &mut impl Workload) {
         let pace = Pace::InFlight(256);
-        self.ask(&Machine::default(), pace, Duration::from_secs(24 * 3600), traffic).await;
+        self.run(&Machine::default(), pace, Duration::from_secs(24 * 3600), workload).await;
     }
 
-    /// Keeps the pace for the time and a third of it before, which warms up and does not count, or until there is no
-    /// more to ask. Returns what was asked by itself, and what followed.
+    /// Sends requests at the pace for the time, or until the workload ends. A warm-up of a third of the time comes before, and
+    /// does not count. Returns the measurements of the requests, and of those that follow up on a reply.
     ///
     /// # Panics
-    /// If a request fails: a refusal must not be counted as done.
-    pub async fn ask(
+    /// If a request fails, since a refusal must not count as done.
+    pub async fn run(
         &mut self,
         machine: &Machine,
         pace: Pace,
         time: Duration,
-        traffic: &mut impl Traffic,
+        workload: &mut impl Workload,
     ) -> (Measured, Measured) {
         let begin = Instant::now();
         let (start, end) = (begin + time / 3, begin + time / 3 + time);
-        let (mut asked, mut followed) = (Measured::default(), Measured::default());
+        let (mut first, mut follow_ups) = (Measured::default(), Measured::default());
         let mut before: Option<Cpu> = None;
-        let mut begun = 0_u64;
+        let mut sent = 0_u64;
         let mut is_over = false;
         if let Pace::InFlight(number) = pace {
             for _ in 0..number {
-                is_over |= !self.send(traffic.next(), Instant::now(), false).await;
+                is_over |= !self.send(workload.next(), Instant::now(), false).await;
             }
         }
         loop {
@@ -127,22 +131,22 @@ impl Asker {
             if before.is_none() && now >= start {
                 before = Some(machine.cpu());
             }
-            if now >= end && asked.elapsed.is_zero() {
-                (asked.elapsed, followed.elapsed) = (time, time);
-                asked.cpu = between(&before.take().unwrap_or_default(), &machine.cpu());
+            if now >= end && first.elapsed.is_zero() {
+                (first.elapsed, follow_ups.elapsed) = (time, time);
+                first.cpu = between(&before.take().unwrap_or_default(), &machine.cpu());
                 is_over = true;
             }
-            if is_over && self.free.len() == self.waiting.len() {
-                asked.nanos.sort_unstable();
-                followed.nanos.sort_unstable();
-                return (asked, followed);
+            if is_over && self.free.len() == self.pending.len() {
+                first.nanos.sort_unstable();
+                follow_ups.nanos.sort_unstable();
+                return (first, follow_ups);
             }
             if let Pace::PerSecond(rate) = pace {
                 let due = ((now.min(end) - begin).as_secs_f64() * rate) as u64;
-                while begun < due && !is_over {
-                    begun += 1;
-                    let since = begin + Duration::from_secs_f64(begun as f64 / rate);
-                    is_over |= !self.send(traffic.next(), since, false).await;
+                while sent < due && !is_over {
+                    sent += 1;
+                    let since = begin + Duration::from_secs_f64(sent as f64 / rate);
+                    is_over |= !self.send(workload.next(), since, false).await;
                 }
             }
             let reply = tokio::select! {
@@ -151,67 +155,72 @@ impl Asker {
                 () = sleep_until((now + TICK).into()) => continue,
             };
             let now = Instant::now();
-            let Waiting { since, follows } = self.answered(&reply);
+            let Pending { since, is_follow_up } = self.answered(&reply);
             if now > start && now <= end {
-                let measured = if follows { &mut followed } else { &mut asked };
+                let measured = if is_follow_up { &mut follow_ups } else { &mut first };
                 measured.nanos.push(u64::try_from((now - since).as_nanos()).unwrap_or(u64::MAX));
             }
-            if follows {
+            if is_follow_up {
                 continue;
             }
-            self.send(traffic.then(&reply), now, true).await;
+            self.send(workload.follow_up(&reply), now, true).await;
             if matches!(pace, Pace::InFlight(_)) && !is_over {
-                is_over |= !self.send(traffic.next(), Instant::now(), false).await;
+                is_over |= !self.send(workload.next(), Instant::now(), false).await;
             }
         }
     }
 
-    /// Asks with up to so many in flight whenever the traffic may go on; returns how much is done each second in
-    /// the last two thirds.
-    pub async fn held_back(&mut self, in_flight: usize, time: Duration, traffic: &mut impl Held) -> f64 {
+    /// Keeps up to this many requests in flight while the workload allows it. Returns how much was processed per second in
+    /// the last two thirds of the time.
+    pub async fn run_with_backpressure(
+        &mut self,
+        in_flight: usize,
+        time: Duration,
+        workload: &mut impl Backpressured,
+    ) -> f64 {
         let begin = Instant::now();
         let (start, end) = (begin + time / 3, begin + time);
         let mut before = None;
         loop {
             let now = Instant::now();
             if now >= start && before.is_none() {
-                before = Some((now, traffic.done()));
+                before = Some((now, workload.processed()));
             }
-            while now < end && self.waiting.len() - self.free.len() < in_flight && traffic.may_go_on() {
-                self.send(traffic.next(), now, false).await;
+            while now < end && self.pending.len() - self.free.len() < in_flight && workload.may_send() {
+                self.send(workload.next(), now, false).await;
             }
-            if let Some((since, done)) = before.filter(|_| now >= end && self.free.len() == self.waiting.len()) {
-                return (traffic.done() - done) as f64 / (now - since).as_secs_f64();
+            if let Some((since, processed)) = before.filter(|_| now >= end && self.free.len() == self.pending.len()) {
+                return (workload.processed() - processed) as f64 / (now - since).as_secs_f64();
             }
             tokio::select! {
                 biased;
                 reply = self.replies.next() => {
                     let reply = reply.expect("the subscription lasts");
                     self.answered(&reply);
-                    traffic.then(&reply);
+                    workload.follow_up(&reply);
                 }
                 () = sleep_until((now + TICK).into()) => {}
             }
         }
     }
 
-    fn answered(&mut self, reply: &Message) -> Waiting {
+    fn answered(&mut self, reply: &Message) -> Pending {
         let failed = reply.status.is_some() || wire::failure_status(reply).is_some();
         assert!(!failed, "a request failed: {:?} {}", reply.status, String::from_utf8_lossy(&reply.payload));
         let slot = reply.subject.rsplit_once('.').and_then(|(_, slot)| slot.parse::<usize>().ok());
         let slot = slot.expect("it answers one of the requests");
         self.free.push(slot);
-        self.waiting[slot].take().expect("each request is answered once")
+        self.pending[slot].take().expect("each request is answered once")
     }
 
-    /// Whether there was something to send.
-    async fn send(&mut self, ask: Option<Ask>, since: Instant, follows: bool) -> bool {
-        let Some(Ask { subject, headers, body }) = ask else { return false };
+    /// Sends the request, if there is one, and returns whether there was.
+    async fn send(&mut self, request: Option<Request>, since: Instant, is_follow_up: bool) -> bool {
+        let Some(Request { subject, headers, body }) = request else { return false };
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.waiting.push(None);
-            self.waiting.len() - 1
+            self.pending.push(None);
+            self.pending.len() - 1
         });
-        self.waiting[slot] = Some(Waiting { since, follows });
+        self.pending[slot] = Some(Pending { since, is_follow_up });
         let (client, reply) = (&self.client, format!("{}.{slot}", self.inbox));
         let sent = match headers {
             Some(headers) => client.publish_with_reply_and_headers(subject, reply, headers, body).await,
@@ -222,7 +231,7 @@ impl Asker {
     }
 }
 
-/// Runs the operation over and over, so many at a time, each in a task of its own; the time is that of [`Asker::ask`].
+/// Runs the operation over and over in this many tasks. The time is that of [`LoadGenerator::run`].
 pub async fn in_flight<F, T>(machine: &Machine, number: usize, time: Duration, operation: F) -> Measured
 where
     F: Fn() -> T + Clone + Send + 'static,
@@ -258,7 +267,7 @@ where
 }
 
 impl Measured {
-    /// Operations that were counted, not timed.
+    /// Operations that were counted without their latencies.
     pub fn counted(operations: usize, elapsed: Duration, cpu: Cpu) -> Self {
         Self { counted: operations, elapsed, cpu, nanos: vec![] }
     }
@@ -267,12 +276,12 @@ impl Measured {
         self.nanos.len() + self.counted
     }
 
-    /// Operations each second.
+    /// Operations per second.
     pub fn rate(&self) -> f64 {
         self.operations() as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// In milliseconds.
+    /// A quantile of the latency in milliseconds.
     pub fn quantile(&self, quantile: f64) -> f64 {
         let place = (self.nanos.len() as f64 * quantile) as usize;
         let nanos = self.nanos.get(place.min(self.nanos.len().saturating_sub(1)));
@@ -280,12 +289,12 @@ impl Measured {
     }
 }
 
-/// Marsaglia's xorshift, 64 bits: load must not wait for randomness. From the same beginning always the same.
+/// Marsaglia's 64-bit xorshift, because the generator must not wait for randomness. The sequence is always the same.
 #[derive(Clone, Copy)]
 pub struct Random(u64);
 
 impl Random {
-    const BEGINNING: Self = Self(0x9e37_79b9_7f4a_7c15);
+    const SEED: Self = Self(0x9e37_79b9_7f4a_7c15);
 
     /// A number below the bound.
     pub fn below(&mut self, bound: usize) -> usize {
@@ -299,13 +308,13 @@ impl Random {
 
 impl Default for Random {
     fn default() -> Self {
-        Self::BEGINNING
+        Self::SEED
     }
 }
 
 /// A number below the bound.
 pub fn random(bound: usize) -> usize {
-    thread_local!(static RANDOM: Cell<Random> = const { Cell::new(Random::BEGINNING) });
+    thread_local!(static RANDOM: Cell<Random> = const { Cell::new(Random::SEED) });
     RANDOM.with(|random| {
         let mut next = random.get();
         let number = next.below(bound);

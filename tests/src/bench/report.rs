@@ -1,81 +1,81 @@
-//! What comes out: a row for each figure, as a table, as JSON, and as a chart.
+//! The results: a row for each figure, printed as a table, as JSON and as a chart.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{load::Measured, sustained::Behind};
+use super::{load::Measured, sustained::Lag};
 
-/// What a ratio of ours to the bare part's is to be.
+/// The target for the ratio of our figure to that of the bare part.
 #[derive(Clone, Copy, Debug)]
-pub enum Reach {
+pub enum Target {
     AtLeast(f64),
     AtMost(f64),
-    /// It is shown, and no more.
+    /// There is no target. The ratio is only shown.
     Open,
 }
 
-/// One side of one turn.
-pub struct Turn {
+/// One measurement, of ours or of the bare part, in one round.
+pub struct Sample {
     pub figure: f64,
     pub measured: Measured,
-    /// Operations are counted in these: a batch of 256 orders is 256 operations.
+    /// How many operations each measured one counts for: 256 for a batch of 256 orders.
     pub per_operation: usize,
-    /// What is to be said beside the figure.
+    /// A note beside the figure.
     pub note: String,
 }
 
-/// A figure of ours and the bare part's, in the same unit.
+/// Our figure and that of the bare part, in the same unit.
 #[derive(Debug, Serialize)]
 pub struct Row {
     pub name: String,
     pub unit: &'static str,
     pub ours: f64,
     pub bare: f64,
-    /// Ours to bare: of rates more is better, of latencies and sizes less.
+    /// `ours` divided by `bare`. More is better for rates, less for latencies and sizes.
     pub ratio: f64,
     #[serde(skip)]
-    pub reach: Reach,
-    /// What is to be said beside the figures.
+    pub target: Target,
+    /// A note beside the figures.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub note: String,
-    /// What else is known of each side, for the table.
+    /// The other columns of the table, for `ours` and for `bare`.
     #[serde(skip)]
     detail: [String; 2],
 }
 
 impl Row {
-    /// The turn with the median ratio.
-    pub fn of(name: &str, unit: &'static str, reach: Reach, mut turns: Vec<(Turn, Turn)>) -> Self {
-        let ratio = |(ours, bare): &(Turn, Turn)| ours.figure / bare.figure;
-        turns.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
-        let median = (turns.len() - 1) / 2;
-        let (ours, bare) = turns.swap_remove(median);
-        let mut row = Self::plain(name, unit, reach, ours.figure, bare.figure);
+    /// The row of the round with the median ratio.
+    pub fn of(name: &str, unit: &'static str, target: Target, mut rounds: Vec<(Sample, Sample)>) -> Self {
+        let ratio = |(ours, bare): &(Sample, Sample)| ours.figure / bare.figure;
+        rounds.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
+        let median = (rounds.len() - 1) / 2;
+        let (ours, bare) = rounds.swap_remove(median);
+        let mut row = Self::plain(name, unit, target, ours.figure, bare.figure);
         row.detail = [ours.detail(), bare.detail()];
         row.note = ours.note;
         row
     }
 
-    pub fn plain(name: &str, unit: &'static str, reach: Reach, ours: f64, bare: f64) -> Self {
+    pub fn plain(name: &str, unit: &'static str, target: Target, ours: f64, bare: f64) -> Self {
         let (note, detail) = Default::default();
-        Self { name: name.to_owned(), unit, ours, bare, ratio: ours / bare, reach, note, detail }
+        Self { name: name.to_owned(), unit, ours, bare, ratio: ours / bare, target, note, detail }
     }
 
-    pub fn is_reached(&self) -> bool {
-        match self.reach {
-            Reach::AtLeast(reach) => self.ratio >= reach,
-            Reach::AtMost(reach) => self.ratio <= reach,
-            Reach::Open => true,
+    pub fn meets_target(&self) -> bool {
+        match self.target {
+            Target::AtLeast(target) => self.ratio >= target,
+            Target::AtMost(target) => self.ratio <= target,
+            Target::Open => true,
         }
     }
 }
 
-/// The processes of the table's columns.
+/// The processes that have a column in the table.
 const PROCESSES: [&str; 7] = ["command", "projection", "query", "nats", "postgres", "mongodb", "load"];
 
-impl Turn {
-    /// A rate.
+impl Sample {
+    /// A rate, in operations per second.
     pub fn rate(measured: Measured, per_operation: usize) -> Self {
         Self { figure: measured.rate() * per_operation as f64, measured, per_operation, note: String::new() }
     }
@@ -85,9 +85,9 @@ impl Turn {
         Self { figure: measured.quantile(quantile), measured, per_operation: 1, note: String::new() }
     }
 
-    /// With what is to be said of the worst moment.
-    pub fn noting(self, behind: Behind) -> Self {
-        Self { note: format!("at worst behind by {:.2} s", behind.worst), ..self }
+    /// Adds a note about the worst moment.
+    pub fn noting(self, lag: Lag) -> Self {
+        Self { note: format!("longest lag {:.2} s", lag.worst), ..self }
     }
 
     fn detail(&self) -> String {
@@ -105,9 +105,9 @@ impl Turn {
     }
 }
 
-/// The rows as a table for people.
+/// The rows as a text table.
 pub fn table(rows: &[Row]) -> String {
-    let mut text = format!("{:<27}{:<10}{:>11}{:>11}{:>8}  {:<7}", "row", "unit", "ours", "bare", "ratio", "reach");
+    let mut text = format!("{:<27}{:<10}{:>11}{:>11}{:>8}  {:<7}", "row", "unit", "ours", "bare", "ratio", "target");
     for column in ["p50 ms", "p99 ms", "p99.9 ms"] {
         let _ = write!(text, "{column:>9}");
     }
@@ -116,14 +116,14 @@ pub fn table(rows: &[Row]) -> String {
     }
     text.push('\n');
     for row in rows {
-        let reach = match row.reach {
-            Reach::AtLeast(reach) => format!("≥ {reach}"),
-            Reach::AtMost(reach) => format!("≤ {reach}"),
-            Reach::Open => String::new(),
+        let target = match row.target {
+            Target::AtLeast(target) => format!("≥ {target}"),
+            Target::AtMost(target) => format!("≤ {target}"),
+            Target::Open => String::new(),
         };
-        let missed = if row.is_reached() { ' ' } else { '!' };
+        let missed = if row.meets_target() { ' ' } else { '!' };
         let Row { name, unit, ours, bare, ratio, detail: [our_detail, bare_detail], .. } = row;
-        let line = format!("{name:<27}{unit:<10}{ours:>11.3}{bare:>11.3}{ratio:>8.3}{missed} {reach:<7}{our_detail}");
+        let line = format!("{name:<27}{unit:<10}{ours:>11.3}{bare:>11.3}{ratio:>8.3}{missed} {target:<7}{our_detail}");
         text.push_str(line.trim_end());
         text.push('\n');
         if !row.note.is_empty() {
@@ -133,24 +133,24 @@ pub fn table(rows: &[Row]) -> String {
             let _ = writeln!(text, "{:<77}{bare_detail}", "  bare");
         }
     }
-    text.push_str("under a process: its processor seconds per 1,000 operations; ! is short of the reach\n");
+    text.push_str("under a process: its processor seconds per 1,000 operations; ! marks a missed target\n");
     text
 }
 
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 190.0;
 const LINE: f64 = 26.0;
-/// The scale is logarithmic, from 0.01 to 100 times what is to be reached.
+/// The scale is logarithmic, from 0.01 to 100 times the target.
 const DECADES: f64 = 2.0;
 
-/// The rows that have a reach, each as a bar: how many times better than its reach the figure is.
+/// A chart of the rows that have a target. Each bar shows how many times better than the target the figure is.
 pub fn chart(rows: &[Row]) -> String {
     let bars: Vec<(&Row, f64)> = rows
         .iter()
-        .filter_map(|row| match row.reach {
-            Reach::AtLeast(reach) => Some((row, row.ratio / reach)),
-            Reach::AtMost(reach) => Some((row, reach / row.ratio)),
-            Reach::Open => None,
+        .filter_map(|row| match row.target {
+            Target::AtLeast(target) => Some((row, row.ratio / target)),
+            Target::AtMost(target) => Some((row, target / row.ratio)),
+            Target::Open => None,
         })
         .collect();
     let height = LINE * (bars.len() as f64 + 2.0);
@@ -158,27 +158,27 @@ pub fn chart(rows: &[Row]) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" \
          font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
-         <text x=\"{middle}\" y=\"18\" text-anchor=\"middle\" fill=\"#444444\">left of the line: short of the reach · \
+         <text x=\"{middle}\" y=\"18\" text-anchor=\"middle\" fill=\"#444444\">left of the line: short of the target · \
          right of it: better</text>\n"
     );
     for (index, (row, times)) in bars.iter().enumerate() {
         let top = LINE * (index as f64 + 1.0) + 4.0;
         let length = times.log10().clamp(-DECADES, DECADES) / DECADES * (middle - LEFT);
         let (x, width) = (middle + length.min(0.0), length.abs().max(1.0));
-        let colour = if row.is_reached() { "#2f7fb8" } else { "#c8553d" };
+        let colour = if row.meets_target() { "#2f7fb8" } else { "#c8553d" };
         let (text_y, value_x) = (top + 14.0, middle + length.max(0.0) + 6.0);
         let _ = writeln!(
             svg,
             "<text x=\"{}\" y=\"{text_y}\" text-anchor=\"end\">{}</text><rect x=\"{x:.1}\" y=\"{top}\" \
              width=\"{width:.1}\" height=\"18\" fill=\"{colour}\"/><text x=\"{value_x:.1}\" y=\"{text_y}\" \
-             fill=\"#444444\">{:.2} of bare, reach {}</text>",
+             fill=\"#444444\">{:.2} of bare, target {}</text>",
             LEFT - 8.0,
             row.name,
             row.ratio,
-            match row.reach {
-                Reach::AtLeast(reach) => format!("≥ {reach}"),
-                Reach::AtMost(reach) => format!("≤ {reach}"),
-                Reach::Open => String::new(),
+            match row.target {
+                Target::AtLeast(target) => format!("≥ {target}"),
+                Target::AtMost(target) => format!("≤ {target}"),
+                Target::Open => String::new(),
             },
         );
     }

@@ -1,5 +1,5 @@
-//! A month of a shop, as the importer replays it, until all views have it; to the same documents by the driver's bulk
-//! writes.
+//! A month of a shop, replayed by the importer until all views have it, compared to bulk writes of the same documents by
+//! the driver.
 
 use std::{fmt::Write as _, path::PathBuf, sync::Arc};
 
@@ -12,27 +12,27 @@ use super::{
     cost::between,
     installation::{Installation, WORDS},
     load::{Measured, Random},
-    report::{Reach, Row, Turn},
-    rows::TURNS,
+    report::{Row, Sample, Target},
+    rows::ROUNDS,
 };
 use crate::Stack;
 
-/// As December 2010 of the data set has them, about.
+/// Roughly the numbers of December 2010 in the data set.
 const ORDERS: usize = 1_500;
 const PRODUCTS: usize = 3_700;
 const CUSTOMERS: usize = 900;
 const DAYS: usize = 23;
-/// Of ten orders nine are small, and one is large: 27 lines on average.
+/// The most lines of a small and of a large order. One order in ten is large, so that the average is 27 lines.
 const SMALL_ORDER: usize = 33;
 const LARGE_ORDER: usize = 233;
-/// Requests in flight, the importer's default.
+/// Requests in flight, as many as the importer has by default.
 const IN_FLIGHT: usize = 256;
 
-/// Each turn is of an installation of its own, on the same servers: what was replayed once is not done again.
+/// Each round has an installation of its own on the same servers, since a second replay would change nothing.
 pub async fn retail(stack: &Arc<Stack>) -> Row {
     let file = File::new(&month());
-    let mut turns = Vec::new();
-    for _ in 0..TURNS {
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
         let installation = Installation::empty(stack).await;
         let machine = installation.machine();
         let (before, began) = (machine.cpu(), Instant::now());
@@ -49,12 +49,12 @@ pub async fn retail(stack: &Arc<Stack>) -> Row {
         }
         let (elapsed, cpu) = (began.elapsed(), between(&before, &machine.cpu()));
         let bare = Measured::counted(report.sales, elapsed, cpu);
-        turns.push((Turn::rate(ours, 1), Turn::rate(bare, 1)));
+        rounds.push((Sample::rate(ours, 1), Sample::rate(bare, 1)));
     }
-    Row::of("retail", "lines/s", Reach::Open, turns)
+    Row::of("retail", "lines/s", Target::Open, rounds)
 }
 
-/// The invoices of a month, always the same.
+/// The invoices of a month. They are always the same.
 fn month() -> String {
     let mut random = Random::default();
     let words = |random: &mut Random, number| (0..number).map(|_| WORDS[random.below(WORDS.len())]).collect::<Vec<_>>();
@@ -71,12 +71,12 @@ fn month() -> String {
         let most = if order % 10 == 9 { LARGE_ORDER } else { SMALL_ORDER };
         let (day, hour) = (1 + order * DAYS / ORDERS, 8 + order % 10);
         let (invoice, customer) = (536_365 + order, random.below(CUSTOMERS));
-        // One order in ten is a guest's.
+        // One order in ten is by a guest.
         let customer = if order % 10 == 4 { String::new() } else { format!("{}.0", 12_000 + customer) };
         for _ in 0..=random.below(most) {
-            // One line in ten has the next product in turn, so that each is sold; the others prefer the first ones.
-            let liked = random.below(PRODUCTS).min(random.below(PRODUCTS));
-            let (code, name, price) = &products[if lines % 10 == 0 { lines / 10 % PRODUCTS } else { liked }];
+            // Every tenth line has the next product in sequence, so that each is sold. The others prefer the first products.
+            let popular = random.below(PRODUCTS).min(random.below(PRODUCTS));
+            let (code, name, price) = &products[if lines % 10 == 0 { lines / 10 % PRODUCTS } else { popular }];
             let quantity = 1 + random.below(24);
             let (pounds, pennies) = (price / 100, price % 100);
             let _ = writeln!(
@@ -90,7 +90,7 @@ fn month() -> String {
     text
 }
 
-/// Removed when it is dropped.
+/// A file that is removed when this is dropped.
 struct File(PathBuf);
 
 impl File {
@@ -103,16 +103,16 @@ impl File {
 
 impl Drop for File {
     fn drop(&mut self) {
-        // If it is gone already, so much the better.
+        // The file may have been removed already.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// The documents of a view, as they are stored.
+/// The stored documents of a view.
 pub type Stored = Vec<RawDocumentBuf>;
 
 impl Mongo {
-    /// Reads the documents of all views, and makes collections that are empty and indexed alike.
+    /// Reads the documents of all views, and creates empty collections with the same indexes.
     async fn of_views(system: &crate::System) -> (Self, Vec<(&'static str, Stored)>) {
         let mongo = Self::empty(system).await;
         let mut documents = Vec::new();
@@ -131,11 +131,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_month_is_like_december_and_always_the_same() {
+    fn the_month_resembles_december_and_is_always_the_same() {
         let text = month();
         assert_eq!(text, month());
         let file = File::new(&text);
-        let invoices = ::retail::Invoices::read(&file.0, None).expect("it is what the importer takes");
+        let invoices = ::retail::Invoices::read(&file.0, None).expect("the importer can read the file");
         assert_eq!(invoices.sales(), text.lines().count() - 1);
         let lines = invoices.sales() as f64 / ORDERS as f64;
         assert!((26.0..28.0).contains(&lines), "{lines} lines an order");

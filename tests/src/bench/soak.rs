@@ -1,4 +1,4 @@
-//! Load that does not end: whether memory, lag or latency grow under it.
+//! A soak test: whether memory, lag or latency grow under a load that lasts.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use super::{
 };
 use crate::Stack;
 
-/// Of the highest rate that the views follow.
+/// The load, as a share of the highest rate that the views sustain.
 const SHARE: f64 = 0.8;
 const WINDOW: Duration = Duration::from_secs(45);
-/// By how much the last third may be above the first.
-const GROWTH: f64 = 1.2;
+/// How much higher the last third may be than the first, as a ratio.
+const MAX_GROWTH: f64 = 1.2;
 
-/// One window.
+/// The medians of one window, and the memory at its end.
 #[derive(Default)]
 struct Window {
     latency: f64,
@@ -24,8 +24,8 @@ struct Window {
     memory: f64,
 }
 
-/// Places orders for so many minutes, at 80 % of the highest rate, with everything running. Prints a line for each
-/// minute; returns whether nothing grew.
+/// Places orders for this many minutes at 80 % of the highest rate that the views sustain. Prints a line for each minute, and
+/// returns whether nothing has grown.
 ///
 /// # Panics
 /// If a request fails.
@@ -42,12 +42,12 @@ pub async fn soak(minutes: usize) -> bool {
     let mut windows = Vec::new();
     for minute in 1..=minutes {
         let machine = installation.machine();
-        let (asker, orders) = installation.orders();
-        let mut traffic = Followed { orders, acknowledged: vec![] };
+        let (generator, orders) = installation.orders();
+        let mut workload = Followed { orders, acknowledged: vec![] };
         follower.forget();
-        // With its warm-up a minute.
-        let (measured, _) = asker.ask(&machine, Pace::PerSecond(rate), WINDOW, &mut traffic).await;
-        let lags = follower.lags(&traffic.acknowledged).await;
+        // Together with its warm-up, the window takes a minute.
+        let (measured, _) = generator.run(&machine, Pace::PerSecond(rate), WINDOW, &mut workload).await;
+        let lags = follower.lags(&workload.acknowledged).await;
         let lag = |quantile: f64| 1000.0 * lags[((lags.len() - 1) as f64 * quantile) as usize];
         let memory = installation.memory();
         println!(
@@ -78,8 +78,8 @@ pub async fn soak(minutes: usize) -> bool {
             values[values.len() / 2]
         };
         let growth = median(&windows[windows.len() - third..]) / median(&windows[..third]);
-        println!("{name}: the last third is {growth:.2} of the first");
-        is_flat &= growth <= GROWTH;
+        println!("{name}: the last third is {growth:.2} times the first");
+        is_flat &= growth <= MAX_GROWTH;
     }
     is_flat
 }

@@ -1,26 +1,26 @@
-//! `make bench [ONLY=row]`: prints the table, and writes it as JSON and as a chart. `make soak`: load that does not end.
+//! `make bench [ONLY=row]` prints the table, and writes it as JSON and as a chart. `make soak` keeps up a load for long.
 
 use std::path::PathBuf;
 
 use clap::Parser;
 use tests::bench;
 
-/// Measures Watershed against the bare parts that it is made of, on servers of its own
+/// Measures Watershed against the bare servers that it is built on, on private servers
 #[derive(Parser)]
 struct Arguments {
-    /// These rows only
+    /// Measure only these rows
     #[arg(long, num_args = 1.., value_parser = bench::ROWS)]
     only: Vec<String>,
-    /// Where the rows are written as JSON
+    /// The file for the rows as JSON
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
-    /// Where the chart is written
+    /// The file for the chart
     #[arg(long, default_value = "target/bench.svg")]
     chart: PathBuf,
-    /// Instead of the bench: orders for so many minutes, without an end in between
+    /// Instead of measuring rows, place orders for this many minutes without a break
     #[arg(long)]
     soak: Option<usize>,
-    /// (what the bench starts as a bare part: answers to this subject)
+    /// (used by the bench itself: answer requests to this subject)
     #[arg(long, hide = true, requires = "echo_bytes")]
     echo: Option<String>,
     #[arg(long, hide = true)]
@@ -35,14 +35,14 @@ async fn main() -> anyhow::Result<()> {
     if let (Some(subject), Some(bytes), Some(url)) = (echo, echo_bytes, nats_url) {
         return bench::echo(&url, subject, bytes).await;
     }
-    // Stopped, it drops what it measures, and so ends what it started.
+    // A signal drops the measurement, which ends the processes that it has started.
     let measured = runtime::on_signal()?.run_until_cancelled(measure(only, json, chart, soak)).await;
     measured.unwrap_or_else(|| anyhow::bail!("stopped"))
 }
 
 async fn measure(only: Vec<String>, json: PathBuf, chart: PathBuf, soak: Option<usize>) -> anyhow::Result<()> {
     if let Some(minutes) = soak {
-        anyhow::ensure!(bench::soak(minutes).await, "something grew");
+        anyhow::ensure!(bench::soak(minutes).await, "memory, lag or latency has grown");
         return Ok(());
     }
     let shown = |row: &bench::Row| {

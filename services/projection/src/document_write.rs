@@ -1,5 +1,5 @@
-//! What a batch does to stored documents, and the commands that do it. The invariant: a document afterwards is, field by
-//! field and in their order, what it is in memory; and no more of it is sent than has changed.
+//! The writes of a batch to stored documents, and the MongoDB commands that carry them out. The invariant: afterwards a
+//! stored document has the same fields as the one in memory, in the same order; and only the fields that changed are sent.
 
 use anyhow::{bail, ensure};
 use bson::{
@@ -8,44 +8,44 @@ use bson::{
     rawdoc,
 };
 
-/// Bytes of a command's statements, if there are several. The server takes 16 MiB for all of a command, but works on it
-/// for as long as it takes: see [`MAX_STATEMENTS`].
+/// The largest size of a command's statements in bytes, unless it is a single one. The server accepts 16 MiB for a whole
+/// command, but nothing bounds the time that it takes over it: see [`MAX_STATEMENTS`].
 const MAX_BYTES: usize = 256 << 10;
-/// Statements of a command. The server takes 100,000, and is bound by no time. What a statement costs is not told by its
-/// bytes: a product that comes into stock, or changes its name, changes some hundred keys of its indexes, which takes
-/// 0.3 to 1 ms. While a month was loaded and views were rebuilt on two busy cores, 2,300 products in one command held the
-/// server for up to 2.6 s; in commands of 200, none of them for more than 0.5 s, and all together for about as long.
+/// The largest number of statements in a command. The server accepts 100,000, and nothing bounds the time that it takes
+/// over them. The bytes do not tell what a statement costs: a product that comes into stock, or gets another name, changes
+/// about a hundred keys in its indexes, which takes 0.3 to 1 ms. While a month of orders was loaded and views were
+/// rebuilt on two busy cores, a command with 2,300 products occupied the server for up to 2.6 s. Split into commands of
+/// 200, none took longer than 0.5 s, and all of them together took about as long.
 const MAX_STATEMENTS: usize = 200;
 
-/// What is to be done to one document.
+/// A change to one document.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Write {
+pub struct DocumentWrite {
     id: String,
     change: Change,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 enum Change {
-    /// There was none.
     Insert(RawDocumentBuf),
     Replace(RawDocumentBuf),
-    /// Sets fields that the document has already: indexes over others are not touched.
+    /// Sets fields that the document already has. Indexes over other fields are not touched.
     Set(RawDocumentBuf),
     Delete,
 }
 
-/// One command.
-pub struct Command {
+/// A command for the server.
+pub struct MongoCommand {
     pub body: RawDocumentBuf,
-    /// How many documents it must make or find.
+    /// How many documents the command must insert or match.
     pub documents: usize,
 }
 
-impl Write {
-    /// What makes one document of another; nothing if they are the same.
+impl DocumentWrite {
+    /// The write that turns one document into the other; `None` if they are equal.
     ///
     /// # Errors
-    /// If one of them is not BSON.
+    /// If one of them is not valid BSON.
     pub fn between(
         id: &str,
         before: Option<&RawDocument>,
@@ -64,7 +64,7 @@ impl Write {
         Ok(Some(Self { id: id.to_owned(), change }))
     }
 
-    /// As it stands in the list of its command.
+    /// The write as an element of its command's list.
     fn statement(&self) -> RawDocumentBuf {
         let mut statement = rawdoc! { "q": { "_id": self.id.as_str() } };
         match &self.change {
@@ -81,8 +81,8 @@ impl Write {
     }
 }
 
-/// The fields that differ; `None` where the two do not have the same fields in the same order, so that setting some
-/// would not make one of the other.
+/// The fields that differ; `None` if the two documents do not have the same fields in the same order, since setting fields
+/// cannot turn one into the other then.
 fn changed_fields(before: &RawDocument, after: &RawDocument) -> bson::error::Result<Option<RawDocumentBuf>> {
     let mut fields = RawDocumentBuf::new();
     let (mut before, mut after) = (before.iter(), after.iter());
@@ -92,7 +92,7 @@ fn changed_fields(before: &RawDocument, after: &RawDocument) -> bson::error::Res
             (None, None) => return Ok(Some(fields)),
             (Some(_), None) | (None, Some(_)) => return Ok(None),
         };
-        // In such a name `$set` would see a path, or an operator.
+        // `$set` would read such a name as a path or an operator.
         if name != new_name || name.as_str().contains(['.', '$']) {
             return Ok(None);
         }
@@ -102,8 +102,11 @@ fn changed_fields(before: &RawDocument, after: &RawDocument) -> bson::error::Res
     }
 }
 
-/// The commands that do all of this in a collection, each within the server's limits.
-pub fn commands<'a>(collection: &'a str, writes: &'a [Write]) -> impl Iterator<Item = Command> + Send + 'a {
+/// The commands that carry out the writes in a collection, each small enough to take a short time.
+pub fn commands<'a>(
+    collection: &'a str,
+    writes: &'a [DocumentWrite],
+) -> impl Iterator<Item = MongoCommand> + Send + 'a {
     let (mut inserts, mut updates, mut deletes) = (Vec::new(), Vec::new(), Vec::new());
     for write in writes {
         match write.change {
@@ -121,42 +124,42 @@ fn split<'a>(
     verb: &'a CStr,
     list: &'a CStr,
     collection: &'a str,
-    writes: Vec<&'a Write>,
-) -> impl Iterator<Item = Command> + Send + 'a {
-    let mut statements = writes.into_iter().map(Write::statement).peekable();
+    writes: Vec<&'a DocumentWrite>,
+) -> impl Iterator<Item = MongoCommand> + Send + 'a {
+    let mut statements = writes.into_iter().map(DocumentWrite::statement).peekable();
     std::iter::from_fn(move || {
         let first = statements.next()?;
         let mut bytes = first.as_bytes().len();
-        let mut taken = 1;
+        let mut documents = 1;
         let mut array = RawArrayBuf::new();
         array.push(first);
         while let Some(statement) =
-            statements.next_if(|next| taken < MAX_STATEMENTS && bytes + next.as_bytes().len() <= MAX_BYTES)
+            statements.next_if(|next| documents < MAX_STATEMENTS && bytes + next.as_bytes().len() <= MAX_BYTES)
         {
             bytes += statement.as_bytes().len();
-            taken += 1;
+            documents += 1;
             array.push(statement);
         }
         let mut body = RawDocumentBuf::new();
         body.append(verb, collection);
         body.append(list, array);
-        Some(Command { body, documents: taken })
+        Some(MongoCommand { body, documents })
     })
 }
 
-/// Looks into the reply of a command, which says `ok` also where statements failed.
+/// Checks the reply to a command, which says `ok` even if statements failed.
 ///
 /// # Errors
-/// If a statement failed, or a document was not as it must be.
+/// If a statement failed, or if the command did not write this many documents.
 pub fn check(reply: &Document, documents: usize) -> anyhow::Result<()> {
     if let Some(error) = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document()) {
         let (code, message) = (error.get_i32("code").unwrap_or_default(), error.get_str("errmsg").unwrap_or_default());
         bail!("a write failed with code {code}: {message}");
     }
-    let found = reply.get_i32("n").unwrap_or(-1);
+    let written = reply.get_i32("n").unwrap_or(-1);
     ensure!(
-        usize::try_from(found) == Ok(documents),
-        "of {documents} documents {found} were written: somebody else writes here"
+        usize::try_from(written) == Ok(documents),
+        "{written} of {documents} documents were written: somebody else writes to this collection"
     );
     Ok(())
 }
@@ -168,7 +171,7 @@ mod tests {
     use super::*;
 
     fn between(before: Option<RawDocumentBuf>, after: Option<RawDocumentBuf>) -> Option<Change> {
-        Write::between("1", before.as_deref(), after.as_deref()).unwrap().map(|write| write.change)
+        DocumentWrite::between("1", before.as_deref(), after.as_deref()).unwrap().map(|write| write.change)
     }
 
     #[test]
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_come_or_go_or_have_odd_names_replace_the_document() {
+    fn added_removed_and_oddly_named_fields_replace_the_document() {
         let before = rawdoc! { "_id": "1", "a": 1 };
         for after in [rawdoc! { "_id": "1" }, rawdoc! { "_id": "1", "a": 1, "b": 2 }, rawdoc! { "_id": "1", "b": 1 }] {
             assert_eq!(between(Some(before.clone()), Some(after.clone())), Some(Change::Replace(after)));
@@ -190,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_come_and_go() {
+    fn documents_are_inserted_and_deleted() {
         let document = rawdoc! { "_id": "1", "a": 1 };
         assert_eq!(between(None, Some(document.clone())), Some(Change::Insert(document.clone())));
         assert_eq!(between(Some(document), None), Some(Change::Delete));
@@ -201,8 +204,8 @@ mod tests {
     fn commands_are_small_enough_to_take_a_short_time() {
         let large = rawdoc! { "_id": "1", "text": "x".repeat(3 * (MAX_BYTES >> 3)) };
         let mut writes: Vec<_> =
-            (0..5).map(|n| Write { id: n.to_string(), change: Change::Insert(large.clone()) }).collect();
-        writes.push(Write { id: "5".to_owned(), change: Change::Delete });
+            (0..5).map(|n| DocumentWrite { id: n.to_string(), change: Change::Insert(large.clone()) }).collect();
+        writes.push(DocumentWrite { id: "5".to_owned(), change: Change::Delete });
         let commands: Vec<_> = commands("orders@1", &writes).collect();
         assert_eq!(commands.iter().map(|command| command.documents).collect::<Vec<_>>(), [2, 2, 1, 1]);
         assert!(commands.iter().all(|command| command.body.as_bytes().len() < MAX_BYTES + (1 << 10)));
@@ -211,22 +214,22 @@ mod tests {
     }
 
     #[test]
-    fn many_small_writes_are_as_many_commands_as_needed_and_none_is_left_out() {
-        let one = |n: usize| Write { id: n.to_string(), change: Change::Set(rawdoc! { "stock": 1 }) };
+    fn many_small_writes_are_split_into_commands_and_none_is_left_out() {
+        let one = |n: usize| DocumentWrite { id: n.to_string(), change: Change::Set(rawdoc! { "stock": 1 }) };
         for (writes, split) in
             [(0, vec![]), (MAX_STATEMENTS, vec![MAX_STATEMENTS]), (MAX_STATEMENTS + 1, vec![MAX_STATEMENTS, 1])]
         {
             let writes: Vec<_> = (0..writes).map(one).collect();
             assert_eq!(commands("products@1", &writes).map(|command| command.documents).collect::<Vec<_>>(), split);
         }
-        // What is larger than a piece is one by itself.
+        // A write that is larger than a command may be gets one to itself.
         let larger = rawdoc! { "_id": "1", "text": "x".repeat(2 * MAX_BYTES) };
-        let writes = [one(0), Write { id: "1".to_owned(), change: Change::Replace(larger) }, one(2)];
+        let writes = [one(0), DocumentWrite { id: "1".to_owned(), change: Change::Replace(larger) }, one(2)];
         assert_eq!(commands("products@1", &writes).map(|command| command.documents).collect::<Vec<_>>(), [1, 1, 1]);
     }
 
     #[test]
-    fn a_reply_that_says_ok_may_tell_of_failures() {
+    fn a_reply_that_says_ok_may_report_failures() {
         assert!(check(&doc! { "ok": 1, "n": 2 }, 2).is_ok());
         assert!(check(&doc! { "ok": 1, "n": 1 }, 2).is_err());
         let failed = doc! { "ok": 1, "n": 2, "writeErrors": [{ "index": 1, "code": 11000, "errmsg": "duplicate" }] };
