@@ -176,9 +176,7 @@ impl<D> LoadedDocument<D> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use bson::{Document, rawdoc};
+    use bson::rawdoc;
     use domain::{Event, product};
     use serde::{Deserialize, Serialize};
     use views::Query;
@@ -199,12 +197,7 @@ mod tests {
         const NAME: &'static str = "pieces";
         const VERSION: i32 = 1;
         type Document = Count;
-        const BATCH_WINDOW: Duration = Duration::ZERO;
         const AGGREGATES: &'static [&'static str] = &["product"];
-
-        fn creates_document(_: &Recorded) -> bool {
-            false
-        }
 
         fn document_ids(event: &Recorded) -> Vec<String> {
             vec![event.id.to_string(), "total".to_owned()]
@@ -219,10 +212,6 @@ mod tests {
                 "total" if pieces > 10 => Err(Inapplicable("more than 10".to_owned())),
                 _ => Ok(Some(Count { id: id.to_owned(), pieces })),
             }
-        }
-
-        fn indexes() -> Vec<Document> {
-            vec![]
         }
 
         const QUERIES: &'static [Query] = &[];
