@@ -13,7 +13,7 @@ use domain::Timestamp;
 use runtime::Nats;
 use tokio::sync::Notify;
 
-use crate::journal::Event;
+use crate::journal::EventRow;
 
 /// Bytes of events that may wait for the relay. What is more it reads later.
 const MAX_BYTES: usize = 8 << 20;
@@ -26,7 +26,7 @@ pub struct Committed {
     /// The position before the first.
     pub after: u64,
     pub at: Timestamp,
-    pub events: Vec<Event>,
+    pub events: Vec<EventRow>,
 }
 
 /// Wakes the relay, in this replica or another, and hands it what it may have without reading.
@@ -38,11 +38,11 @@ struct Shared {
     notify: Notify,
     /// The relay runs in this replica.
     is_here: AtomicBool,
-    waiting: Mutex<Waiting>,
+    pending: Mutex<Pending>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Pending {
     /// By the position before their first event.
     committed: BTreeMap<u64, Committed>,
     bytes: usize,
@@ -53,7 +53,7 @@ struct Waiting {
 pub enum Next {
     Committed(Committed),
     /// What comes next is not here, but something after it: it is in the journal.
-    Elsewhere,
+    InJournal,
     Nothing,
 }
 
@@ -61,7 +61,7 @@ impl Handover {
     /// Says that the events are in the journal.
     pub async fn committed(&self, nats: &Nats, committed: Committed) {
         if self.0.is_here.load(Relaxed) {
-            self.waiting().add(committed);
+            self.pending().add(committed);
             self.0.notify.notify_one();
         } else {
             // If it does not arrive, the relay looks by itself a little later.
@@ -75,25 +75,25 @@ impl Handover {
     }
 
     /// The relay begins to run in this replica, or ends.
-    pub fn relay_is_here(&self, is_here: bool) {
+    pub fn set_relay_is_here(&self, is_here: bool) {
         self.0.is_here.store(is_here, Relaxed);
         if !is_here {
-            *self.waiting() = Waiting::default();
+            *self.pending() = Pending::default();
         }
     }
 
     /// Takes what comes directly after the position; forgets what is before it.
     pub fn next(&self, after: u64) -> Next {
-        self.waiting().next(after)
+        self.pending().next(after)
     }
 
     /// Nothing that holds this lock can leave it half changed.
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
+impl Pending {
     fn add(&mut self, committed: Committed) {
         let bytes = committed.bytes();
         // The oldest make room: the relay sees that they are missing only by what comes after them. So the newest stays,
@@ -110,7 +110,7 @@ impl Waiting {
     fn next(&mut self, after: u64) -> Next {
         while let Some(first) = self.committed.first_entry() {
             if *first.key() > after {
-                return Next::Elsewhere;
+                return Next::InJournal;
             }
             let committed = first.remove();
             self.bytes -= committed.bytes();
@@ -119,7 +119,7 @@ impl Waiting {
             }
             if committed.after + committed.events.len() as u64 > after {
                 // The relay has read a part of it; it reads the rest too.
-                return Next::Elsewhere;
+                return Next::InJournal;
             }
         }
         Next::Nothing
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     fn committed(after: u64, events: u64, payload: usize) -> Committed {
-        let event = |version| Event {
+        let event = |version| EventRow {
             aggregate: "user",
             id: uuid::Uuid::nil(),
             version,
@@ -154,43 +154,43 @@ mod tests {
     fn after(next: Next) -> Option<u64> {
         match next {
             Next::Committed(committed) => Some(committed.after),
-            Next::Elsewhere | Next::Nothing => None,
+            Next::InJournal | Next::Nothing => None,
         }
     }
 
     #[test]
     fn what_lanes_commit_is_taken_in_the_order_of_the_journal() {
-        let mut waiting = Waiting::default();
-        waiting.add(committed(13, 2, 10));
-        assert!(matches!(waiting.next(10), Next::Elsewhere), "another lane has 11 to 13, or another replica");
-        waiting.add(committed(10, 3, 10));
-        assert_eq!(after(waiting.next(10)), Some(10));
-        assert_eq!(after(waiting.next(13)), Some(13));
-        assert!(matches!(waiting.next(15), Next::Nothing));
-        assert_eq!(waiting.bytes, 0);
+        let mut pending = Pending::default();
+        pending.add(committed(13, 2, 10));
+        assert!(matches!(pending.next(10), Next::InJournal), "another lane has 11 to 13, or another replica");
+        pending.add(committed(10, 3, 10));
+        assert_eq!(after(pending.next(10)), Some(10));
+        assert_eq!(after(pending.next(13)), Some(13));
+        assert!(matches!(pending.next(15), Next::Nothing));
+        assert_eq!(pending.bytes, 0);
     }
 
     #[test]
     fn what_the_relay_has_read_meanwhile_is_forgotten() {
-        let mut waiting = Waiting::default();
-        waiting.add(committed(10, 3, 10));
-        waiting.add(committed(13, 3, 10));
-        assert!(matches!(waiting.next(14), Next::Elsewhere), "the rest of a part is read");
-        assert!(matches!(waiting.next(16), Next::Nothing));
-        assert_eq!(waiting.bytes, 0);
+        let mut pending = Pending::default();
+        pending.add(committed(10, 3, 10));
+        pending.add(committed(13, 3, 10));
+        assert!(matches!(pending.next(14), Next::InJournal), "the rest of a part is read");
+        assert!(matches!(pending.next(16), Next::Nothing));
+        assert_eq!(pending.bytes, 0);
     }
 
     #[test]
     fn what_waits_is_bounded_and_what_is_left_out_is_missed() {
-        let mut waiting = Waiting::default();
+        let mut pending = Pending::default();
         for index in 0..20 {
-            waiting.add(committed(index, 1, MAX_BYTES / 4));
-            assert!(waiting.bytes <= MAX_BYTES);
+            pending.add(committed(index, 1, MAX_BYTES / 4));
+            assert!(pending.bytes <= MAX_BYTES);
         }
-        assert!(matches!(waiting.next(0), Next::Elsewhere));
-        waiting.add(committed(20, 1, 2 * MAX_BYTES));
-        assert_eq!(waiting.committed.len(), 1);
-        assert_eq!(after(waiting.next(20)), Some(20));
-        assert_eq!(waiting.bytes, 0);
+        assert!(matches!(pending.next(0), Next::InJournal));
+        pending.add(committed(20, 1, 2 * MAX_BYTES));
+        assert_eq!(pending.committed.len(), 1);
+        assert_eq!(after(pending.next(20)), Some(20));
+        assert_eq!(pending.bytes, 0);
     }
 }

@@ -18,8 +18,8 @@ use wire::{Accepted, Code, Failure, RequestHeaders};
 use crate::{Config, postgres::Postgres};
 
 /// A command, and who waits for its reply.
-pub struct Waiting {
-    pub command: Command,
+pub struct QueuedRequest {
+    pub command: QueuedCommand,
     pub requester: Requester,
 }
 
@@ -39,35 +39,35 @@ impl Requester {
 
 /// A command with what its headers say.
 #[derive(Clone)]
-pub struct Command {
+pub struct QueuedCommand {
     pub command: domain::Command,
     pub expected_version: Option<u64>,
-    pub key: Option<Key>,
+    pub key: Option<IdempotencyKey>,
     pub actor: Option<String>,
     pub traceparent: Option<String>,
 }
 
 /// An idempotency key, with what it stands for.
 #[derive(Clone)]
-pub struct Key {
+pub struct IdempotencyKey {
     pub id: String,
     /// SHA-256 of subject, expected version, and what the command means.
     pub fingerprint: [u8; 32],
     /// The same of the body as it was written: how the ledger once had it, whose entries are still there.
-    pub former_fingerprint: [u8; 32],
+    pub legacy_fingerprint: [u8; 32],
 }
 
-impl Key {
+impl IdempotencyKey {
     /// Whether it is the key of what the ledger remembers.
-    pub fn stands_for(&self, fingerprint: &[u8; 32]) -> bool {
-        [self.fingerprint, self.former_fingerprint].contains(fingerprint)
+    pub fn matches(&self, fingerprint: &[u8; 32]) -> bool {
+        [self.fingerprint, self.legacy_fingerprint].contains(fingerprint)
     }
 }
 
 /// Where the endpoints put commands.
 #[derive(Clone)]
 pub struct Intake {
-    queue: mpsc::Sender<Waiting>,
+    queue: mpsc::Sender<QueuedRequest>,
     bytes: Arc<Semaphore>,
     max_request_bytes: usize,
     postgres: Postgres,
@@ -75,7 +75,7 @@ pub struct Intake {
 }
 
 impl Intake {
-    pub fn new(config: &Config, postgres: Postgres, replies: TaskTracker) -> (Self, mpsc::Receiver<Waiting>) {
+    pub fn new(config: &Config, postgres: Postgres, replies: TaskTracker) -> (Self, mpsc::Receiver<QueuedRequest>) {
         let (queue, waiting) = mpsc::channel(config.queue_commands);
         let bytes = Arc::new(Semaphore::new(config.queue_bytes as usize));
         (Self { queue, bytes, max_request_bytes: config.max_request_bytes, postgres, replies }, waiting)
@@ -88,12 +88,12 @@ impl Intake {
             Ok(admitted) => admitted,
             Err(failure) => return self.refuse(request, failure),
         };
-        let waiting = Waiting { command, requester: Requester { request, _bytes: bytes } };
-        match self.queue.try_send(waiting) {
+        let queued = QueuedRequest { command, requester: Requester { request, _bytes: bytes } };
+        match self.queue.try_send(queued) {
             Ok(()) => {}
-            Err(TrySendError::Full(waiting)) => self.refuse(waiting.requester.request, overloaded()),
-            Err(TrySendError::Closed(waiting)) => {
-                self.refuse(waiting.requester.request, Failure::new(Code::Unavailable, "the service is stopping"));
+            Err(TrySendError::Full(queued)) => self.refuse(queued.requester.request, overloaded()),
+            Err(TrySendError::Closed(queued)) => {
+                self.refuse(queued.requester.request, Failure::new(Code::Unavailable, "the service is stopping"));
             }
         }
     }
@@ -116,21 +116,21 @@ impl Intake {
     }
 }
 
-fn read(command_type: CommandType, request: &Request) -> Result<Command, Failure> {
+fn read(command_type: CommandType, request: &Request) -> Result<QueuedCommand, Failure> {
     let headers = RequestHeaders::parse(&request.headers)?;
     let made = Id(Uuid::now_v7());
     let command = (command_type.parse)(&request.payload, made)?;
     let RequestHeaders { command_id, expected_version, min_position: _, actor, traceparent } = headers;
-    let key = command_id.map(|id| Key {
-        fingerprint: fingerprint(request.subject(), expected_version, &meaning(&command, made)),
-        former_fingerprint: fingerprint(request.subject(), expected_version, &request.payload),
+    let key = command_id.map(|id| IdempotencyKey {
+        fingerprint: fingerprint(request.subject(), expected_version, &canonical_form(&command, made)),
+        legacy_fingerprint: fingerprint(request.subject(), expected_version, &request.payload),
         id,
     });
-    Ok(Command { command, expected_version, key, actor, traceparent })
+    Ok(QueuedCommand { command, expected_version, key, actor, traceparent })
 }
 
 /// What the client has said with the command: an identifier that was made here is not of it, nor is a field that is absent.
-fn meaning(command: &domain::Command, made: Id) -> Vec<u8> {
+fn canonical_form(command: &domain::Command, made: Id) -> Vec<u8> {
     // Its types have a JSON form.
     let mut json = command.to_json().unwrap_or_default();
     if command.target() == made
@@ -171,27 +171,27 @@ fn overloaded() -> Failure {
 mod tests {
     use super::*;
 
-    fn meant(verb: &str, body: &str) -> Vec<u8> {
+    fn canonical(verb: &str, body: &str) -> Vec<u8> {
         let made = Id(Uuid::now_v7());
         let found = domain::commands().find(|it| it.aggregate == "product" && it.verb == verb).unwrap();
-        meaning(&(found.parse)(body.as_bytes(), made).unwrap(), made)
+        canonical_form(&(found.parse)(body.as_bytes(), made).unwrap(), made)
     }
 
     #[test]
     fn a_command_means_the_same_however_it_is_written() {
         let price = r#"{"amount":250,"currency":"GBP"}"#;
-        let plain = meant("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price}}}"#));
+        let plain = canonical("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price}}}"#));
         for same in [
             r#"{"price":{"currency":"GBP","amount":250},"name":"Lamp","sku":"A"}"#,
             r#" { "sku" : "\u0041", "name":" Lamp ","price":{"amount":250,"currency":"G\u0042P"},"stock":0 } "#,
         ] {
-            assert_eq!(meant("create", same), plain, "{same}");
+            assert_eq!(canonical("create", same), plain, "{same}");
         }
-        let other = meant("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price},"stock":1}}"#));
+        let other = canonical("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price},"stock":1}}"#));
         assert_ne!(other, plain);
         let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
-        assert_ne!(meant("create", &format!(r#"{{"id":"{id}","sku":"A","name":"Lamp","price":{price}}}"#)), plain);
-        let bare = meant("update", &format!(r#"{{"id":"{id}"}}"#));
-        assert_eq!(meant("update", &format!(r#"{{"name":null,"sku":null,"id":"{}"}}"#, id.to_uppercase())), bare);
+        assert_ne!(canonical("create", &format!(r#"{{"id":"{id}","sku":"A","name":"Lamp","price":{price}}}"#)), plain);
+        let bare = canonical("update", &format!(r#"{{"id":"{id}"}}"#));
+        assert_eq!(canonical("update", &format!(r#"{{"name":null,"sku":null,"id":"{}"}}"#, id.to_uppercase())), bare);
     }
 }

@@ -25,8 +25,8 @@ pub struct Session {
     store: Statement,
     release: Statement,
     claim: Statement,
-    record: Statement,
-    record_answered: Statement,
+    append: Statement,
+    append_with_ledger: Statement,
 }
 
 /// The server's process behind a connection.
@@ -39,7 +39,7 @@ pub struct Backend {
 
 /// An event as it is written.
 #[derive(Debug)]
-pub struct Event {
+pub struct EventRow {
     pub aggregate: &'static str,
     pub id: Uuid,
     pub version: u64,
@@ -54,7 +54,7 @@ pub struct Event {
 
 /// An aggregate as it is written.
 #[derive(Debug)]
-pub struct Aggregate {
+pub struct AggregateRow {
     pub id: Uuid,
     pub kind: &'static str,
     /// The version that is stored.
@@ -67,10 +67,10 @@ pub struct Aggregate {
 /// What a batch makes of aggregates, and what it relies on, each in the order of the identifiers, as all writers have them.
 #[derive(Debug, Default)]
 pub struct Changes {
-    pub made: Vec<Aggregate>,
-    pub changed: Vec<Aggregate>,
+    pub created: Vec<AggregateRow>,
+    pub updated: Vec<AggregateRow>,
     /// Those that are not written, but must be at these versions.
-    pub relied: Vec<(Id, u64)>,
+    pub expected: Vec<(Id, u64)>,
     /// Those that must not be there, and are not made either.
     pub absent: Vec<Id>,
 }
@@ -101,7 +101,7 @@ pub enum LedgerAnswer {
 
 /// How long a transaction waits for a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Patience {
+pub enum LockTimeout {
     /// Longer than any other lane holds one.
     Usual,
     /// Somebody has held one for long that the batch may need.
@@ -109,7 +109,7 @@ pub enum Patience {
 }
 
 /// What others have locked.
-pub struct Locked {
+pub struct LockedRows {
     pub ids: HashSet<Id>,
     /// The journal's head, without which nothing can be written.
     pub head: bool,
@@ -130,8 +130,8 @@ impl Session {
             store: client.prepare_cached(STORE).await?,
             release: client.prepare_cached(RELEASE).await?,
             claim: client.prepare_cached(CLAIM).await?,
-            record: client.prepare_cached(&record(false)).await?,
-            record_answered: client.prepare_cached(&record(true)).await?,
+            append: client.prepare_cached(&append(false)).await?,
+            append_with_ledger: client.prepare_cached(&append(true)).await?,
             client,
         })
     }
@@ -145,10 +145,10 @@ impl Session {
         self.client.is_closed()
     }
 
-    pub async fn begin(&self, patience: Patience) -> Result<(), Error> {
-        let begin = match patience {
-            Patience::Usual => "begin",
-            Patience::Short => "begin; set local lock_timeout = '50ms'",
+    pub async fn begin(&self, lock_timeout: LockTimeout) -> Result<(), Error> {
+        let begin = match lock_timeout {
+            LockTimeout::Usual => "begin",
+            LockTimeout::Short => "begin; set local lock_timeout = '50ms'",
         };
         self.client.batch_execute(begin).await
     }
@@ -181,12 +181,12 @@ impl Session {
     }
 
     /// Those of the aggregates that somebody else has locked.
-    pub async fn locked(&self, ids: &[Id]) -> Result<Locked, Error> {
+    pub async fn locked(&self, ids: &[Id]) -> Result<LockedRows, Error> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let rows = self.client.query(&self.locked, &[&ids]).await?;
         let ids = rows.iter().map(|row| Ok(Id(row.try_get(0)?))).collect::<Result<_, Error>>()?;
         let head = self.client.query(HEAD, &[]).await?.is_empty();
-        Ok(Locked { ids, head })
+        Ok(LockedRows { ids, head })
     }
 
     async fn aggregates(&self, statement: &Statement, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
@@ -218,24 +218,24 @@ impl Session {
         if changes.is_empty() {
             return Ok(());
         }
-        let Changes { made, changed, relied, absent } = changes;
-        let (made_ids, made_kinds, made_versions, made_states) = rows(made);
-        let (changed_ids, _, changed_versions, changed_states) = rows(changed);
-        let changed_from: Vec<i64> = changed.iter().map(|aggregate| signed(aggregate.stored_version)).collect();
-        let (relied_ids, relied_versions): (Vec<Uuid>, Vec<i64>) =
-            relied.iter().map(|(id, version)| (id.0, signed(*version))).unzip();
+        let Changes { created, updated, expected, absent } = changes;
+        let (created_ids, created_kinds, created_versions, created_states) = rows(created);
+        let (updated_ids, _, updated_versions, updated_states) = rows(updated);
+        let updated_from: Vec<i64> = updated.iter().map(|aggregate| signed(aggregate.stored_version)).collect();
+        let (expected_ids, expected_versions): (Vec<Uuid>, Vec<i64>) =
+            expected.iter().map(|(id, version)| (id.0, signed(*version))).unzip();
         let absent: Vec<Uuid> = absent.iter().map(|id| id.0).collect();
         let parameters: [&(dyn ToSql + Sync); 11] = [
-            &made_ids,
-            &made_kinds,
-            &made_versions,
-            &made_states,
-            &changed_ids,
-            &changed_from,
-            &changed_versions,
-            &changed_states,
-            &relied_ids,
-            &relied_versions,
+            &created_ids,
+            &created_kinds,
+            &created_versions,
+            &created_states,
+            &updated_ids,
+            &updated_from,
+            &updated_versions,
+            &updated_states,
+            &expected_ids,
+            &expected_versions,
             &absent,
         ];
         self.client.execute(&self.store, &parameters).await?;
@@ -266,7 +266,12 @@ impl Session {
 
     /// Takes the journal's head, gives the events the positions behind it and writes them, and what was answered. The
     /// head is locked from here to the commit.
-    pub async fn record(&self, events: &[Event], answers: &[LedgerEntry], at: SystemTime) -> Result<Recorded, Error> {
+    pub async fn append(
+        &self,
+        events: &[EventRow],
+        answers: &[LedgerEntry],
+        at: SystemTime,
+    ) -> Result<Appended, Error> {
         let number = i64::try_from(events.len()).unwrap_or_default();
         let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate).collect();
         let ids: Vec<Uuid> = events.iter().map(|event| event.id).collect();
@@ -303,18 +308,18 @@ impl Session {
         let answered: [&(dyn ToSql + Sync); 6] =
             [&keys, &fingerprints, &answered_ids, &answered_versions, &offsets, &failures];
         let statement = if answers.is_empty() {
-            &self.record
+            &self.append
         } else {
             parameters.extend(answered);
-            &self.record_answered
+            &self.append_with_ledger
         };
         let row = self.client.query_one(statement, &parameters).await?;
-        Ok(Recorded { base: row.try_get(0)?, transaction: row.try_get(1)? })
+        Ok(Appended { base: row.try_get(0)?, transaction: row.try_get(1)? })
     }
 }
 
 /// What comes of recording events.
-pub struct Recorded {
+pub struct Appended {
     /// The position before the first event.
     pub base: i64,
     /// PostgreSQL's identifier of the transaction, to ask for its fate if the connection breaks.
@@ -323,8 +328,8 @@ pub struct Recorded {
 
 impl Changes {
     fn is_empty(&self) -> bool {
-        let Self { made, changed, relied, absent } = self;
-        made.is_empty() && changed.is_empty() && relied.is_empty() && absent.is_empty()
+        let Self { created, updated, expected, absent } = self;
+        created.is_empty() && updated.is_empty() && expected.is_empty() && absent.is_empty()
     }
 }
 
@@ -391,26 +396,26 @@ const BACKEND: &str = "
 /// What is relied on stays as it is until the end of the transaction. Statements behind this one are on their way already:
 /// only an error stops them.
 const STORE: &str = "
-    with made as (
+    with created as (
         insert into aggregates (id, kind, version, state)
         select id, kind, version, state::json
-        from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[]) as made (id, kind, version, state)
-    ), changed as (
+        from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[]) as created (id, kind, version, state)
+    ), updated as (
         update aggregates
-        set version = changed.version, state = changed.state::json
-        from unnest($5::uuid[], $6::bigint[], $7::bigint[], $8::text[]) as changed (id, stored, version, state)
-        where aggregates.id = changed.id and aggregates.version = changed.stored
+        set version = updated.version, state = updated.state::json
+        from unnest($5::uuid[], $6::bigint[], $7::bigint[], $8::text[]) as updated (id, stored, version, state)
+        where aggregates.id = updated.id and aggregates.version = updated.stored
         returning 1
-    ), relied as (
+    ), expected as (
         select aggregates.id
         from aggregates
-        join unnest($9::uuid[], $10::bigint[]) as relied (id, version) using (id, version)
+        join unnest($9::uuid[], $10::bigint[]) as expected (id, version) using (id, version)
         order by aggregates.id
         for share of aggregates
     )
     select 1 / (
-        (select count(*) from changed) = cardinality($5)
-        and (select count(*) from relied) = cardinality($9)
+        (select count(*) from updated) = cardinality($5)
+        and (select count(*) from expected) = cardinality($9)
         and not exists (select from aggregates where id = any($11::uuid[]))
     )::int";
 
@@ -425,14 +430,14 @@ const CLAIM: &str = "
     from unnest($1::text[], $2::text[], $3::uuid[]) as taken (scope, value, id)";
 
 /// Most batches answer no command that has a key, and leave that part out.
-fn record(answered: bool) -> String {
+fn append(answered: bool) -> String {
     let answered = if answered { ANSWERED } else { "" };
     format!(
         "with head as (
             update journal_head
             set position = position + $1
             returning position - $1 as base
-        ), recorded as (
+        ), appended as (
             insert into events
                 (position, aggregate, id, version, type, schema, payload, at, actor, command_id, traceparent)
             select head.base + ordinal, aggregate, id, version, type, schema, payload::json, $2,
@@ -481,7 +486,7 @@ fn columns<'a>(claims: impl Iterator<Item = &'a Claim>) -> (Vec<&'static str>, V
 }
 
 /// One array per column.
-fn rows(aggregates: &[Aggregate]) -> (Vec<Uuid>, Vec<&'static str>, Vec<i64>, Vec<&str>) {
+fn rows(aggregates: &[AggregateRow]) -> (Vec<Uuid>, Vec<&'static str>, Vec<i64>, Vec<&str>) {
     let ids = aggregates.iter().map(|aggregate| aggregate.id).collect();
     let kinds = aggregates.iter().map(|aggregate| aggregate.kind).collect();
     let versions = aggregates.iter().map(|aggregate| signed(aggregate.version)).collect();

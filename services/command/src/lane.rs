@@ -14,31 +14,31 @@ use tokio_util::task::TaskTracker;
 use wire::{Code, Failure};
 
 use crate::{
-    batch::{self, BatchError, LockedOut, Outcome, Unsettled, Written},
+    batch::{self, BatchError, Blocked, InDoubt, Outcome, Written},
     handover::Handover,
-    intake::{Command, Requester, Waiting},
-    journal::{Patience, Session},
-    known::Known,
-    postgres::{Postgres, Silent, answered},
+    intake::{QueuedCommand, QueuedRequest, Requester},
+    journal::{LockTimeout, Session},
+    postgres::{Postgres, TimedOut, with_timeout},
+    state_cache::StateCache,
 };
 
 /// How often a batch is tried again that was too slow for another.
-const RACES: usize = 5;
+const MAX_TRIES: usize = 5;
 /// For how many batches a lane loads what it needs after it was wrong: others write the same aggregates.
-const CAUTION: u32 = 100;
+const PESSIMISTIC_BATCHES: u32 = 100;
 /// How long the server may take to come back and tell what became of a transaction.
-const SETTLE: Duration = Duration::from_secs(10);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same of a server that is silent: its clients have waited for long already.
-const SETTLE_SILENT: Duration = Duration::from_secs(2);
+const RESOLVE_TIMEOUT_UNRESPONSIVE: Duration = Duration::from_secs(2);
 /// How long other lanes may hold what is taken for a stranger's.
-const LET_GO: Duration = Duration::from_millis(50);
+const RECHECK_DELAY: Duration = Duration::from_millis(50);
 /// For how long commands are run apart that need what somebody else held up.
-const SUSPECT: Duration = Duration::from_secs(5);
+const CONTENDED_FOR: Duration = Duration::from_secs(5);
 /// What an event's headers may need of the largest message that the NATS server takes, in bytes.
 const HEADER_ROOM: usize = 4096;
 
 pub struct Lane {
-    pub waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>,
+    pub queue: Arc<Mutex<mpsc::Receiver<QueuedRequest>>>,
     pub batch_commands: usize,
     pub postgres: Postgres,
     pub nats: Nats,
@@ -47,11 +47,11 @@ pub struct Lane {
     pub replies: TaskTracker,
     /// The lane's own connection, while there is one.
     pub session: Option<Session>,
-    pub known: Known,
+    pub cache: StateCache,
     /// For how many more batches what is known is not relied on.
-    pub caution: u32,
+    pub pessimistic_batches: u32,
     /// What commands needed that were held up by somebody else's lock, and when that was.
-    pub held_up: HashMap<Id, Instant>,
+    pub contended: HashMap<Id, Instant>,
 }
 
 impl Lane {
@@ -63,11 +63,11 @@ impl Lane {
     /// One batch; `false` if there will be none any more.
     async fn step(&mut self) -> bool {
         let mut waiting = Vec::new();
-        if self.waiting.lock().await.recv_many(&mut waiting, self.batch_commands).await == 0 {
+        if self.queue.lock().await.recv_many(&mut waiting, self.batch_commands).await == 0 {
             return false;
         }
-        let (commands, requesters): (Vec<Command>, Vec<Requester>) =
-            waiting.into_iter().map(|Waiting { command, requester }| (command, requester)).unzip();
+        let (commands, requesters): (Vec<QueuedCommand>, Vec<Requester>) =
+            waiting.into_iter().map(|QueuedRequest { command, requester }| (command, requester)).unzip();
         self.answer(&commands, requesters.into_iter().map(Some).collect()).await;
         true
     }
@@ -75,30 +75,30 @@ impl Lane {
     /// Runs the commands, in one batch if that goes well. A batch that fails is split, so that one bad command cannot
     /// take others with it; and so is one that somebody else holds up, so that only those wait whom that concerns. Each
     /// part is answered as soon as it is done.
-    async fn answer(&mut self, commands: &[Command], mut requesters: Vec<Option<Requester>>) {
-        let mut left = self.parts(commands);
-        while let Some(part) = left.pop() {
-            let (indexes, outcomes) = match self.attempt(&part).await {
+    async fn answer(&mut self, commands: &[QueuedCommand], mut requesters: Vec<Option<Requester>>) {
+        let mut left = self.sub_batches(commands);
+        while let Some(sub_batch) = left.pop() {
+            let (indexes, outcomes) = match self.attempt(&sub_batch).await {
                 Ok(written) => {
                     if let Some(committed) = written.committed {
                         self.handover.committed(&self.nats, committed).await;
                     }
-                    (part.indexes, written.outcomes)
+                    (sub_batch.indexes, written.outcomes)
                 }
-                Err(BatchError::Locked) => match self.locked_out(&part).await {
-                    Ok(locked_out) => {
-                        let refused = self.make_way(part, &locked_out, &mut left);
-                        let outcomes = refused.iter().map(|_| Err(held_up())).collect();
+                Err(BatchError::Locked) => match self.blocked(&sub_batch).await {
+                    Ok(blocked) => {
+                        let refused = self.defer_blocked(sub_batch, &blocked, &mut left);
+                        let outcomes = refused.iter().map(|_| Err(locked())).collect();
                         (refused, outcomes)
                     }
-                    Err(error) => self.failed(&error, part),
+                    Err(error) => self.failed(&error, sub_batch),
                 },
-                Err(error) if part.commands.len() > 1 && error.is_for_one() => {
-                    tracing::warn!(%error, commands = part.commands.len(), "a batch failed: split");
-                    left.extend(part.halves());
+                Err(error) if sub_batch.commands.len() > 1 && error.may_concern_one_command() => {
+                    tracing::warn!(%error, commands = sub_batch.commands.len(), "a batch failed: split");
+                    left.extend(sub_batch.halves());
                     continue;
                 }
-                Err(error) => self.failed(&error, part),
+                Err(error) => self.failed(&error, sub_batch),
             };
             let answered: Vec<_> =
                 indexes.into_iter().zip(outcomes).map(|(index, outcome)| (requesters[index].take(), outcome)).collect();
@@ -113,67 +113,73 @@ impl Lane {
     }
 
     /// What is run first stands last: commands that need what somebody else has lately held up come after all others.
-    fn parts<'a>(&mut self, commands: &'a [Command]) -> Vec<Part<'a>> {
-        self.held_up.retain(|_, since| since.elapsed() < SUSPECT);
-        let needs_suspect = |Command { command, .. }: &Command| {
+    fn sub_batches<'a>(&mut self, commands: &'a [QueuedCommand]) -> Vec<SubBatch<'a>> {
+        self.contended.retain(|_, since| since.elapsed() < CONTENDED_FOR);
+        let needs_contended = |QueuedCommand { command, .. }: &QueuedCommand| {
             // What it refers to is known when it is loaded, and not before.
-            !self.held_up.is_empty()
+            !self.contended.is_empty()
                 && (command.touches_references_of().is_some()
-                    || command.touches().iter().any(|id| self.held_up.contains_key(id)))
+                    || command.touches().iter().any(|id| self.contended.contains_key(id)))
         };
-        let (suspect, other): (Vec<_>, Vec<_>) =
-            commands.iter().enumerate().partition(|(_, command)| needs_suspect(command));
-        let parts = [Part::new(suspect, Patience::Short), Part::new(other, Patience::Usual)];
-        parts.into_iter().filter(|part| !part.commands.is_empty()).collect()
+        let (contended, other): (Vec<_>, Vec<_>) =
+            commands.iter().enumerate().partition(|(_, command)| needs_contended(command));
+        let sub_batches = [SubBatch::new(contended, LockTimeout::Short), SubBatch::new(other, LockTimeout::Usual)];
+        sub_batches.into_iter().filter(|sub_batch| !sub_batch.commands.is_empty()).collect()
     }
 
     /// Asks which of the commands are held up by somebody else's lock. Before some are refused for it, it must be so still
     /// when others than strangers have let go.
-    async fn locked_out(&mut self, part: &Part<'_>) -> Result<LockedOut, BatchError> {
-        let mut locked_out = self.look_at_locks(part).await?;
-        if part.patience == Patience::Short && locked_out.commands.contains(&true) {
-            tokio::time::sleep(LET_GO).await;
-            let again = self.look_at_locks(part).await?;
-            for (first, again) in locked_out.commands.iter_mut().zip(again.commands) {
+    async fn blocked(&mut self, sub_batch: &SubBatch<'_>) -> Result<Blocked, BatchError> {
+        let mut blocked = self.check_locks(sub_batch).await?;
+        if sub_batch.lock_timeout == LockTimeout::Short && blocked.commands.contains(&true) {
+            tokio::time::sleep(RECHECK_DELAY).await;
+            let again = self.check_locks(sub_batch).await?;
+            for (first, again) in blocked.commands.iter_mut().zip(again.commands) {
                 *first &= again;
             }
         }
-        Ok(locked_out)
+        Ok(blocked)
     }
 
-    async fn look_at_locks(&mut self, part: &Part<'_>) -> Result<LockedOut, BatchError> {
+    async fn check_locks(&mut self, sub_batch: &SubBatch<'_>) -> Result<Blocked, BatchError> {
         let session = connected(&self.postgres, &mut self.session).await?;
-        let locked_out = batch::locked_out(session, &part.commands).await;
-        if locked_out.is_err() {
+        let blocked = batch::find_blocked(session, &sub_batch.commands).await;
+        if blocked.is_err() {
             self.discard();
         }
-        locked_out
+        blocked
     }
 
     /// Leaves those that are held up for later, or, where they have waited already, says which are refused. The others go
     /// on at once.
-    fn make_way<'a>(&mut self, part: Part<'a>, locked_out: &LockedOut, left: &mut Vec<Part<'a>>) -> Vec<usize> {
-        let Part { indexes, commands, patience } = part;
+    fn defer_blocked<'a>(
+        &mut self,
+        sub_batch: SubBatch<'a>,
+        blocked: &Blocked,
+        left: &mut Vec<SubBatch<'a>>,
+    ) -> Vec<usize> {
+        let SubBatch { indexes, commands, lock_timeout } = sub_batch;
         tracing::warn!(commands = commands.len(), "somebody else has locked what commands need: the others go on");
-        let all = indexes.into_iter().zip(commands).zip(&locked_out.commands);
-        let (held_up, free): (Vec<_>, Vec<_>) = all.partition(|(_, locked_out)| **locked_out);
-        let [held_up, free] =
-            [held_up, free].map(|commands| commands.into_iter().map(|(command, _)| command).collect());
-        let (held_up, free) = (Part::new(held_up, Patience::Short), Part::new(free, patience));
-        self.held_up.extend(locked_out.ids.iter().map(|id| (*id, Instant::now())));
-        if held_up.commands.is_empty() {
+        let all = indexes.into_iter().zip(commands).zip(&blocked.commands);
+        let (blocked_commands, free): (Vec<_>, Vec<_>) = all.partition(|(_, blocked)| **blocked);
+        let [blocked_commands, free] =
+            [blocked_commands, free].map(|commands| commands.into_iter().map(|(command, _)| command).collect());
+        let (blocked_commands, free) =
+            (SubBatch::new(blocked_commands, LockTimeout::Short), SubBatch::new(free, lock_timeout));
+        self.contended.extend(blocked.ids.iter().map(|id| (*id, Instant::now())));
+        if blocked_commands.commands.is_empty() {
             // It is gone by now, or it is nothing that can be asked for: half of them may not need it.
-            match (free.commands.len(), patience) {
-                (1, Patience::Short) => return free.indexes,
-                (1, Patience::Usual) => left.push(Part { patience: Patience::Short, ..free }),
-                _ => left.extend(Part { patience: Patience::Short, ..free }.halves()),
+            match (free.commands.len(), lock_timeout) {
+                (1, LockTimeout::Short) => return free.indexes,
+                (1, LockTimeout::Usual) => left.push(SubBatch { lock_timeout: LockTimeout::Short, ..free }),
+                _ => left.extend(SubBatch { lock_timeout: LockTimeout::Short, ..free }.halves()),
             }
             return vec![];
         }
-        let refused = match patience {
-            Patience::Short => held_up.indexes,
-            Patience::Usual => {
-                left.push(held_up);
+        let refused = match lock_timeout {
+            LockTimeout::Short => blocked_commands.indexes,
+            LockTimeout::Usual => {
+                left.push(blocked_commands);
                 vec![]
             }
         };
@@ -184,26 +190,26 @@ impl Lane {
     }
 
     /// What is answered to commands that could not be run.
-    fn failed(&self, error: &BatchError, part: Part<'_>) -> (Vec<usize>, Vec<Outcome>) {
-        let failure = self.failure(error, &part.commands);
-        let outcomes = part.commands.iter().map(|_| Err(failure.clone())).collect();
-        (part.indexes, outcomes)
+    fn failed(&self, error: &BatchError, sub_batch: SubBatch<'_>) -> (Vec<usize>, Vec<Outcome>) {
+        let failure = self.failure(error, &sub_batch.commands);
+        let outcomes = sub_batch.commands.iter().map(|_| Err(failure.clone())).collect();
+        (sub_batch.indexes, outcomes)
     }
 
     /// Runs the commands as one batch, again where a lost race or a broken connection is to blame.
-    async fn attempt(&mut self, part: &Part<'_>) -> Result<Written, BatchError> {
+    async fn attempt(&mut self, sub_batch: &SubBatch<'_>) -> Result<Written, BatchError> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let failed = match self.try_once(part).await {
+            let failed = match self.try_once(sub_batch).await {
                 Ok(written) => return Ok(written),
                 Err(error) => error,
             };
             // It may be what was not written, or not what is stored.
-            self.known.forget();
+            self.cache.clear();
             match failed {
-                BatchError::Race if tries < RACES => {
-                    self.caution = CAUTION;
+                BatchError::Race if tries < MAX_TRIES => {
+                    self.pessimistic_batches = PESSIMISTIC_BATCHES;
                     self.roll_back().await;
                 }
                 BatchError::Locked => {
@@ -211,26 +217,29 @@ impl Lane {
                     return Err(failed);
                 }
                 // A connection may have broken while it lay idle: the next try has a new one.
-                BatchError::Away(_) if tries == 1 => self.discard(),
-                BatchError::Unknown(error, unsettled) => {
+                BatchError::ConnectionLost(_) if tries == 1 => self.discard(),
+                BatchError::InDoubt(error, in_doubt) => {
                     self.discard();
-                    let is_silent = error.is::<Silent>();
-                    if is_silent {
-                        self.postgres.went_away();
+                    let timed_out = error.is::<TimedOut>();
+                    if timed_out {
+                        self.postgres.mark_down();
                     }
-                    match self.settle(&unsettled, if is_silent { SETTLE_SILENT } else { SETTLE }).await {
-                        Some(Fate::Committed(base)) => return Ok(unsettled.decided.written(base)),
-                        Some(Fate::RolledBack) if tries < RACES && !is_silent => {}
+                    match self
+                        .resolve(&in_doubt, if timed_out { RESOLVE_TIMEOUT_UNRESPONSIVE } else { RESOLVE_TIMEOUT })
+                        .await
+                    {
+                        Some(Fate::Committed(base)) => return Ok(in_doubt.decided.written(base)),
+                        Some(Fate::RolledBack) if tries < MAX_TRIES && !timed_out => {}
                         // It answers, and what was too much at once was ended.
-                        Some(Fate::RolledBack) if is_silent => return Err(BatchError::Slow),
+                        Some(Fate::RolledBack) if timed_out => return Err(BatchError::Slow),
                         Some(Fate::RolledBack) => return Err(BatchError::NoConnection(error)),
-                        Some(Fate::Untold) | None => return Err(BatchError::Unknown(error, unsettled)),
+                        Some(Fate::Unknown) | None => return Err(BatchError::InDoubt(error, in_doubt)),
                     }
                 }
                 BatchError::Slow => {
                     self.discard();
-                    let is_there = self.postgres.answers_now().await;
-                    return Err(if is_there { BatchError::Slow } else { BatchError::NoConnection(Silent.into()) });
+                    let responds = self.postgres.responds().await;
+                    return Err(if responds { BatchError::Slow } else { BatchError::NoConnection(TimedOut.into()) });
                 }
                 error => {
                     self.discard();
@@ -240,25 +249,25 @@ impl Lane {
         }
     }
 
-    async fn try_once(&mut self, part: &Part<'_>) -> Result<Written, BatchError> {
-        let (commands, patience) = (&part.commands, part.patience);
+    async fn try_once(&mut self, sub_batch: &SubBatch<'_>) -> Result<Written, BatchError> {
+        let (commands, lock_timeout) = (&sub_batch.commands, sub_batch.lock_timeout);
         let (now, max_event_bytes) = (now(), self.nats.client.max_payload().saturating_sub(HEADER_ROOM));
-        let Self { postgres, session, known, caution, .. } = self;
+        let Self { postgres, session, cache, pessimistic_batches, .. } = self;
         let session = connected(postgres, session).await?;
-        if *caution == 0
-            && let Some(believed) = batch::believe(known, commands)
+        if *pessimistic_batches == 0
+            && let Some(cached) = batch::from_cache(cache, commands)
         {
-            let decided = batch::decide(commands, believed, known, now, max_event_bytes)?;
+            let decided = batch::decide(commands, cached, cache, now, max_event_bytes)?;
             // What is refused for what is only believed must be looked at.
             if !decided.changes_nothing() {
-                return batch::write(session, decided, Some(patience)).await;
+                return batch::write(session, decided, Some(lock_timeout)).await;
             }
         }
-        *caution = caution.saturating_sub(1);
-        let loaded = batch::load(session, commands, patience).await?;
-        let decided = batch::decide(commands, loaded, known, now, max_event_bytes)?;
+        *pessimistic_batches = pessimistic_batches.saturating_sub(1);
+        let loaded = batch::load(session, commands, lock_timeout).await?;
+        let decided = batch::decide(commands, loaded, cache, now, max_event_bytes)?;
         if decided.changes_nothing() {
-            answered(session.rollback()).await.map_err(BatchError::NoConnection)?;
+            with_timeout(session.rollback()).await.map_err(BatchError::NoConnection)?;
             return Ok(decided.written(0));
         }
         batch::write(session, decided, None).await
@@ -266,7 +275,7 @@ impl Lane {
 
     async fn roll_back(&mut self) {
         if let Some(session) = &self.session
-            && answered(session.rollback()).await.is_err()
+            && with_timeout(session.rollback()).await.is_err()
         {
             self.discard();
         }
@@ -279,19 +288,19 @@ impl Lane {
     }
 
     /// Asks what became of a transaction whose commit was not answered. `None` if that cannot be told in time.
-    async fn settle(&self, unsettled: &Unsettled, bound: Duration) -> Option<Fate> {
+    async fn resolve(&self, in_doubt: &InDoubt, bound: Duration) -> Option<Fate> {
         let asking = async {
             let mut backoff = runtime::Backoff::default();
             loop {
-                match self.fate(unsettled).await {
+                match self.fate(in_doubt).await {
                     Ok(Some(fate)) => {
-                        self.postgres.is_back();
+                        self.postgres.mark_up();
                         return fate;
                     }
                     // It is still open: the server has not noticed yet that its client is gone.
                     Ok(None) => {}
                     Err(error) => {
-                        self.postgres.went_away();
+                        self.postgres.mark_down();
                         tracing::debug!(error = format!("{error:#}"), "cannot ask for a transaction's fate yet");
                     }
                 }
@@ -307,28 +316,28 @@ impl Lane {
         if self.postgres.is_up() {
             return;
         }
-        let Ok(mut waiting) = self.waiting.try_lock() else { return };
-        while let Ok(Waiting { requester, .. }) = waiting.try_recv() {
-            self.replies.spawn(requester.answer(Err(away())));
+        let Ok(mut waiting) = self.queue.try_lock() else { return };
+        while let Ok(QueuedRequest { requester, .. }) = waiting.try_recv() {
+            self.replies.spawn(requester.answer(Err(unavailable())));
         }
     }
 
-    async fn fate(&self, unsettled: &Unsettled) -> anyhow::Result<Option<Fate>> {
-        let Unsettled { backend, transaction, decided } = unsettled;
+    async fn fate(&self, in_doubt: &InDoubt) -> anyhow::Result<Option<Fate>> {
+        let InDoubt { backend, transaction, decided } = in_doubt;
         let client = self.postgres.get().await?;
         let first = decided.first_event().map(|(id, version)| i64::try_from(version).map(|version| (id, version)));
         let first = first.transpose()?;
         let Some(transaction) = transaction else {
             // Once the process that had it is gone, what it has not written it will not write.
-            let ended = answered(client.query(END, &[&backend.pid, &backend.started])).await?;
-            let Some((id, version)) = first else { return Ok(Some(Fate::Untold)) };
+            let ended = with_timeout(client.query(END, &[&backend.pid, &backend.started])).await?;
+            let Some((id, version)) = first else { return Ok(Some(Fate::Unknown)) };
             if !ended.is_empty() {
                 return Ok(None);
             }
-            let found = answered(client.query(BEFORE, &[&id, &version])).await?;
-            return Ok(Some(if found.is_empty() { Fate::RolledBack } else { Fate::Untold }));
+            let found = with_timeout(client.query(BEFORE, &[&id, &version])).await?;
+            return Ok(Some(if found.is_empty() { Fate::RolledBack } else { Fate::Unknown }));
         };
-        let row = answered(client.query_one("select pg_xact_status($1::text::xid8)", &[&transaction])).await?;
+        let row = with_timeout(client.query_one("select pg_xact_status($1::text::xid8)", &[&transaction])).await?;
         let status: Option<String> = row.try_get(0)?;
         match status.as_deref() {
             Some("committed") => {}
@@ -336,31 +345,31 @@ impl Lane {
             _ => return Ok(None),
         }
         let base = match first {
-            Some((id, version)) => answered(client.query_one(BEFORE, &[&id, &version])).await?,
-            None => answered(client.query_one("select position from journal_head", &[])).await?,
+            Some((id, version)) => with_timeout(client.query_one(BEFORE, &[&id, &version])).await?,
+            None => with_timeout(client.query_one("select position from journal_head", &[])).await?,
         };
         Ok(Some(Fate::Committed(base.try_get(0)?)))
     }
 
     /// What is said of commands that could not be run, after it has been logged.
-    fn failure(&self, error: &BatchError, commands: &[&Command]) -> Failure {
+    fn failure(&self, error: &BatchError, commands: &[&QueuedCommand]) -> Failure {
         match error {
             BatchError::Slow => {
                 tracing::error!(%error, commands = commands.len(), "a command failed");
                 Failure::new(Code::Unavailable, "the journal's database took too long; nothing was changed")
             }
-            BatchError::NoConnection(_) | BatchError::Away(_) => {
-                self.postgres.went_away();
-                away()
+            BatchError::NoConnection(_) | BatchError::ConnectionLost(_) => {
+                self.postgres.mark_down();
+                unavailable()
             }
-            BatchError::Unknown(..) => {
+            BatchError::InDoubt(..) => {
                 tracing::error!(%error, commands = commands.len(), "it is not known whether a batch was committed");
-                self.postgres.went_away();
+                self.postgres.mark_down();
                 let message = "the journal's database broke off; the command may have succeeded: send it again with the \
                     same Nats-Msg-Id to find out";
                 Failure::new(Code::Unavailable, message).with("outcome", "unknown")
             }
-            BatchError::Locked => held_up(),
+            BatchError::Locked => locked(),
             BatchError::Race => Failure::new(Code::Overloaded, "other commands were faster, several times: try again"),
             BatchError::Fault(_) => {
                 let target = commands.first().map(|command| command.command.target().to_string());
@@ -372,31 +381,31 @@ impl Lane {
 }
 
 /// Commands that are run together, by their places among all that were taken.
-struct Part<'a> {
+struct SubBatch<'a> {
     indexes: Vec<usize>,
-    commands: Vec<&'a Command>,
-    patience: Patience,
+    commands: Vec<&'a QueuedCommand>,
+    lock_timeout: LockTimeout,
 }
 
-impl<'a> Part<'a> {
-    fn new(commands: Vec<(usize, &'a Command)>, patience: Patience) -> Self {
+impl<'a> SubBatch<'a> {
+    fn new(commands: Vec<(usize, &'a QueuedCommand)>, lock_timeout: LockTimeout) -> Self {
         let (indexes, commands) = commands.into_iter().unzip();
-        Self { indexes, commands, patience }
+        Self { indexes, commands, lock_timeout }
     }
 
     /// The first half stands last, to be run first.
     fn halves(mut self) -> [Self; 2] {
         let half = self.commands.len() / 2;
         let (indexes, commands) = (self.indexes.split_off(half), self.commands.split_off(half));
-        [Self { indexes, commands, patience: self.patience }, self]
+        [Self { indexes, commands, lock_timeout: self.lock_timeout }, self]
     }
 }
 
-fn away() -> Failure {
+fn unavailable() -> Failure {
     Failure::new(Code::Unavailable, "the journal's database is away; nothing was changed")
 }
 
-fn held_up() -> Failure {
+fn locked() -> Failure {
     Failure::new(Code::Overloaded, "somebody else has locked what the command needs; nothing was changed: try again")
 }
 
@@ -405,7 +414,7 @@ enum Fate {
     Committed(i64),
     RolledBack,
     /// It cannot be told.
-    Untold,
+    Unknown,
 }
 
 /// The position before an event's.
@@ -426,7 +435,7 @@ async fn connected<'a>(postgres: &Postgres, session: &'a mut Option<Session>) ->
         Some(session) => session,
         None => {
             let client = postgres.get().await.map_err(|error| BatchError::NoConnection(error.into()))?;
-            answered(Session::open(client)).await.map_err(BatchError::NoConnection)?
+            with_timeout(Session::open(client)).await.map_err(BatchError::NoConnection)?
         }
     };
     Ok(session.insert(open))
@@ -434,12 +443,12 @@ async fn connected<'a>(postgres: &Postgres, session: &'a mut Option<Session>) ->
 
 impl BatchError {
     /// Whether one command may be to blame, rather than the server.
-    fn is_for_one(&self) -> bool {
+    fn may_concern_one_command(&self) -> bool {
         match self {
             Self::Race | Self::Slow | Self::Fault(_) => true,
             // Asking tells which.
             Self::Locked => false,
-            Self::NoConnection(_) | Self::Away(_) | Self::Unknown(..) => false,
+            Self::NoConnection(_) | Self::ConnectionLost(_) | Self::InDoubt(..) => false,
         }
     }
 }

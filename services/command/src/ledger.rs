@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::postgres::{Postgres, answered};
+use crate::postgres::{Postgres, with_timeout};
 
 const INTERVAL: Duration = Duration::from_secs(600);
 /// Rows in one transaction, so that no batch waits long for it.
@@ -30,10 +30,10 @@ pub async fn run(postgres: Postgres, retention: Duration, stop: CancellationToke
 /// If the server is away or refuses.
 pub async fn sweep(postgres: &Postgres, retention: Duration) -> anyhow::Result<u64> {
     let client = postgres.get().await?;
-    let statement = answered(client.prepare_cached(SWEEP)).await?;
+    let statement = with_timeout(client.prepare_cached(SWEEP)).await?;
     let mut dropped = 0;
     loop {
-        let chunk = answered(client.execute(&statement, &[&retention.as_secs_f64(), &CHUNK])).await?;
+        let chunk = with_timeout(client.execute(&statement, &[&retention.as_secs_f64(), &CHUNK])).await?;
         dropped += chunk;
         if chunk == 0 {
             return Ok(dropped);

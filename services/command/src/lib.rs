@@ -6,13 +6,13 @@ mod config;
 mod handover;
 mod intake;
 mod journal;
-mod known;
 mod lane;
 mod ledger;
 mod migrations;
 mod outbox;
 mod postgres;
 mod relay;
+mod state_cache;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -30,13 +30,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use config::{Config, Task};
 use handover::Handover;
 use intake::Intake;
-use known::Known;
 use lane::Lane;
 use postgres::Postgres;
 use relay::Relay;
+use state_cache::StateCache;
 
 /// How long a migration may take, before it is tried again: a server that hangs says nothing.
-const MIGRATED_WITHIN: Duration = Duration::from_secs(1_800);
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(1_800);
 
 /// Serves commands until `shutdown`; then takes no more, finishes what was taken, and returns.
 ///
@@ -75,34 +75,34 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     background.spawn(ledger::run(postgres.clone(), retention, stop_background.clone()));
 
     let replies = TaskTracker::new();
-    let (intake, waiting) = Intake::new(&config, postgres.clone(), replies.clone());
-    let waiting = Arc::new(Mutex::new(waiting));
+    let (intake, queue) = Intake::new(&config, postgres.clone(), replies.clone());
+    let queue = Arc::new(Mutex::new(queue));
     for _ in 0..config.lanes {
         let lane = Lane {
-            waiting: Arc::clone(&waiting),
+            queue: Arc::clone(&queue),
             batch_commands: config.batch_commands,
             postgres: postgres.clone(),
             nats: nats.clone(),
             handover: handover.clone(),
             replies: replies.clone(),
             session: None,
-            known: Known::default(),
-            caution: 0,
-            held_up: HashMap::new(),
+            cache: StateCache::default(),
+            pessimistic_batches: 0,
+            contended: HashMap::new(),
         };
         lanes.spawn(lane.run());
     }
     let service = tokio::select! {
         service = serve(&nats, &config, &intake) => service?,
         () = shutdown.cancelled() => return Ok(()),
-        gone = nats.gone() => return Err(gone.into()),
+        closed = nats.closed() => return Err(closed.into()),
     };
     drop(intake);
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        gone = nats.gone() => Err(gone.into()),
+        closed = nats.closed() => Err(closed.into()),
     };
     drop(ready);
     let stopping = async {
@@ -133,9 +133,9 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 
 async fn prepare(postgres: &Postgres) -> anyhow::Result<()> {
     loop {
-        postgres.answers().await;
+        postgres.wait_until_up().await;
         let Ok(mut client) = postgres.get().await else { continue };
-        match timeout(MIGRATED_WITHIN, migrations::migrate(&mut client)).await {
+        match timeout(MIGRATION_TIMEOUT, migrations::migrate(&mut client)).await {
             Ok(Err(error)) if postgres::is_lost(&error) => {}
             Ok(migrated) => return Ok(migrated?),
             // Its connection is of no more use: the server may still be at it.

@@ -18,16 +18,16 @@ const MOST_BYTES: i64 = 4 << 20;
 
 /// An event on its way into the stream.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct OutgoingEvent {
     pub position: u64,
     pub subject: String,
     pub headers: HeaderMap,
     pub payload: Bytes,
 }
 
-impl Outgoing {
+impl OutgoingEvent {
     /// Whether the stream's message is this event. The headers that steered its publishing do not count.
-    pub fn is(&self, message: &StreamMessage) -> bool {
+    pub fn matches(&self, message: &StreamMessage) -> bool {
         let same = |name: &async_nats::HeaderName| self.headers.get(name.clone()) == message.headers.get(name.clone());
         *self.subject == *message.subject
             && self.payload == message.payload
@@ -56,14 +56,14 @@ pub async fn head(client: &Client) -> Result<u64, Error> {
 }
 
 /// The next events after the position.
-pub async fn read(client: &Client, origin: &Origin, after: u64) -> Result<Vec<Outgoing>, Error> {
+pub async fn read(client: &Client, origin: &Origin, after: u64) -> Result<Vec<OutgoingEvent>, Error> {
     let after = i64::try_from(after).unwrap_or(i64::MAX);
     let rows = client.query(NEXT, &[&after, &MOST_EVENTS, &MOST_BYTES]).await?;
     rows.iter().map(|row| outgoing(row, origin)).collect()
 }
 
 /// Events as they were committed in this replica: the same messages as if they were read.
-pub fn of(committed: Committed, origin: &Origin) -> impl Iterator<Item = Outgoing> {
+pub fn from_committed(committed: Committed, origin: &Origin) -> impl Iterator<Item = OutgoingEvent> {
     let Committed { at, events, after } = committed;
     (after + 1..).zip(events).map(move |(position, event)| {
         let envelope = Envelope {
@@ -77,7 +77,7 @@ pub fn of(committed: Committed, origin: &Origin) -> impl Iterator<Item = Outgoin
             command_id: event.command_id.as_deref(),
             traceparent: event.traceparent.as_deref(),
         };
-        Outgoing {
+        OutgoingEvent {
             position,
             subject: origin.subjects.event(event.aggregate, event.name),
             headers: event_headers(&envelope),
@@ -99,7 +99,7 @@ const NEXT: &str = "
     where bytes_before < $3
     order by position";
 
-fn outgoing(row: &Row, origin: &Origin) -> Result<Outgoing, Error> {
+fn outgoing(row: &Row, origin: &Origin) -> Result<OutgoingEvent, Error> {
     let at: SystemTime = row.try_get(6)?;
     let millis = at.duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_millis()).unwrap_or_default();
     let position = unsigned(row.try_get(10)?);
@@ -114,7 +114,7 @@ fn outgoing(row: &Row, origin: &Origin) -> Result<Outgoing, Error> {
         command_id: row.try_get(8)?,
         traceparent: row.try_get(9)?,
     };
-    Ok(Outgoing {
+    Ok(OutgoingEvent {
         position,
         subject: origin.subjects.event(row.try_get(0)?, row.try_get(3)?),
         headers: event_headers(&envelope),

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use runtime::{Backoff, Repeats};
+use runtime::{Backoff, LogThrottle};
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{NoTls, config::Host, error::SqlState};
 
@@ -12,10 +12,10 @@ use tokio_postgres::{NoTls, config::Host, error::SqlState};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an answer is waited for: a server that is hung, or behind a route that swallows everything, does not close the
 /// connection, nor does it heed its own time-outs. The statements take milliseconds.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How soon a server answers that has only much to do.
-const SOON: Duration = Duration::from_secs(1);
+const PROMPT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A statement that takes longer is a fault: the batches' own take milliseconds. So is a lock that is waited for so long:
 /// other lanes hold theirs for milliseconds. All statements find their rows by keys; but a plan that is made while a table
@@ -25,20 +25,20 @@ const SESSION: &str = "-c statement_timeout=10s -c idle_in_transaction_session_t
 
 /// The server has not answered in time; it may still do what it was asked.
 #[derive(Debug, thiserror::Error)]
-#[error("PostgreSQL did not answer within {} seconds", ANSWER_WITHIN.as_secs())]
-pub struct Silent;
+#[error("PostgreSQL did not answer within {} seconds", RESPONSE_TIMEOUT.as_secs())]
+pub struct TimedOut;
 
 /// Waits for an answer of the server, but not for ever.
 ///
 /// # Errors
-/// [`Silent`], or what the server says. After it, the connection is of no more use: its answer may come later.
-pub async fn answered<T, E>(asked: impl Future<Output = Result<T, E>>) -> anyhow::Result<T>
+/// [`TimedOut`], or what the server says. After it, the connection is of no more use: its answer may come later.
+pub async fn with_timeout<T, E>(asked: impl Future<Output = Result<T, E>>) -> anyhow::Result<T>
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    match timeout(ANSWER_WITHIN, asked).await {
+    match timeout(RESPONSE_TIMEOUT, asked).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(Silent.into()),
+        Err(_) => Err(TimedOut.into()),
     }
 }
 
@@ -79,43 +79,43 @@ impl Postgres {
     }
 
     /// Says that the server did not answer. It is asked again until it does.
-    pub fn went_away(&self) {
+    pub fn mark_down(&self) {
         if !self.up.send_replace(false) {
             return;
         }
         tracing::error!(server = &*self.address, "PostgreSQL is away: commands are refused until it is back");
         let postgres = self.clone();
         tokio::spawn(async move {
-            postgres.answers().await;
-            postgres.is_back();
+            postgres.wait_until_up().await;
+            postgres.mark_up();
             tracing::info!("PostgreSQL is back");
         });
     }
 
     /// Says that the server has answered.
-    pub fn is_back(&self) {
+    pub fn mark_up(&self) {
         self.up.send_replace(true);
     }
 
     /// Whether the server answers, and soon.
-    pub async fn answers_now(&self) -> bool {
-        timeout(SOON, self.ask()).await.is_ok_and(|answer| answer.is_ok())
+    pub async fn responds(&self) -> bool {
+        timeout(PROMPT_RESPONSE_TIMEOUT, self.ping()).await.is_ok_and(|answer| answer.is_ok())
     }
 
-    async fn ask(&self) -> anyhow::Result<()> {
-        answered(self.pool.get().await?.simple_query("select 1")).await?;
+    async fn ping(&self) -> anyhow::Result<()> {
+        with_timeout(self.pool.get().await?.simple_query("select 1")).await?;
         Ok(())
     }
 
     /// Returns when the server answers.
-    pub async fn answers(&self) {
-        let (mut backoff, mut repeats) = (Backoff::default(), Repeats::default());
+    pub async fn wait_until_up(&self) {
+        let (mut backoff, mut log_throttle) = (Backoff::default(), LogThrottle::default());
         loop {
-            match self.ask().await {
+            match self.ping().await {
                 Ok(()) => return,
                 Err(error) => {
                     let reason = reason(&error);
-                    if repeats.is_due(&reason) {
+                    if log_throttle.is_due(&reason) {
                         let server = &*self.address;
                         tracing::warn!(server, reason, "no connection to PostgreSQL (POSTGRES_URL), trying again");
                     }

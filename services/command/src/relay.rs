@@ -21,7 +21,7 @@ use async_nats::{
     },
 };
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
-use runtime::{Backoff, Nats, Repeats};
+use runtime::{Backoff, LogThrottle, Nats};
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
@@ -29,21 +29,21 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config,
     handover::{Handover, Next},
-    outbox::{self, Origin, Outgoing},
-    postgres::{self, Postgres, answered},
+    outbox::{self, Origin, OutgoingEvent},
+    postgres::{self, Postgres, with_timeout},
 };
 
 /// Any number, the same for all replicas: who holds this lock of the database runs the relay.
 const LOCK: i64 = 0x0072_656c_6179;
 /// How often a replica that does not run the relay asks whether it should.
-const STANDBY: Duration = Duration::from_secs(1);
+const STANDBY_POLL: Duration = Duration::from_secs(1);
 
 /// Messages on their way at most. Those that a server has not stored yet it holds in memory.
 const IN_FLIGHT: u64 = 2_000;
 /// How long the stream may take to acknowledge a message.
-const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages that are fetched at the same time to be compared.
-const COMPARED_AT_ONCE: usize = 64;
+const COMPARE_CONCURRENCY: usize = 64;
 
 pub struct Relay {
     config: Config,
@@ -59,7 +59,7 @@ pub struct Relay {
 }
 
 /// The stream as the relay believes it to be when it will have taken all that is on its way.
-struct Stream {
+struct StreamState {
     origin: Origin,
     last: u64,
     acknowledged: u64,
@@ -69,9 +69,9 @@ struct Stream {
     acknowledgements: Subscriber,
 }
 
-impl Stream {
+impl StreamState {
     /// Notes that the next message was taken.
-    fn note(&mut self, reply: &Message) -> anyhow::Result<()> {
+    fn acknowledge(&mut self, reply: &Message) -> anyhow::Result<()> {
         let position = self.acknowledged + 1;
         ensure!(reply.status != Some(StatusCode::NO_RESPONDERS), "there is no stream any more");
         match serde_json::from_slice(&reply.payload).context("the stream's acknowledgement cannot be read")? {
@@ -106,18 +106,18 @@ impl Relay {
 
     /// Runs until `stop`, and then until the stream has all that the journal has, if that can be reached.
     pub async fn run(mut self, stop: CancellationToken) {
-        let (mut backoff, mut repeats) = (Backoff::default(), Repeats::default());
+        let (mut backoff, mut log_throttle) = (Backoff::default(), LogThrottle::default());
         while !stop.is_cancelled() {
-            let failed = match self.lead(&stop, &mut backoff, &mut repeats).await {
+            let failed = match self.lead(&stop, &mut backoff, &mut log_throttle).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            self.handover.relay_is_here(false);
-            if failed.is::<postgres::Silent>() {
-                self.postgres.went_away();
+            self.handover.set_relay_is_here(false);
+            if failed.is::<postgres::TimedOut>() {
+                self.postgres.mark_down();
             }
             let reason = format!("{failed:#}");
-            if repeats.is_due(&reason) {
+            if log_throttle.is_due(&reason) {
                 match failed.downcast_ref::<Misaligned>() {
                     Some(_) => tracing::error!(%reason, "the relay has stopped and publishes nothing"),
                     None => tracing::warn!(%reason, "the relay was interrupted, trying again"),
@@ -132,7 +132,7 @@ impl Relay {
         &mut self,
         stop: &CancellationToken,
         backoff: &mut Backoff,
-        repeats: &mut Repeats,
+        log_throttle: &mut LogThrottle,
     ) -> anyhow::Result<()> {
         // Whoever does not hear NATS must not keep the relay from a replica that does.
         if stop.run_until_cancelled(self.nats.up()).await.is_none() {
@@ -140,7 +140,7 @@ impl Relay {
         }
         let client = self.connect().await?;
         while !try_lock(&client).await? {
-            if stop.run_until_cancelled(tokio::time::sleep(STANDBY)).await.is_none() {
+            if stop.run_until_cancelled(tokio::time::sleep(STANDBY_POLL)).await.is_none() {
                 return Ok(());
             }
         }
@@ -149,11 +149,11 @@ impl Relay {
         let inbox = Subject::from(self.nats.client.new_inbox());
         let acknowledgements = self.nats.client.subscribe(inbox.clone()).await?;
         // Before the journal is read: what is committed afterwards is handed over.
-        self.handover.relay_is_here(true);
-        let origin = answered(Origin::read(&client, &self.nats.subjects)).await?;
-        let last = self.while_up(self.align(&client, &origin)).await?;
+        self.handover.set_relay_is_here(true);
+        let origin = with_timeout(Origin::read(&client, &self.nats.subjects)).await?;
+        let last = self.while_connected(self.align(&client, &origin)).await?;
         self.acknowledged = last;
-        let mut stream = Stream { origin, last, acknowledged: last, is_behind: true, inbox, acknowledgements };
+        let mut stream = StreamState { origin, last, acknowledged: last, is_behind: true, inbox, acknowledgements };
         tracing::info!(position = last, "this replica runs the relay");
         let mut is_stopping = false;
         loop {
@@ -164,7 +164,7 @@ impl Relay {
                     acknowledged = self.acknowledged(&mut stream) => {
                         acknowledged?;
                         backoff.reset();
-                        repeats.reset();
+                        log_throttle.reset();
                     }
                     () = handover.notified() => {}
                 }
@@ -182,7 +182,7 @@ impl Relay {
                     stream.is_behind = true;
                 }
                 () = tokio::time::sleep(self.config.relay_poll()) => {
-                    self.while_up(self.look_after(&client, &mut stream)).await?;
+                    self.while_connected(self.check_stream(&client, &mut stream)).await?;
                     self.acknowledged = stream.acknowledged;
                 }
             }
@@ -190,18 +190,18 @@ impl Relay {
     }
 
     /// Publishes what there is.
-    async fn publish_all(&mut self, client: &Client, stream: &mut Stream) -> anyhow::Result<()> {
+    async fn publish_all(&mut self, client: &Client, stream: &mut StreamState) -> anyhow::Result<()> {
         loop {
             match self.handover.next(stream.last) {
                 Next::Committed(committed) => {
-                    let outgoing: Vec<Outgoing> = outbox::of(committed, &stream.origin).collect();
+                    let outgoing: Vec<OutgoingEvent> = outbox::from_committed(committed, &stream.origin).collect();
                     self.publish(outgoing, stream).await?;
                 }
                 Next::Nothing if !stream.is_behind => return Ok(()),
-                next @ (Next::Elsewhere | Next::Nothing) => {
-                    let read = answered(outbox::read(client, &stream.origin, stream.last)).await?;
-                    let is_lacking = matches!(next, Next::Elsewhere) && read.is_empty();
-                    ensure!(!is_lacking, "the journal has nothing after position {}, and later events", stream.last);
+                next @ (Next::InJournal | Next::Nothing) => {
+                    let read = with_timeout(outbox::read(client, &stream.origin, stream.last)).await?;
+                    let is_missing = matches!(next, Next::InJournal) && read.is_empty();
+                    ensure!(!is_missing, "the journal has nothing after position {}, and later events", stream.last);
                     stream.is_behind = !read.is_empty();
                     self.publish(read, stream).await?;
                 }
@@ -210,8 +210,8 @@ impl Relay {
     }
 
     /// Publishes messages, each behind the one before, as far as so many may be on their way.
-    async fn publish(&mut self, outgoing: Vec<Outgoing>, stream: &mut Stream) -> anyhow::Result<()> {
-        for Outgoing { position, subject, mut headers, payload } in outgoing {
+    async fn publish(&mut self, outgoing: Vec<OutgoingEvent>, stream: &mut StreamState) -> anyhow::Result<()> {
+        for OutgoingEvent { position, subject, mut headers, payload } in outgoing {
             while stream.last - stream.acknowledged >= IN_FLIGHT {
                 self.acknowledged(stream).await?;
             }
@@ -225,24 +225,24 @@ impl Relay {
     }
 
     /// Waits until the stream has taken something more of what is on its way. Nothing is lost if the call is cancelled.
-    async fn acknowledged(&mut self, stream: &mut Stream) -> anyhow::Result<()> {
+    async fn acknowledged(&mut self, stream: &mut StreamState) -> anyhow::Result<()> {
         let first = tokio::select! {
             biased;
-            first = timeout(ACKNOWLEDGED_WITHIN, stream.acknowledgements.next()) => {
+            first = timeout(ACK_TIMEOUT, stream.acknowledgements.next()) => {
                 first.context("the stream does not answer")?.context("the connection to NATS was closed")?
             }
             () = self.nats.lost(self.losses) => bail!("the connection to NATS was lost"),
         };
-        stream.note(&first)?;
+        stream.acknowledge(&first)?;
         while let Some(Some(next)) = stream.acknowledgements.next().now_or_never() {
-            stream.note(&next)?;
+            stream.acknowledge(&next)?;
         }
         self.acknowledged = stream.acknowledged;
         Ok(())
     }
 
     /// Asks something of NATS; where the connection is lost meanwhile, there will be no answer to wait for.
-    async fn while_up<T>(&self, asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    async fn while_connected<T>(&self, asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         tokio::select! {
             answer = asked => answer,
             () = self.nats.lost(self.losses) => bail!("the connection to NATS was lost"),
@@ -253,7 +253,7 @@ impl Relay {
     async fn align(&self, client: &Client, origin: &Origin) -> anyhow::Result<u64> {
         let stream = self.jetstream.get_or_create_stream(self.stream_config()).await.context("no stream")?;
         let last = stream.get_info().await?.state.last_sequence;
-        let journal = answered(outbox::head(client)).await?;
+        let journal = with_timeout(outbox::head(client)).await?;
         if last > journal {
             return Err(Misaligned::Ahead { stream: last, journal }.into());
         }
@@ -262,10 +262,10 @@ impl Relay {
         let sound = if last < self.acknowledged { 0 } else { self.acknowledged };
         let mut compared = sound.min(last.saturating_sub(1)).max(last.saturating_sub(IN_FLIGHT));
         while compared < last {
-            let mut recorded = answered(outbox::read(client, origin, compared)).await?;
+            let mut recorded = with_timeout(outbox::read(client, origin, compared)).await?;
             recorded.retain(|recorded| recorded.position <= last);
             compared = recorded.last().context("the journal lacks what the stream has")?.position;
-            for some in recorded.chunks(COMPARED_AT_ONCE) {
+            for some in recorded.chunks(COMPARE_CONCURRENCY) {
                 try_join_all(some.iter().map(|recorded| compare(&stream, recorded))).await?;
             }
         }
@@ -274,7 +274,7 @@ impl Relay {
 
     /// Nothing has happened for a while: something may have been committed unheard, the stream may have been deleted, or
     /// somebody may have written into it.
-    async fn look_after(&self, client: &Client, stream: &mut Stream) -> anyhow::Result<()> {
+    async fn check_stream(&self, client: &Client, stream: &mut StreamState) -> anyhow::Result<()> {
         stream.is_behind = true;
         let found = self.jetstream.get_stream_no_info(&self.config.nats.stream).await?;
         let unchanged = found.get_info().await.is_ok_and(|info| info.state.last_sequence == stream.last);
@@ -304,7 +304,7 @@ impl Relay {
 
     async fn connect(&self) -> anyhow::Result<Client> {
         let settings = postgres::settings(&self.config.postgres_url()?)?;
-        let (client, connection) = answered(settings.connect(NoTls)).await?;
+        let (client, connection) = with_timeout(settings.connect(NoTls)).await?;
         // It ends with the client, or makes the client's next statement fail.
         tokio::spawn(connection);
         Ok(client)
@@ -313,13 +313,13 @@ impl Relay {
 
 /// # Errors
 /// [`Misaligned::Foreign`] if the stream has another message in the place of the event.
-async fn compare(stream: &jetstream::stream::Stream, recorded: &Outgoing) -> anyhow::Result<()> {
+async fn compare(stream: &jetstream::stream::Stream, recorded: &OutgoingEvent) -> anyhow::Result<()> {
     let published = stream.get_raw_message(recorded.position).await;
     let published = published.with_context(|| format!("message {} of the stream cannot be read", recorded.position))?;
-    if recorded.is(&published) { Ok(()) } else { Err(Misaligned::Foreign(recorded.position).into()) }
+    if recorded.matches(&published) { Ok(()) } else { Err(Misaligned::Foreign(recorded.position).into()) }
 }
 
 async fn try_lock(client: &Client) -> anyhow::Result<bool> {
-    let row = answered(client.query_one("select pg_try_advisory_lock($1)", &[&LOCK])).await?;
+    let row = with_timeout(client.query_one("select pg_try_advisory_lock($1)", &[&LOCK])).await?;
     Ok(row.try_get(0)?)
 }

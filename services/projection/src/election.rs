@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{anyhow, ensure};
 use futures_util::future::{BoxFuture, join_all};
-use runtime::{Nats, Repeats};
+use runtime::{LogThrottle, Nats};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -36,7 +36,7 @@ pub struct Election {
     /// Since when a lease has been seen free.
     free_since: HashMap<&'static str, Instant>,
     valid_until: watch::Sender<Instant>,
-    namesakes: Repeats,
+    namesakes: LogThrottle,
 }
 
 struct Leader {
@@ -59,7 +59,7 @@ impl Election {
             renew_at: now,
             free_since: HashMap::new(),
             valid_until,
-            namesakes: Repeats::default(),
+            namesakes: LogThrottle::default(),
         }
     }
 
@@ -99,7 +99,7 @@ impl Election {
         let now = Instant::now();
         if self.renew_at <= now {
             // A replica that does not hear NATS must not keep the views from one that does.
-            let heard = timeout(self.leases.duration() / 3, self.nats.hears(&self.stream)).await;
+            let heard = timeout(self.leases.duration() / 3, self.nats.responds(&self.stream)).await;
             ensure!(heard == Ok(true), "NATS does not answer");
             self.leases.renew().await?;
             self.renew_at = now + self.leases.duration() / 3;

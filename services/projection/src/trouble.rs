@@ -1,12 +1,12 @@
 //! What keeps a loop from going on: tried again after a while, and logged once, not each time.
 
 use mongodb::error::ErrorKind;
-use runtime::{Backoff, Repeats};
+use runtime::{Backoff, LogThrottle};
 
 #[derive(Default)]
 pub struct Trouble {
     backoff: Backoff,
-    repeats: Repeats,
+    repeats: LogThrottle,
 }
 
 impl Trouble {

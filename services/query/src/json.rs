@@ -10,7 +10,7 @@ use views::Whole;
 
 /// Why a stored document cannot be written as JSON.
 #[derive(Debug, thiserror::Error)]
-pub enum Unencodable {
+pub enum EncodeError {
     #[error("a value of BSON type {0:#04x} has no form in a reply")]
     Type(u8),
     #[error("a Decimal128 that is no whole number has no form in a reply")]
@@ -27,7 +27,7 @@ pub enum Unencodable {
 ///
 /// # Errors
 /// If the document is broken or holds a type that no view stores.
-pub fn write_document(out: &mut Vec<u8>, document: &RawDocument) -> Result<(), Unencodable> {
+pub fn write_document(out: &mut Vec<u8>, document: &RawDocument) -> Result<(), EncodeError> {
     let start = out.len();
     let mut elements = Elements::of(document.as_bytes())?;
     let mut separator = b'{';
@@ -50,12 +50,12 @@ pub fn write_document(out: &mut Vec<u8>, document: &RawDocument) -> Result<(), U
 ///
 /// # Errors
 /// None that is known; the library's signature has one.
-pub fn write_string(out: &mut Vec<u8>, text: &str) -> Result<(), Unencodable> {
+pub fn write_string(out: &mut Vec<u8>, text: &str) -> Result<(), EncodeError> {
     write_text(out, text.as_bytes())
 }
 
 /// As [`write_string`], of bytes that are seen to be UTF-8 here or later.
-fn write_text(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Unencodable> {
+fn write_text(out: &mut Vec<u8>, text: &[u8]) -> Result<(), EncodeError> {
     // Without a branch in its body the loop over a string that needs no escape, which is nearly every one, is a few
     // vector instructions.
     let escape = |byte: &u8| *byte < b' ' || *byte == b'"' || *byte == b'\\';
@@ -69,20 +69,20 @@ fn write_text(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Unencodable> {
     Ok(())
 }
 
-fn write_field(out: &mut Vec<u8>, separator: u8, key: &[u8], value: Value<'_>) -> Result<(), Unencodable> {
+fn write_field(out: &mut Vec<u8>, separator: u8, key: &[u8], value: Value<'_>) -> Result<(), EncodeError> {
     out.push(separator);
     write_text(out, key)?;
     out.push(b':');
     write_value(out, value)
 }
 
-fn write_value(out: &mut Vec<u8>, value: Value<'_>) -> Result<(), Unencodable> {
+fn write_value(out: &mut Vec<u8>, value: Value<'_>) -> Result<(), EncodeError> {
     match value {
         Value::String(text) => write_text(out, text)?,
         Value::Int32(number) => serde_json::to_writer(out, &number)?,
         Value::Int64(number) => serde_json::to_writer(out, &number)?,
         Value::Decimal128(bytes) => {
-            let number = Whole::from_decimal128(bytes).ok_or(Unencodable::Decimal)?;
+            let number = Whole::from_decimal128(bytes).ok_or(EncodeError::Decimal)?;
             serde_json::to_writer(out, &number)?;
         }
         // JSON has no infinity and no NaN: they become null.
@@ -139,18 +139,18 @@ enum Value<'a> {
 
 impl<'a> Elements<'a> {
     /// Between the document's length and its last byte, a zero.
-    fn of(document: &'a [u8]) -> Result<Self, Unencodable> {
-        let (length, rest) = document.split_first_chunk().ok_or(Unencodable::Broken)?;
+    fn of(document: &'a [u8]) -> Result<Self, EncodeError> {
+        let (length, rest) = document.split_first_chunk().ok_or(EncodeError::Broken)?;
         match rest.split_last() {
             Some((0, rest)) if usize::try_from(i32::from_le_bytes(*length)) == Ok(document.len()) => Ok(Self { rest }),
-            _ => Err(Unencodable::Broken),
+            _ => Err(EncodeError::Broken),
         }
     }
 
     /// The next key, without its zero, and value.
-    fn next(&mut self) -> Result<Option<(&'a [u8], Value<'a>)>, Unencodable> {
+    fn next(&mut self) -> Result<Option<(&'a [u8], Value<'a>)>, EncodeError> {
         let Some((kind, rest)) = self.rest.split_first() else { return Ok(None) };
-        let end = rest.iter().position(|byte| *byte == 0).ok_or(Unencodable::Broken)?;
+        let end = rest.iter().position(|byte| *byte == 0).ok_or(EncodeError::Broken)?;
         let key = &rest[..end];
         self.rest = &rest[end + 1..];
         let value = match kind {
@@ -161,40 +161,40 @@ impl<'a> Elements<'a> {
             0x08 => match self.take()? {
                 [0] => Value::Boolean(false),
                 [1] => Value::Boolean(true),
-                [_] => return Err(Unencodable::Broken),
+                [_] => return Err(EncodeError::Broken),
             },
             0x0a => Value::Null,
             0x10 => Value::Int32(i32::from_le_bytes(self.take()?)),
             0x12 => Value::Int64(i64::from_le_bytes(self.take()?)),
             0x13 => Value::Decimal128(self.take()?),
-            other => return Err(Unencodable::Type(*other)),
+            other => return Err(EncodeError::Type(*other)),
         };
         Ok(Some((key, value)))
     }
 
-    fn take<const BYTES: usize>(&mut self) -> Result<[u8; BYTES], Unencodable> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or(Unencodable::Broken)?;
+    fn take<const BYTES: usize>(&mut self) -> Result<[u8; BYTES], EncodeError> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(EncodeError::Broken)?;
         self.rest = rest;
         Ok(*taken)
     }
 
     /// Its length counts the zero that it ends with.
-    fn string(&mut self) -> Result<&'a [u8], Unencodable> {
+    fn string(&mut self) -> Result<&'a [u8], EncodeError> {
         let length = i32::from_le_bytes(self.take()?);
         match self.split(length)?.split_last() {
             Some((0, text)) => Ok(text),
-            _ => Err(Unencodable::Broken),
+            _ => Err(EncodeError::Broken),
         }
     }
 
-    fn document(&mut self) -> Result<Self, Unencodable> {
-        let length = self.rest.first_chunk().ok_or(Unencodable::Broken)?;
+    fn document(&mut self) -> Result<Self, EncodeError> {
+        let length = self.rest.first_chunk().ok_or(EncodeError::Broken)?;
         Self::of(self.split(i32::from_le_bytes(*length))?)
     }
 
-    fn split(&mut self, length: i32) -> Result<&'a [u8], Unencodable> {
+    fn split(&mut self, length: i32) -> Result<&'a [u8], EncodeError> {
         let split = usize::try_from(length).ok().and_then(|length| self.rest.split_at_checked(length));
-        let (taken, rest) = split.ok_or(Unencodable::Broken)?;
+        let (taken, rest) = split.ok_or(EncodeError::Broken)?;
         self.rest = rest;
         Ok(taken)
     }
@@ -255,7 +255,7 @@ mod tests {
         }
         for other in ["-1", "0.5", "1E+34", "NaN", "Infinity"] {
             let document = RawDocumentBuf::try_from(&decimal(other)).unwrap();
-            assert!(matches!(write_document(&mut Vec::new(), &document), Err(Unencodable::Decimal)), "{other}");
+            assert!(matches!(write_document(&mut Vec::new(), &document), Err(EncodeError::Decimal)), "{other}");
         }
     }
 
@@ -275,7 +275,7 @@ mod tests {
         let values = [Bson::DateTime(DateTime::now()), Bson::ObjectId(bson::oid::ObjectId::new()), Bson::MaxKey];
         for value in values {
             let document = RawDocumentBuf::try_from(&doc! { "a": [{ "b": value }] }).unwrap();
-            assert!(matches!(write_document(&mut Vec::new(), &document), Err(Unencodable::Type(_))));
+            assert!(matches!(write_document(&mut Vec::new(), &document), Err(EncodeError::Type(_))));
         }
     }
 
@@ -301,7 +301,7 @@ mod tests {
         let mut bytes = whole.as_bytes().to_vec();
         bytes[4] = 0x70;
         let document = RawDocument::from_bytes(&bytes).unwrap();
-        assert!(matches!(write_document(&mut Vec::new(), document), Err(Unencodable::Type(0x70))));
+        assert!(matches!(write_document(&mut Vec::new(), document), Err(EncodeError::Type(0x70))));
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
         let mut bytes = RawDocumentBuf::try_from(&doc! { "a": true }).unwrap().as_bytes().to_vec();
         bytes[7] = 2;
         let document = RawDocument::from_bytes(&bytes).unwrap();
-        assert!(matches!(write_document(&mut Vec::new(), document), Err(Unencodable::Broken)));
+        assert!(matches!(write_document(&mut Vec::new(), document), Err(EncodeError::Broken)));
     }
 
     #[test]
@@ -322,7 +322,7 @@ mod tests {
             byte => *byte,
         });
         let document = RawDocumentBuf::from_bytes(bytes.collect()).unwrap();
-        assert!(matches!(write_document(&mut Vec::new(), &document), Err(Unencodable::Text(_))));
+        assert!(matches!(write_document(&mut Vec::new(), &document), Err(EncodeError::Text(_))));
     }
 
     #[test]

@@ -57,7 +57,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        gone = nats.gone() => Err(gone.into()),
+        closed = nats.closed() => Err(closed.into()),
         _ = background.join_next() => Err(ended_by_itself(&nats).await),
     };
     drop(ready);
@@ -76,8 +76,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
 
 /// What listens ends with the connection, sooner than that is known.
 async fn ended_by_itself(nats: &Nats) -> anyhow::Error {
-    match timeout(Duration::from_secs(1), nats.gone()).await {
-        Ok(gone) => gone.into(),
+    match timeout(Duration::from_secs(1), nats.closed()).await {
+        Ok(closed) => closed.into(),
         Err(_) => anyhow!("a part of the service ended by itself"),
     }
 }
@@ -107,8 +107,8 @@ async fn start(
     let mut background = JoinSet::new();
     let announcements = nats.client.subscribe(nats.subjects.checkpoints()).await?;
     background.spawn(positions.clone().listen(nats.subjects.clone(), announcements));
-    positions.first_look(store).await;
-    background.spawn(positions.keep_looking(store.clone()));
+    positions.wait_for_first_poll(store).await;
+    background.spawn(positions.keep_polling(store.clone()));
 
     let endpoints = responders.into_iter().map(|responder| Endpoint {
         description: endpoint(nats, &responder),

@@ -20,23 +20,23 @@ use wire::Failure;
 
 use crate::{
     json,
-    positions::Reached,
+    positions::ViewPosition,
     reply::{self, internal, too_large},
     store::{MAX_TIME, Store},
 };
 
 /// Finds of one view in flight. The second uses the round trip of the first; more make the batches small.
-const FINDS: usize = 2;
+const MAX_FINDS: usize = 2;
 /// Keys in one find at most.
 const BATCH: usize = 256;
 
 /// A request for one document.
-pub struct Wanted {
+pub struct LookupRequest {
     pub request: Request,
     pub noun: &'static str,
     pub key: Key,
     /// The view as it was when the request was queued.
-    pub reached: Reached,
+    pub view_position: ViewPosition,
     /// Held until the reply is out.
     pub permit: OwnedSemaphorePermit,
 }
@@ -52,7 +52,7 @@ pub struct Lookup {
 
 #[derive(Default)]
 struct Queue {
-    wanted: VecDeque<Wanted>,
+    requests: VecDeque<LookupRequest>,
     /// Tasks that take from the queue until it is empty.
     finds: usize,
 }
@@ -65,18 +65,18 @@ impl Lookup {
     }
 
     /// Sees to it that the request is answered.
-    pub fn add(self: &Arc<Self>, wanted: Wanted) {
+    pub fn add(self: &Arc<Self>, wanted: LookupRequest) {
         let mut queue = self.queue();
-        queue.wanted.push_back(wanted);
-        if queue.finds < FINDS {
+        queue.requests.push_back(wanted);
+        if queue.finds < MAX_FINDS {
             queue.finds += 1;
             self.tasks.spawn(Arc::clone(self).work());
         }
     }
 
     async fn work(self: Arc<Self>) {
-        while let Some((reached, batch)) = self.take() {
-            let found = self.find(reached, &batch).await;
+        while let Some((view_position, batch)) = self.take() {
+            let found = self.find(view_position, &batch).await;
             for wanted in batch {
                 self.answer(wanted, &found).await;
             }
@@ -84,22 +84,24 @@ impl Lookup {
     }
 
     /// Takes what waits, as far as it is for the same field of the same generation. If nothing waits, the task has ended.
-    fn take(&self) -> Option<(Reached, Vec<Wanted>)> {
+    fn take(&self) -> Option<(ViewPosition, Vec<LookupRequest>)> {
         let mut queue = self.queue();
-        let Some(Wanted { reached, key, .. }) = queue.wanted.front() else {
+        let Some(LookupRequest { view_position, key, .. }) = queue.requests.front() else {
             queue.finds -= 1;
             return None;
         };
-        let (reached, field) = (*reached, key.field);
-        let same = |wanted: &&Wanted| (wanted.reached.generation, wanted.key.field) == (reached.generation, field);
-        let count = queue.wanted.iter().take(BATCH).take_while(same).count();
-        Some((reached, queue.wanted.drain(..count).collect()))
+        let (view_position, field) = (*view_position, key.field);
+        let same = |wanted: &&LookupRequest| {
+            (wanted.view_position.generation, wanted.key.field) == (view_position.generation, field)
+        };
+        let count = queue.requests.iter().take(BATCH).take_while(same).count();
+        Some((view_position, queue.requests.drain(..count).collect()))
     }
 
     /// The documents of a batch as JSON, by key; what is not there is left out.
-    async fn find(&self, reached: Reached, batch: &[Wanted]) -> Result<Found, Failure> {
-        let Some(Wanted { key: Key { field, .. }, .. }) = batch.first() else { return Ok(Found::new()) };
-        let collection = self.store.collection(self.view, reached);
+    async fn find(&self, view_position: ViewPosition, batch: &[LookupRequest]) -> Result<Found, Failure> {
+        let Some(LookupRequest { key: Key { field, .. }, .. }) = batch.first() else { return Ok(Found::new()) };
+        let collection = self.store.collection(self.view, view_position);
         // One more than can come: the server then sees the end, and keeps no cursor.
         let batch_size = u32::try_from(batch.len() + 1).unwrap_or(u32::MAX);
         let find = collection.find(any_of(field, batch)).batch_size(batch_size).max_time(MAX_TIME).batch();
@@ -122,14 +124,14 @@ impl Lookup {
         if body.len() > self.max_reply_bytes { Err(too_large(self.max_reply_bytes)) } else { Ok(body.into()) }
     }
 
-    async fn answer(&self, wanted: Wanted, found: &Result<Found, Failure>) {
-        let Wanted { request, noun, key, reached, permit } = wanted;
+    async fn answer(&self, wanted: LookupRequest, found: &Result<Found, Failure>) {
+        let LookupRequest { request, noun, key, view_position, permit } = wanted;
         let response = match found {
             Err(failure) => Err(failure.clone()),
             Ok(found) => match found.get(&key.value) {
-                Some(Ok(body)) => Ok(Reply { position: reached.position, body: body.clone() }),
+                Some(Ok(body)) => Ok(Reply { position: view_position.position, body: body.clone() }),
                 Some(Err(failure)) => Err(failure.clone()),
-                None => Err(reply::not_found(noun, &key, reached)),
+                None => Err(reply::not_found(noun, &key, view_position)),
             },
         };
         request.respond(response).await;
@@ -142,10 +144,10 @@ impl Lookup {
     }
 }
 
-fn any_of(field: &str, batch: &[Wanted]) -> Document {
+fn any_of(field: &str, batch: &[LookupRequest]) -> Document {
     match batch {
         // The server has a shorter way for a single id.
-        [Wanted { key, .. }] => doc! { field: &key.value },
+        [LookupRequest { key, .. }] => doc! { field: &key.value },
         batch => {
             let mut values: Vec<&str> = batch.iter().map(|wanted| wanted.key.value.as_str()).collect();
             values.sort_unstable();

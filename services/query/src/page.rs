@@ -9,8 +9,8 @@ use views::List;
 use wire::Failure;
 
 use crate::{
-    json::{self, Unencodable},
-    positions::Reached,
+    json::{self, EncodeError},
+    positions::ViewPosition,
     reply::{internal, too_large},
     store::{MAX_TIME, Store},
 };
@@ -22,10 +22,16 @@ const NEXT_ROOM: usize = 4_096;
 ///
 /// # Errors
 /// What is to be answered instead; it has been logged.
-pub async fn read(store: &Store, view: &str, reached: Reached, list: List, max_bytes: usize) -> Result<Bytes, Failure> {
+pub async fn read(
+    store: &Store,
+    view: &str,
+    view_position: ViewPosition,
+    list: List,
+    max_bytes: usize,
+) -> Result<Bytes, Failure> {
     let List { filter, sort, hint, limit, cursor } = list;
-    let _turn = store.turn().await;
-    let collection = store.collection(view, reached);
+    let _permit = store.read_permit().await;
+    let collection = store.collection(view, view_position);
     // A document more than the page has, to see whether there is one. The batch has room for another: the server then
     // sees the end, and keeps no cursor.
     let batch_size = u32::try_from(limit + 2).unwrap_or(u32::MAX);
@@ -67,7 +73,7 @@ impl Page {
     }
 
     /// Whether the document fits, and was added.
-    fn add(&mut self, document: &RawDocument) -> Result<bool, Unencodable> {
+    fn add(&mut self, document: &RawDocument) -> Result<bool, EncodeError> {
         if self.items == self.limit {
             return Ok(false);
         }
@@ -84,7 +90,7 @@ impl Page {
         Ok(true)
     }
 
-    fn end(mut self, next: Option<&str>) -> Result<Bytes, Unencodable> {
+    fn end(mut self, next: Option<&str>) -> Result<Bytes, EncodeError> {
         self.body.push(b']');
         if let Some(next) = next {
             self.body.extend_from_slice(br#","next":"#);

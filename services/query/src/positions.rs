@@ -15,7 +15,7 @@ use mongodb::{
     error::{Error, ErrorKind},
     options::ReadConcern,
 };
-use runtime::{Backoff, Repeats};
+use runtime::{Backoff, LogThrottle};
 use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::timeout};
 use views::layout::{self, Checkpoint, Serving};
@@ -27,27 +27,27 @@ use crate::{
 };
 
 /// Between two looks at the checkpoints: how long an announcement that was missed delays a query.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The generation of a view that serves queries, and how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reached {
+pub struct ViewPosition {
     pub generation: i32,
     pub position: u64,
 }
 
 /// Nothing while the view has not been built.
-pub type Position = watch::Receiver<Option<Reached>>;
+pub type PositionReceiver = watch::Receiver<Option<ViewPosition>>;
 
 /// The positions of all views.
 #[derive(Clone, Default)]
 pub struct Positions {
-    views: BTreeMap<&'static str, Arc<watch::Sender<Option<Reached>>>>,
+    views: BTreeMap<&'static str, Arc<watch::Sender<Option<ViewPosition>>>>,
 }
 
 impl Positions {
     /// Follows a view.
-    pub fn of(&mut self, view: &'static str) -> Position {
+    pub fn of(&mut self, view: &'static str) -> PositionReceiver {
         self.views.entry(view).or_default().subscribe()
     }
 
@@ -62,53 +62,55 @@ impl Positions {
     }
 
     /// Waits until the checkpoints can be read for the first time.
-    pub async fn first_look(&self, store: &Store) {
-        let (mut backoff, mut repeats) = (Backoff::default(), Repeats::default());
-        while let Err(error) = self.look(store).await {
-            if repeats.is_due(kind_of(&error)) {
+    pub async fn wait_for_first_poll(&self, store: &Store) {
+        let (mut backoff, mut log_throttle) = (Backoff::default(), LogThrottle::default());
+        while let Err(error) = self.poll(store).await {
+            if log_throttle.is_due(kind_of(&error)) {
                 let server = &*store.address;
                 tracing::warn!(server, reason = %error.kind, "no connection to MongoDB (MONGODB_URL), trying again");
             }
             backoff.wait().await;
         }
-        store.is_back();
+        store.mark_up();
     }
 
     /// Looks at the checkpoints for ever. This is also what notices that MongoDB is back.
-    pub async fn keep_looking(self, store: Store) {
+    pub async fn keep_polling(self, store: Store) {
         let mut changes = store.changes();
         loop {
-            match self.look(&store).await {
-                Ok(()) => store.is_back(),
-                Err(error) => store.is_away(&error),
+            match self.poll(&store).await {
+                Ok(()) => store.mark_up(),
+                Err(error) => store.mark_down(&error),
             }
             changes.mark_unchanged();
             // A read that failed is a reason to look at once: it may have been its connection only.
-            let _ = timeout(LOOK, changes.changed()).await;
+            let _ = timeout(POLL_INTERVAL, changes.changed()).await;
         }
     }
 
     /// One look.
-    async fn look(&self, store: &Store) -> Result<(), Error> {
+    async fn poll(&self, store: &Store) -> Result<(), Error> {
         let stored = async {
             let serving: Vec<Serving> = all(store.database().collection(layout::VIEWS)).await?;
             let checkpoints: Vec<Checkpoint> = all(store.database().collection(layout::CHECKPOINTS)).await?;
             Ok::<_, Error>((serving, checkpoints))
         };
         let (serving, checkpoints) = timeout(SELECTION, stored).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        for (view, known) in &self.views {
-            let stored =
-                serving.iter().find(|serving| serving.view == *view).map(|serving| reached(serving, &checkpoints));
-            known.send_if_modified(|known| std::mem::replace(known, later(*known, stored)) != *known);
+        for (view, current) in &self.views {
+            let stored = serving
+                .iter()
+                .find(|serving| serving.view == *view)
+                .map(|serving| serving_position(serving, &checkpoints));
+            current.send_if_modified(|current| std::mem::replace(current, newer(*current, stored)) != *current);
         }
         Ok(())
     }
 
     fn announced(&self, view: &str, position: u64) {
-        let Some(known) = self.views.get(view) else { return };
-        known.send_if_modified(|known| match known {
-            Some(known) if known.position < position => {
-                known.position = position;
+        let Some(current) = self.views.get(view) else { return };
+        current.send_if_modified(|current| match current {
+            Some(current) if current.position < position => {
+                current.position = position;
                 true
             }
             // Which generation serves, only a look tells.
@@ -121,14 +123,20 @@ impl Positions {
 ///
 /// # Errors
 /// `view_behind` if it did not get there, `unavailable` if it has not been built.
-pub async fn wait(view: &str, mut position: Position, min_position: u64, bound: Duration) -> Result<Reached, Failure> {
+pub async fn wait(
+    view: &str,
+    mut position: PositionReceiver,
+    min_position: u64,
+    bound: Duration,
+) -> Result<ViewPosition, Failure> {
     // There is nothing to wait for where there is no view, nor once there is none any more.
-    let done = |known: &Option<Reached>| known.is_none_or(|reached| reached.position >= min_position);
+    let done =
+        |current: &Option<ViewPosition>| current.is_none_or(|view_position| view_position.position >= min_position);
     let in_time = timeout(bound, position.wait_for(done)).await.is_ok();
-    let known = *position.borrow();
-    match known {
-        Some(reached) if in_time => Ok(reached),
-        Some(reached) => Err(reply::behind(view, reached.position, min_position)),
+    let current = *position.borrow();
+    match current {
+        Some(view_position) if in_time => Ok(view_position),
+        Some(view_position) => Err(reply::behind(view, view_position.position, min_position)),
         None => Err(reply::not_built(view)),
     }
 }
@@ -149,18 +157,18 @@ fn kind_of(error: &Error) -> &'static str {
 }
 
 /// A generation without a checkpoint has been begun, and is at the beginning.
-fn reached(serving: &Serving, checkpoints: &[Checkpoint]) -> Reached {
+fn serving_position(serving: &Serving, checkpoints: &[Checkpoint]) -> ViewPosition {
     let collection = layout::collection(&serving.view, serving.generation);
     let checkpoint = checkpoints.iter().find(|checkpoint| checkpoint.collection == collection);
     let position = checkpoint.map_or(0, |checkpoint| u64::try_from(checkpoint.position).unwrap_or(0));
-    Reached { generation: serving.generation, position }
+    ViewPosition { generation: serving.generation, position }
 }
 
 /// What is known after a look. A checkpoint that was announced may be stored later, if it changed no document.
-fn later(known: Option<Reached>, stored: Option<Reached>) -> Option<Reached> {
-    match (known, stored) {
-        (Some(known), Some(stored)) if known.generation == stored.generation => {
-            Some(if known.position > stored.position { known } else { stored })
+fn newer(current: Option<ViewPosition>, stored: Option<ViewPosition>) -> Option<ViewPosition> {
+    match (current, stored) {
+        (Some(current), Some(stored)) if current.generation == stored.generation => {
+            Some(if current.position > stored.position { current } else { stored })
         }
         (Some(_) | None, stored) => stored,
     }
@@ -170,14 +178,14 @@ fn later(known: Option<Reached>, stored: Option<Reached>) -> Option<Reached> {
 mod tests {
     use super::*;
 
-    fn at(generation: i32, position: u64) -> Option<Reached> {
-        Some(Reached { generation, position })
+    fn at(generation: i32, position: u64) -> Option<ViewPosition> {
+        Some(ViewPosition { generation, position })
     }
 
-    fn positions(known: Option<Reached>) -> (Positions, Position) {
+    fn positions(current: Option<ViewPosition>) -> (Positions, PositionReceiver) {
         let mut positions = Positions::default();
         let orders = positions.of("orders");
-        positions.views["orders"].send_replace(known);
+        positions.views["orders"].send_replace(current);
         (positions, orders)
     }
 
@@ -188,15 +196,15 @@ mod tests {
         positions.announced("orders", 11);
         positions.announced("unheard-of", 99);
         assert_eq!(*orders.borrow(), at(1, 12));
-        assert_eq!(later(at(1, 12), at(1, 11)), at(1, 12));
-        assert_eq!(later(at(1, 12), at(1, 13)), at(1, 13));
+        assert_eq!(newer(at(1, 12), at(1, 11)), at(1, 12));
+        assert_eq!(newer(at(1, 12), at(1, 13)), at(1, 13));
     }
 
     #[test]
     fn another_generation_begins_where_it_is() {
-        assert_eq!(later(at(1, 12), at(2, 11)), at(2, 11));
-        assert_eq!(later(at(1, 12), None), None);
-        assert_eq!(later(None, at(1, 0)), at(1, 0));
+        assert_eq!(newer(at(1, 12), at(2, 11)), at(2, 11));
+        assert_eq!(newer(at(1, 12), None), None);
+        assert_eq!(newer(None, at(1, 0)), at(1, 0));
     }
 
     #[test]
@@ -217,8 +225,8 @@ mod tests {
         };
         let checkpoints = [checkpoint("orders@1", 9), checkpoint("orders@2", 7), checkpoint("users@2", 8)];
         let serving = |generation| Serving { view: "orders".to_owned(), generation };
-        assert_eq!(reached(&serving(2), &checkpoints), Reached { generation: 2, position: 7 });
-        assert_eq!(reached(&serving(3), &checkpoints), Reached { generation: 3, position: 0 });
+        assert_eq!(serving_position(&serving(2), &checkpoints), ViewPosition { generation: 2, position: 7 });
+        assert_eq!(serving_position(&serving(3), &checkpoints), ViewPosition { generation: 3, position: 0 });
     }
 
     #[tokio::test]
@@ -227,17 +235,17 @@ mod tests {
         let waiting = tokio::spawn(wait("orders", orders, 12, Duration::from_secs(30)));
         positions.announced("orders", 11);
         positions.announced("orders", 12);
-        assert_eq!(waiting.await.unwrap(), Ok(Reached { generation: 1, position: 12 }));
+        assert_eq!(waiting.await.unwrap(), Ok(ViewPosition { generation: 1, position: 12 }));
     }
 
     #[tokio::test]
     async fn who_waits_in_vain_is_told_where_the_view_is() {
-        let (_known, orders) = positions(at(1, 10));
+        let (_positions, orders) = positions(at(1, 10));
         let failure = wait("orders", orders, 12, Duration::from_millis(1)).await.unwrap_err();
         assert_eq!(failure.code, "view_behind");
         assert_eq!(failure.details["position"], 10);
         assert_eq!(failure.details["min_position"], 12);
-        let (_known, orders) = positions(None);
+        let (_positions, orders) = positions(None);
         assert_eq!(wait("orders", orders, 0, Duration::from_millis(1)).await.unwrap_err().code, "unavailable");
     }
 }

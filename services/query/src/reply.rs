@@ -5,12 +5,12 @@ use std::fmt::Display;
 use views::Key;
 use wire::{Code, Failure};
 
-use crate::positions::Reached;
+use crate::positions::ViewPosition;
 
-pub fn not_found(noun: &str, key: &Key, reached: Reached) -> Failure {
+pub fn not_found(noun: &str, key: &Key, view_position: ViewPosition) -> Failure {
     let (name, asked) = (key.name(), &*key.asked);
     let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the {name} {asked}"));
-    failure.with(name, asked).with("position", reached.position)
+    failure.with(name, asked).with("position", view_position.position)
 }
 
 pub fn not_built(view: &str) -> Failure {
@@ -32,7 +32,7 @@ pub fn overloaded(max_in_flight: u32) -> Failure {
     Failure::new(Code::Overloaded, format!("{max_in_flight} queries are being answered already: try again later"))
 }
 
-pub fn away() -> Failure {
+pub fn unavailable() -> Failure {
     Failure::new(Code::Unavailable, "the views' database is away: try again later")
 }
 

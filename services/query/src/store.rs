@@ -19,7 +19,7 @@ use views::layout;
 use wire::{Code, Failure};
 
 use crate::{
-    positions::Reached,
+    positions::ViewPosition,
     reply::{self, internal},
 };
 
@@ -28,14 +28,14 @@ pub const MAX_TIME: Duration = Duration::from_secs(3);
 /// How long a read waits for a primary. A failover that is over by then is not noticed outside.
 pub const SELECTION: Duration = Duration::from_secs(2);
 /// A connection that does not answer at all is given up after this.
-const GIVE_UP: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks of the driver at the server: what makes it give a hung one up.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 const CONNECTIONS: u32 = 64;
 /// Pages and reports that are read at the same time. The other connections are left to the lookups and to the look at
 /// the positions, which must not queue behind a thousand lists.
-const TURNS: usize = 48;
+const READ_PERMITS: usize = 48;
 
 /// The server's codes for what the driver retries: it is stopping, stepping down, or cannot reach its peers.
 const AWAY_CODES: [i32; 13] = [6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436];
@@ -48,7 +48,7 @@ pub struct Store {
     pub address: Arc<str>,
     database: Database,
     up: Arc<watch::Sender<bool>>,
-    turns: Arc<Semaphore>,
+    read_permits: Arc<Semaphore>,
 }
 
 impl Store {
@@ -74,7 +74,7 @@ impl Store {
             address: address.into(),
             database: client.database(database),
             up: Arc::new(watch::channel(false).0),
-            turns: Arc::new(Semaphore::new(TURNS)),
+            read_permits: Arc::new(Semaphore::new(READ_PERMITS)),
         })
     }
 
@@ -83,14 +83,14 @@ impl Store {
     }
 
     /// The collection of a view's generation.
-    pub fn collection(&self, view: &str, reached: Reached) -> Collection<RawDocumentBuf> {
-        self.database.collection(&layout::collection(view, reached.generation))
+    pub fn collection(&self, view: &str, view_position: ViewPosition) -> Collection<RawDocumentBuf> {
+        self.database.collection(&layout::collection(view, view_position.generation))
     }
 
     /// Waits for the turn of a page or a report.
-    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+    pub async fn read_permit(&self) -> Option<SemaphorePermit<'_>> {
         // It is never closed.
-        self.turns.acquire().await.ok()
+        self.read_permits.acquire().await.ok()
     }
 
     /// Carries a read out.
@@ -99,12 +99,12 @@ impl Store {
     /// What is to be answered instead; it has been logged.
     pub async fn read<T>(&self, view: &str, read: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
         self.check()?;
-        match timeout(GIVE_UP, read).await {
+        match timeout(READ_TIMEOUT, read).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.failure(view, &error)),
             Err(_) => {
                 tracing::warn!(view, "a read was given up: MongoDB did not answer in time");
-                Err(reply::away())
+                Err(reply::unavailable())
             }
         }
     }
@@ -128,7 +128,7 @@ impl Store {
     /// # Errors
     /// If MongoDB is away.
     pub fn check(&self) -> Result<(), Failure> {
-        if *self.up.borrow() { Ok(()) } else { Err(reply::away()) }
+        if *self.up.borrow() { Ok(()) } else { Err(reply::unavailable()) }
     }
 
     /// Logs what went wrong with a read, and says what to answer.
@@ -139,29 +139,29 @@ impl Store {
                 Failure::new(Code::Overloaded, format!("the query took longer than {} seconds", MAX_TIME.as_secs()))
             }
             _ if no_primary(error) => {
-                self.is_away(error);
-                reply::away()
+                self.mark_down(error);
+                reply::unavailable()
             }
             _ => internal(view, &error.kind),
         }
     }
 
     /// MongoDB did not answer: reads are refused until [`Store::is_back`].
-    pub fn is_away(&self, error: &Error) {
-        if self.set_up(false) {
+    pub fn mark_down(&self, error: &Error) {
+        if self.set_is_up(false) {
             tracing::error!(error = %error.kind, "MongoDB is away: queries are refused until it is back");
         }
     }
 
     /// MongoDB answered.
-    pub fn is_back(&self) {
-        if self.set_up(true) {
+    pub fn mark_up(&self) {
+        if self.set_is_up(true) {
             tracing::info!("MongoDB answers");
         }
     }
 
     /// Whether that is news.
-    fn set_up(&self, up: bool) -> bool {
+    fn set_is_up(&self, up: bool) -> bool {
         self.up.send_if_modified(|was| std::mem::replace(was, up) != up)
     }
 

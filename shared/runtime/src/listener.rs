@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Backoff, Repeats,
+    Backoff, LogThrottle,
     nats::{Credentials, Servers, address},
     protocol::{Connect, Delivery, Info, Operation, ProtocolError, take_operation},
     tls,
@@ -35,11 +35,11 @@ use crate::{
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the server may take to say that it has taken what was sent, when the service stops.
-const LAST_WORD: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that are read at once.
-const READ: usize = 64 << 10;
+const READ_BYTES: usize = 64 << 10;
 /// Bytes of replies that may wait to be written. Whoever has more to say waits.
-const MAX_WAITING: usize = 16 << 20;
+const MAX_BUFFERED: usize = 16 << 20;
 
 /// What is listened to.
 pub struct Subscription {
@@ -62,30 +62,30 @@ pub struct Publisher(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    outbox: Mutex<Outbox>,
+    send_buffer: Mutex<SendBuffer>,
     /// There is something in the outbox.
-    filled: Notify,
+    not_empty: Notify,
     /// There is room in the outbox.
-    emptied: Notify,
-    heard: watch::Sender<Heard>,
+    not_full: Notify,
+    status: watch::Sender<Status>,
 }
 
 /// Says that nobody listens any more, also if a handler has panicked.
-struct Ended {
+struct EndGuard {
     shared: Arc<Shared>,
     ended: CancellationToken,
 }
 
-impl Drop for Ended {
+impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.shared.heard.send_modify(|heard| heard.state = State::Down);
+        self.shared.status.send_modify(|status| status.state = State::Down);
         self.ended.cancel();
     }
 }
 
 /// What is to be written. Nothing that holds its lock can leave it half changed.
 #[derive(Default)]
-struct Outbox {
+struct SendBuffer {
     /// Messages, which stay when the connection is lost.
     messages: BytesMut,
     /// What is written behind them, and is of this connection alone.
@@ -98,7 +98,7 @@ struct Outbox {
 
 /// What the server has said.
 #[derive(Clone, Copy, Default)]
-struct Heard {
+struct Status {
     /// Which connection this is, 1 for the first.
     connection: u64,
     state: State,
@@ -111,7 +111,7 @@ enum State {
     #[default]
     Down,
     /// The server has not yet said that it has taken the subscriptions.
-    Begun,
+    Subscribing,
     Up,
 }
 
@@ -123,14 +123,14 @@ struct Ping {
 }
 
 impl Ping {
-    fn is_over(&self, heard: &Heard) -> bool {
-        heard.connection != self.connection || heard.state == State::Down || heard.pongs >= self.number
+    fn is_settled(&self, status: &Status) -> bool {
+        status.connection != self.connection || status.state == State::Down || status.pongs >= self.number
     }
 }
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+enum ConnectionError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -138,9 +138,9 @@ enum Lost {
     #[error("the server refused: {0}")]
     Refused(String),
     #[error("the server ended the connection")]
-    Ended,
+    Closed,
     #[error("the server does not answer")]
-    Silent,
+    TimedOut,
     #[error("the server is about to stop")]
     LameDuck,
 }
@@ -164,7 +164,7 @@ impl Listener {
     ) -> Self {
         let (shared, count) = (publisher.0, subscriptions.len());
         let listening = run(Arc::clone(&shared), servers, name, subscriptions);
-        let guard = Ended { shared: Arc::clone(&shared), ended };
+        let guard = EndGuard { shared: Arc::clone(&shared), ended };
         let task = tokio::spawn(async move {
             let _guard = guard;
             listening.await;
@@ -175,19 +175,19 @@ impl Listener {
     /// Waits until the server has taken all subscriptions.
     pub async fn up(&self) {
         // The sender lives in `self`.
-        let _ = self.shared.heard.subscribe().wait_for(|heard| heard.state == State::Up).await;
+        let _ = self.shared.status.subscribe().wait_for(|status| status.state == State::Up).await;
     }
 
     /// Ends the subscriptions; returns when the server has said that it sends no more, and everything that came before was
     /// handed on. A server that does not answer is not waited for.
-    pub async fn stop_taking(&self) {
+    pub async fn drain(&self) {
         let ping = {
-            let mut outbox = self.shared.outbox();
-            let ping = self.shared.unsubscribe(&mut outbox, self.subscriptions);
-            outbox.last = Some(ping);
+            let mut send_buffer = self.shared.send_buffer();
+            let ping = self.shared.unsubscribe(&mut send_buffer, self.subscriptions);
+            send_buffer.last = Some(ping);
             ping
         };
-        if !self.shared.pong(ping).await {
+        if !self.shared.wait_for_pong(ping).await {
             // The handlers, for whose end others wait, end with it.
             self.task.abort();
         }
@@ -195,39 +195,39 @@ impl Listener {
 
     /// Waits until the server has taken all replies, and closes the connection.
     pub async fn close(self) {
-        let ping = self.shared.ping(&mut self.shared.outbox());
-        self.shared.pong(ping).await;
+        let ping = self.shared.ping(&mut self.shared.send_buffer());
+        self.shared.wait_for_pong(ping).await;
     }
 }
 
 impl Publisher {
     /// Bytes of a message at most, headers included.
     pub fn max_payload(&self) -> usize {
-        self.0.heard.borrow().max_payload
+        self.0.status.borrow().max_payload
     }
 
     /// Publishes a message; waits while too much waits to be written. The headers are a whole block, or nothing.
     pub async fn publish(&self, subject: &str, headers: &[u8], payload: &[u8]) {
         loop {
-            let mut emptied = pin!(self.0.emptied.notified());
-            emptied.as_mut().enable();
+            let mut not_full = pin!(self.0.not_full.notified());
+            not_full.as_mut().enable();
             if self.try_publish(subject, headers, payload) {
                 return;
             }
-            emptied.await;
+            not_full.await;
         }
     }
 
     /// Publishes a message if there is room for it.
     pub fn try_publish(&self, subject: &str, headers: &[u8], payload: &[u8]) -> bool {
         {
-            let messages = &mut self.0.outbox().messages;
-            if messages.len() >= MAX_WAITING {
+            let messages = &mut self.0.send_buffer().messages;
+            if messages.len() >= MAX_BUFFERED {
                 return false;
             }
             append_message(messages, subject, headers, payload);
         }
-        self.0.filled.notify_one();
+        self.0.not_empty.notify_one();
         true
     }
 }
@@ -246,28 +246,28 @@ fn append_message(messages: &mut BytesMut, subject: &str, headers: &[u8], payloa
 }
 
 impl Shared {
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    fn send_buffer(&self) -> MutexGuard<'_, SendBuffer> {
+        self.send_buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ping(&self, outbox: &mut Outbox) -> Ping {
-        outbox.control.extend_from_slice(b"PING\r\n");
-        outbox.pings += 1;
-        self.filled.notify_one();
-        Ping { connection: self.heard.borrow().connection, number: outbox.pings }
+    fn ping(&self, send_buffer: &mut SendBuffer) -> Ping {
+        send_buffer.control.extend_from_slice(b"PING\r\n");
+        send_buffer.pings += 1;
+        self.not_empty.notify_one();
+        Ping { connection: self.status.borrow().connection, number: send_buffer.pings }
     }
 
     /// Asks the server to send no more; its answer comes behind all that it has sent.
-    fn unsubscribe(&self, outbox: &mut Outbox, subscriptions: usize) -> Ping {
+    fn unsubscribe(&self, send_buffer: &mut SendBuffer, subscriptions: usize) -> Ping {
         for number in 1..=subscriptions {
-            outbox.control.extend_from_slice(format!("UNSUB {number}\r\n").as_bytes());
+            send_buffer.control.extend_from_slice(format!("UNSUB {number}\r\n").as_bytes());
         }
-        self.ping(outbox)
+        self.ping(send_buffer)
     }
 
     /// Waits until the `PING` was answered, or will not be; `false` if that cannot be told in time.
-    async fn pong(&self, ping: Ping) -> bool {
-        timeout(LAST_WORD, self.heard.subscribe().wait_for(|heard| ping.is_over(heard))).await.is_ok()
+    async fn wait_for_pong(&self, ping: Ping) -> bool {
+        timeout(FLUSH_TIMEOUT, self.status.subscribe().wait_for(|status| ping.is_settled(status))).await.is_ok()
     }
 
     /// Begins a connection: what is written first.
@@ -292,19 +292,19 @@ impl Shared {
         };
         let connect = serde_json::to_string(&connect).unwrap_or_default();
         let mut first = BytesMut::from(format!("CONNECT {connect}\r\n").as_bytes());
-        let mut outbox = self.outbox();
-        outbox.control.clear();
-        outbox.pings = 1;
-        if outbox.last.is_none() {
+        let mut send_buffer = self.send_buffer();
+        send_buffer.control.clear();
+        send_buffer.pings = 1;
+        if send_buffer.last.is_none() {
             for (number, Subscription { subject, queue_group, .. }) in (1..).zip(subscriptions) {
                 let group = queue_group.map(|group| format!("{group} ")).unwrap_or_default();
                 first.extend_from_slice(format!("SUB {subject} {group}{number}\r\n").as_bytes());
             }
         }
         first.extend_from_slice(b"PING\r\n");
-        self.heard.send_modify(|heard| {
-            let connection = heard.connection + 1;
-            *heard = Heard { connection, state: State::Begun, pongs: 0, max_payload: info.max_payload };
+        self.status.send_modify(|status| {
+            let connection = status.connection + 1;
+            *status = Status { connection, state: State::Subscribing, pongs: 0, max_payload: info.max_payload };
         });
         first
     }
@@ -313,18 +313,18 @@ impl Shared {
     async fn next_to_write(&self) -> (Bytes, Bytes) {
         loop {
             {
-                let mut outbox = self.outbox();
-                if !outbox.messages.is_empty() || !outbox.control.is_empty() {
-                    return (outbox.messages.split().freeze(), outbox.control.split().freeze());
+                let mut send_buffer = self.send_buffer();
+                if !send_buffer.messages.is_empty() || !send_buffer.control.is_empty() {
+                    return (send_buffer.messages.split().freeze(), send_buffer.control.split().freeze());
                 }
             }
-            self.filled.notified().await;
+            self.not_empty.notified().await;
         }
     }
 
     /// Messages that may not have been written go before all others.
     fn put_back(&self, messages: &[u8]) {
-        let waiting = &mut self.outbox().messages;
+        let waiting = &mut self.send_buffer().messages;
         let later = waiting.split();
         waiting.extend_from_slice(messages);
         waiting.extend_from_slice(&later);
@@ -333,45 +333,45 @@ impl Shared {
 
 async fn run(shared: Arc<Shared>, mut servers: Servers, name: String, mut subscriptions: Vec<Subscription>) {
     let mut backoff = Backoff::default();
-    let mut repeats = Repeats::default();
+    let mut log_throttle = LogThrottle::default();
     loop {
         let server = servers.next();
-        let lost = match timeout(CONNECT_TIMEOUT, connect(&server)).await {
+        let error = match timeout(CONNECT_TIMEOUT, connect(&server)).await {
             Ok(Ok((stream, info))) => {
                 servers.learn(&info.connect_urls);
-                let lost = serve(&shared, &name, &servers, stream, &info, &mut subscriptions).await;
-                if shared.heard.borrow().state == State::Up {
+                let error = serve(&shared, &name, &servers, stream, &info, &mut subscriptions).await;
+                if shared.status.borrow().state == State::Up {
                     backoff.reset();
-                    repeats.reset();
+                    log_throttle.reset();
                 }
-                lost
+                error
             }
-            Ok(Err(lost)) => lost,
-            Err(_) => Lost::Silent,
+            Ok(Err(error)) => error,
+            Err(_) => ConnectionError::TimedOut,
         };
-        if shared.outbox().last.is_some() {
+        if shared.send_buffer().last.is_some() {
             subscriptions.clear();
         }
-        shared.heard.send_modify(|heard| heard.state = State::Down);
-        if repeats.is_due(&lost.to_string()) {
-            tracing::warn!(server = address(&server), reason = %lost, "no connection for requests, trying again");
+        shared.status.send_modify(|status| status.state = State::Down);
+        if log_throttle.is_due(&error.to_string()) {
+            tracing::warn!(server = address(&server), reason = %error, "no connection for requests, trying again");
         }
         backoff.wait().await;
     }
 }
 
 /// Connects, and hears the server's first word.
-async fn connect(server: &ServerAddr) -> Result<(Box<dyn Stream>, Info), Lost> {
+async fn connect(server: &ServerAddr) -> Result<(Box<dyn Stream>, Info), ConnectionError> {
     let mut stream = TcpStream::connect((server.host(), server.port())).await?;
     stream.set_nodelay(true)?;
     let mut read = BytesMut::new();
     let info = loop {
         match take_operation(&mut read)? {
             Some(Operation::Info(info)) => break info,
-            Some(Operation::Error(reason)) => return Err(Lost::Refused(reason)),
+            Some(Operation::Error(reason)) => return Err(ConnectionError::Refused(reason)),
             Some(_) => return Err(ProtocolError::Unknown("no INFO first".to_owned()).into()),
             // A server that wants TLS says nothing more before it.
-            None if stream.read_buf(&mut read).await? == 0 => return Err(Lost::Ended),
+            None if stream.read_buf(&mut read).await? == 0 => return Err(ConnectionError::Closed),
             None => {}
         }
     };
@@ -390,29 +390,29 @@ async fn serve(
     stream: Box<dyn Stream>,
     info: &Info,
     subscriptions: &mut Vec<Subscription>,
-) -> Lost {
+) -> ConnectionError {
     let (reading, mut writing) = split(stream);
     let first = shared.begin(name, servers.credentials(), subscriptions, info);
     if let Err(error) = writing.write_all(&first).await {
         return error.into();
     }
-    let Err(lost) = tokio::select! {
+    let Err(error) = tokio::select! {
         ended = listen(shared, reading, subscriptions, servers.are_several()) => ended,
         ended = write(shared, writing) => ended,
     };
-    lost
+    error
 }
 
 async fn listen(
     shared: &Shared,
     mut reading: Reading,
     subscriptions: &mut Vec<Subscription>,
-    can_leave: bool,
-) -> Result<Infallible, Lost> {
-    let mut read = BytesMut::with_capacity(READ);
-    let mut is_asked = false;
+    has_alternatives: bool,
+) -> Result<Infallible, ConnectionError> {
+    let mut read = BytesMut::with_capacity(READ_BYTES);
+    let mut ping_sent = false;
     let mut refused = None;
-    let mut repeats = Repeats::default();
+    let mut log_throttle = LogThrottle::default();
     let mut leaving: Option<Ping> = None;
     loop {
         while let Some(operation) = take_operation(&mut read)? {
@@ -423,57 +423,57 @@ async fn listen(
                     }
                 }
                 Operation::Ping => {
-                    shared.outbox().control.extend_from_slice(b"PONG\r\n");
-                    shared.filled.notify_one();
+                    shared.send_buffer().control.extend_from_slice(b"PONG\r\n");
+                    shared.not_empty.notify_one();
                 }
                 Operation::Pong => {
-                    let mut heard = *shared.heard.borrow();
-                    (heard.pongs, heard.state) = (heard.pongs + 1, State::Up);
-                    if shared.outbox().last.is_some_and(|last| last.is_over(&heard)) {
+                    let mut status = *shared.status.borrow();
+                    (status.pongs, status.state) = (status.pongs + 1, State::Up);
+                    if shared.send_buffer().last.is_some_and(|last| last.is_settled(&status)) {
                         // Whoever waits for the last request waits for its handler to be gone.
                         subscriptions.clear();
                     }
-                    shared.heard.send_replace(heard);
+                    shared.status.send_replace(status);
                 }
                 // Who may not listen is of no use, and must not count as ready.
-                Operation::Error(reason) if shared.heard.borrow().state == State::Begun => {
-                    return Err(Lost::Refused(reason));
+                Operation::Error(reason) if shared.status.borrow().state == State::Subscribing => {
+                    return Err(ConnectionError::Refused(reason));
                 }
                 // Where it ends the connection, the server ends it. It may speak of one message only.
                 Operation::Error(reason) => {
                     // Behind a quotation mark stands what it was refused for.
-                    if repeats.is_due(reason.split('"').next().unwrap_or_default()) {
+                    if log_throttle.is_due(reason.split('"').next().unwrap_or_default()) {
                         tracing::error!(reason, "NATS refused something of the connection for requests (NATS_URL)");
                     }
                     refused = Some(reason);
                 }
-                Operation::Info(info) if info.lame_duck_mode && can_leave && leaving.is_none() => {
-                    leaving = Some(shared.unsubscribe(&mut shared.outbox(), subscriptions.len()));
+                Operation::Info(info) if info.lame_duck_mode && has_alternatives && leaving.is_none() => {
+                    leaving = Some(shared.unsubscribe(&mut shared.send_buffer(), subscriptions.len()));
                 }
                 Operation::Info(_) => {}
             }
         }
-        if leaving.as_ref().is_some_and(|ping| ping.is_over(&shared.heard.borrow())) {
-            return Err(Lost::LameDuck);
+        if leaving.as_ref().is_some_and(|ping| ping.is_settled(&shared.status.borrow())) {
+            return Err(ConnectionError::LameDuck);
         }
-        read.reserve(READ);
+        read.reserve(READ_BYTES);
         match timeout(PING_INTERVAL, reading.read_buf(&mut read)).await {
-            Ok(Ok(0)) => return Err(refused.map_or(Lost::Ended, Lost::Refused)),
-            Ok(Ok(_)) => (is_asked, refused) = (false, None),
+            Ok(Ok(0)) => return Err(refused.map_or(ConnectionError::Closed, ConnectionError::Refused)),
+            Ok(Ok(_)) => (ping_sent, refused) = (false, None),
             Ok(Err(error)) => return Err(error.into()),
-            Err(_) if is_asked => return Err(Lost::Silent),
+            Err(_) if ping_sent => return Err(ConnectionError::TimedOut),
             Err(_) => {
-                shared.ping(&mut shared.outbox());
-                is_asked = true;
+                shared.ping(&mut shared.send_buffer());
+                ping_sent = true;
             }
         }
     }
 }
 
-async fn write(shared: &Shared, mut writing: Writing) -> Result<Infallible, Lost> {
+async fn write(shared: &Shared, mut writing: Writing) -> Result<Infallible, ConnectionError> {
     loop {
         let (messages, control) = shared.next_to_write().await;
-        shared.emptied.notify_waiters();
+        shared.not_full.notify_waiters();
         let mut unwritten = Unwritten { shared, messages };
         writing.write_all(&unwritten.messages).await?;
         unwritten.messages.clear();

@@ -66,7 +66,7 @@ pub struct Service {
 }
 
 /// An endpoint's figures.
-struct Figures {
+struct EndpointStats {
     description: EndpointDescription,
     queue_group: &'static str,
     requests: AtomicU64,
@@ -83,7 +83,7 @@ pub struct Request {
     reply: Option<String>,
     received: Instant,
     publisher: Publisher,
-    figures: Arc<Figures>,
+    stats: Arc<EndpointStats>,
 }
 
 /// The body of a reply.
@@ -100,29 +100,31 @@ impl Service {
     /// Serves the endpoints, and answers to `$SRV`, from when this returns.
     pub async fn start(nats: &Nats, description: Description, endpoints: Vec<Endpoint>) -> Self {
         let queue_group = description.name;
-        let (figures, handles): (Vec<Arc<Figures>>, Vec<_>) =
-            endpoints.into_iter().map(|it| (Arc::new(Figures::new(it.description, queue_group)), it.handle)).unzip();
+        let (stats, handles): (Vec<Arc<EndpointStats>>, Vec<_>) = endpoints
+            .into_iter()
+            .map(|it| (Arc::new(EndpointStats::new(it.description, queue_group)), it.handle))
+            .unzip();
         let mut subscriptions = Vec::new();
         let publisher = Publisher::default();
-        for (figures, mut handle) in figures.iter().cloned().zip(handles) {
+        for (stats, mut handle) in stats.iter().cloned().zip(handles) {
             let publisher = publisher.clone();
             subscriptions.push(Subscription {
-                subject: figures.description.subject.clone(),
+                subject: stats.description.subject.clone(),
                 queue_group: Some(queue_group),
                 handle: Box::new(move |delivery| {
-                    if let Some(request) = Request::new(delivery, &publisher, &figures) {
+                    if let Some(request) = Request::new(delivery, &publisher, &stats) {
                         handle(request);
                     }
                 }),
             });
         }
-        let about = Arc::new(About { description, started: now(), endpoints: figures });
+        let service_info = Arc::new(ServiceInfo { description, started: now(), endpoints: stats });
         for verb in [Verb::Ping, Verb::Info, Verb::Stats] {
-            for subject in about.subjects(verb) {
-                let (publisher, about) = (publisher.clone(), Arc::clone(&about));
+            for subject in service_info.subjects(verb) {
+                let (publisher, service_info) = (publisher.clone(), Arc::clone(&service_info));
                 let handle = Box::new(move |Delivery { reply, .. }: Delivery| {
                     if let Some(reply) = reply.as_ref().and_then(inbox) {
-                        let answer = about.answer(verb).to_string();
+                        let answer = service_info.answer(verb).to_string();
                         // Where it finds no room, whoever asked will ask again.
                         if answer.len() <= publisher.max_payload() {
                             publisher.try_publish(reply, &[], answer.as_bytes());
@@ -133,14 +135,14 @@ impl Service {
             }
         }
         let name = format!("watershed {queue_group}, requests");
-        let listener = Listener::start(nats.servers.clone(), name, subscriptions, publisher, nats.gone.clone());
+        let listener = Listener::start(nats.servers.clone(), name, subscriptions, publisher, nats.closed.clone());
         listener.up().await;
         Self { listener }
     }
 
     /// Takes no more requests; returns when all that were sent here have been handed to their handlers.
     pub async fn stop(&self) {
-        self.listener.stop_taking().await;
+        self.listener.drain().await;
     }
 
     /// Returns when the server has taken all replies.
@@ -158,13 +160,13 @@ enum Verb {
 }
 
 /// What the service says of itself.
-struct About {
+struct ServiceInfo {
     description: Description,
     started: Timestamp,
-    endpoints: Vec<Arc<Figures>>,
+    endpoints: Vec<Arc<EndpointStats>>,
 }
 
-impl About {
+impl ServiceInfo {
     fn subjects(&self, verb: Verb) -> [String; 3] {
         let verb = match verb {
             Verb::Ping => "PING",
@@ -189,14 +191,14 @@ impl About {
             Verb::Stats => {
                 answer["type"] = "io.nats.micro.v1.stats_response".into();
                 answer["started"] = self.started.to_string().into();
-                answer["endpoints"] = self.endpoints.iter().map(|endpoint| endpoint.statistics()).collect();
+                answer["endpoints"] = self.endpoints.iter().map(|endpoint| endpoint.to_json()).collect();
             }
         }
         answer
     }
 }
 
-impl Figures {
+impl EndpointStats {
     fn new(description: EndpointDescription, queue_group: &'static str) -> Self {
         Self {
             description,
@@ -223,7 +225,7 @@ impl Figures {
         }
     }
 
-    fn statistics(&self) -> Value {
+    fn to_json(&self) -> Value {
         let (requests, nanos) = (self.requests.load(Relaxed), self.processing_nanos.load(Relaxed));
         json!({
             "name": self.description.name,
@@ -240,30 +242,30 @@ impl Figures {
 
 impl Request {
     /// `None` where the reply subject cannot be read: nobody can be told what became of the request, and it is not done.
-    fn new(delivery: Delivery, publisher: &Publisher, figures: &Arc<Figures>) -> Option<Self> {
+    fn new(delivery: Delivery, publisher: &Publisher, stats: &Arc<EndpointStats>) -> Option<Self> {
         let Delivery { subscription: _, reply, headers, payload } = delivery;
         let reply = reply.map(|reply| String::from_utf8(reply.to_vec())).transpose();
         let Ok(reply) = reply else {
-            figures.count(Duration::ZERO, Some(&Failure::new(Code::Malformed, "the reply subject is not UTF-8")));
+            stats.count(Duration::ZERO, Some(&Failure::new(Code::Malformed, "the reply subject is not UTF-8")));
             return None;
         };
-        let (publisher, figures) = (publisher.clone(), Arc::clone(figures));
-        Some(Self { headers, payload, reply, received: Instant::now(), publisher, figures })
+        let (publisher, stats) = (publisher.clone(), Arc::clone(stats));
+        Some(Self { headers, payload, reply, received: Instant::now(), publisher, stats })
     }
 
     /// The endpoint's subject.
     pub fn subject(&self) -> &str {
-        &self.figures.description.subject
+        &self.stats.description.subject
     }
 
     /// Answers, and counts. A request without a reply subject is counted alone.
     pub async fn respond(self, response: Response) {
-        let Self { reply, received, publisher, figures, .. } = self;
+        let Self { reply, received, publisher, stats, .. } = self;
         let response = response.and_then(|reply| match reply.body.len() + HEADER_ROOM <= publisher.max_payload() {
             true => Ok(reply),
             false => Err(Failure::new(Code::TooLarge, "the reply is larger than the server allows: ask for less")),
         });
-        figures.count(received.elapsed(), response.as_ref().err());
+        stats.count(received.elapsed(), response.as_ref().err());
         let Some(inbox) = reply.as_ref().and_then(inbox) else { return };
         match response {
             Ok(Reply { position, body }) => publisher.publish(inbox, &position_headers(position), &body).await,

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use wire::{Prefix, Subjects};
 
 use crate::{
-    Repeats,
+    LogThrottle,
     config::{Password, with_password},
 };
 
@@ -65,13 +65,13 @@ pub struct Nats {
     pub subjects: Subjects,
     pub(crate) servers: Servers,
     link: watch::Receiver<Link>,
-    pub(crate) gone: CancellationToken,
+    pub(crate) closed: CancellationToken,
 }
 
 /// The connection has ended for good, or that of the requests: nothing comes by it any more, and nothing goes.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection to NATS has ended")]
-pub struct Gone;
+pub struct ConnectionClosed;
 
 /// Runs a service; again, when its connection has ended for good and another can be had. `role` is as in [`Nats::connect`].
 ///
@@ -85,7 +85,7 @@ pub async fn serve_again(
 ) -> anyhow::Result<()> {
     loop {
         let ended = serve().await;
-        if !ended.as_ref().is_err_and(|error| error.is::<Gone>()) {
+        if !ended.as_ref().is_err_and(|error| error.is::<ConnectionClosed>()) {
             return ended;
         }
         tracing::error!("the connection to NATS has ended for good: the service begins anew");
@@ -107,7 +107,7 @@ impl Nats {
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
         let servers = Servers::parse(&config.url()?)?;
         let (sender, link) = watch::channel(Link::default());
-        let log = Arc::new(EventLog { link: sender, servers: servers.to_string(), repeats: Mutex::default() });
+        let log = Arc::new(EventLog { link: sender, servers: servers.to_string(), log_throttle: Mutex::default() });
         let options = servers
             .options()
             .name(format!("watershed {role}"))
@@ -125,13 +125,13 @@ impl Nats {
         let client = connecting.map_err(|error| anyhow!("NATS_URL: {}", error.kind()))?;
         // Nothing ever comes by this subscription. It ends with the task that has the connection, also if that panics.
         let mut witness = client.subscribe(client.new_inbox()).await?;
-        let gone = CancellationToken::new();
-        let ended = gone.clone();
+        let closed = CancellationToken::new();
+        let ended = closed.clone();
         tokio::spawn(async move {
             while witness.next().await.is_some() {}
             ended.cancel();
         });
-        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), servers, link, gone })
+        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), servers, link, closed })
     }
 
     /// Waits until the connection is up.
@@ -151,24 +151,24 @@ impl Nats {
         let mut link = self.link.clone();
         tokio::select! {
             _ = link.wait_for(|link| link.losses != losses) => {}
-            () = self.gone.cancelled() => {}
+            () = self.closed.cancelled() => {}
         }
     }
 
     /// Waits until the connection has ended for good, which no server's absence makes it do.
-    pub async fn gone(&self) -> Gone {
-        self.gone.cancelled().await;
-        Gone
+    pub async fn closed(&self) -> ConnectionClosed {
+        self.closed.cancelled().await;
+        ConnectionClosed
     }
 
     pub fn is_up(&self) -> bool {
-        self.link.borrow().is_up && !self.gone.is_cancelled()
+        self.link.borrow().is_up && !self.closed.is_cancelled()
     }
 
     /// Whether NATS answers. Asked for is what is known of a stream, which may be whatever it is.
-    pub async fn hears(&self, stream: &str) -> bool {
+    pub async fn responds(&self, stream: &str) -> bool {
         let answered = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), Bytes::new());
-        self.is_up() && answered.await.is_ok_and(|_| !self.gone.is_cancelled())
+        self.is_up() && answered.await.is_ok_and(|_| !self.closed.is_cancelled())
     }
 
     /// Sends what is still to be sent and closes the connection.
@@ -193,7 +193,7 @@ struct Link {
 struct EventLog {
     link: watch::Sender<Link>,
     servers: String,
-    repeats: Mutex<Repeats>,
+    log_throttle: Mutex<LogThrottle>,
 }
 
 impl EventLog {
@@ -201,7 +201,7 @@ impl EventLog {
         match event {
             Event::Connected => {
                 self.link.send_modify(|link| link.is_up = true);
-                self.repeats().reset();
+                self.log_throttle().reset();
                 tracing::info!("connected to NATS");
             }
             Event::Disconnected => {
@@ -209,8 +209,8 @@ impl EventLog {
                 tracing::warn!("lost the connection to NATS, trying again");
             }
             // A permission that is missing, for one: the caller of what was forbidden sees a time-out only.
-            Event::ServerError(error) => self.complain(&error.to_string()),
-            Event::ClientError(error) => self.complain(&error.to_string()),
+            Event::ServerError(error) => self.log_error(&error.to_string()),
+            Event::ClientError(error) => self.log_error(&error.to_string()),
             Event::SlowConsumer(subscription) => {
                 tracing::error!(subscription, "messages were dropped: a subscription was not read fast enough");
             }
@@ -218,17 +218,17 @@ impl EventLog {
         }
     }
 
-    fn complain(&self, error: &str) {
+    fn log_error(&self, error: &str) {
         // The library says the same of a server that refuses and of a connection that was refused.
         let reason = error.trim_start_matches("nats: ");
-        if self.repeats().is_due(reason) {
+        if self.log_throttle().is_due(reason) {
             tracing::error!(servers = self.servers, reason, "trouble with NATS (NATS_URL), trying again");
         }
     }
 
     /// Nothing that holds this lock can leave it half changed.
-    fn repeats(&self) -> std::sync::MutexGuard<'_, Repeats> {
-        self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn log_throttle(&self) -> std::sync::MutexGuard<'_, LogThrottle> {
+        self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -342,7 +342,7 @@ mod tests {
         let mut nats = Nats::connect(&nats, "query").await.unwrap();
         let (sender, link) = watch::channel(Link { is_up: true, losses: 0 });
         nats.link = link;
-        let log = EventLog { link: sender, servers: String::new(), repeats: Mutex::default() };
+        let log = EventLog { link: sender, servers: String::new(), log_throttle: Mutex::default() };
         let before = nats.losses();
         log.note(&Event::Disconnected);
         log.note(&Event::Connected);

@@ -12,11 +12,11 @@ const MAX_TEXTS: usize = 16;
 
 /// The failures of one thing that is tried again until it succeeds.
 #[derive(Debug, Default)]
-pub struct Repeats {
+pub struct LogThrottle {
     logged: HashMap<String, Instant>,
 }
 
-impl Repeats {
+impl LogThrottle {
     /// Whether it is time to log this.
     pub fn is_due(&mut self, text: &str) -> bool {
         if self.logged.get(text).is_some_and(|at| at.elapsed() < INTERVAL) {
@@ -46,21 +46,21 @@ mod tests {
 
     #[test]
     fn the_same_failure_is_logged_once_until_it_is_over_also_if_it_takes_turns_with_another() {
-        let mut repeats = Repeats::default();
-        assert!(!repeats.is_failing());
-        assert!(repeats.is_due("refused") && repeats.is_due("silent"));
-        assert!(!repeats.is_due("refused") && !repeats.is_due("silent"));
-        assert!(repeats.is_failing());
-        repeats.reset();
-        assert!(!repeats.is_failing() && repeats.is_due("refused"));
+        let mut log_throttle = LogThrottle::default();
+        assert!(!log_throttle.is_failing());
+        assert!(log_throttle.is_due("refused") && log_throttle.is_due("silent"));
+        assert!(!log_throttle.is_due("refused") && !log_throttle.is_due("silent"));
+        assert!(log_throttle.is_failing());
+        log_throttle.reset();
+        assert!(!log_throttle.is_failing() && log_throttle.is_due("refused"));
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut repeats = Repeats::default();
+        let mut log_throttle = LogThrottle::default();
         for n in 0..1_000 {
-            repeats.is_due(&n.to_string());
-            assert!(repeats.logged.len() <= MAX_TEXTS);
+            log_throttle.is_due(&n.to_string());
+            assert!(log_throttle.logged.len() <= MAX_TEXTS);
         }
     }
 }
