@@ -1,6 +1,7 @@
-//! A batch of commands as one PostgreSQL transaction. Where the aggregates are known from the batches before, in one
-//! round trip: decide on what is known, then write and commit if it is still so. Otherwise in two: load and lock; then,
-//! with everything decided, write and commit. Either the whole batch is in the journal, or nothing of it.
+//! A batch runs commands as one PostgreSQL transaction. If the cache has all aggregates that it needs, it is
+//! optimistic and takes one round trip: decide on the cached states, then write and commit on the condition that they
+//! are still current. Otherwise it takes two: load and lock the aggregates; then, with everything decided, write and
+//! commit. Either the whole batch is in the journal, or nothing of it.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -25,70 +26,71 @@ use crate::{
     state_cache::{CachedAggregate, StateCache},
 };
 
-/// Bytes by which the first event of an aggregate stays below the limit: a later one may repeat what it says and add to
-/// it, and must not be refused for that.
+/// Bytes by which an aggregate's first event must stay below the size limit. A later event may repeat its content and
+/// add to it, and must not be refused for its size.
 const EVENT_HEADROOM: usize = 1024;
 
-/// What is answered to a command.
+/// The answer to a command.
 pub type Outcome = Result<Accepted, Failure>;
 
 /// A batch that was written, or that had nothing to write.
 #[derive(Debug)]
 pub struct Written {
     pub outcomes: Vec<Outcome>,
-    /// `None` where there are no events.
+    /// `None` if there are no events.
     pub committed: Option<Committed>,
 }
 
-/// Why a batch was not written. Only after [`BatchError::Unknown`] is there a doubt.
+/// Why a batch was not written. Only after [`BatchError::InDoubt`] may it have been written after all.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
-    /// Another batch was first with an aggregate, a claim or a key: what was loaded is no longer so. Try again.
+    /// Another batch changed an aggregate, took a claim or used a key first, so the loaded data is out of date. Try
+    /// again.
     #[error("another batch was first")]
     Race,
-    /// Somebody else holds a lock that the batch needs, and has held it for long; nothing was written.
+    /// A foreign transaction has held a lock that the batch needs for too long; nothing was written.
     #[error("somebody else holds a lock that the batch needs")]
     Locked,
-    /// The server answers, but took too long for this; nothing was written. It may be too much at once.
+    /// The server responds, but did not finish the batch in time; nothing was written. The batch may be too large.
     #[error("the batch takes too long")]
     Slow,
     /// There is no connection; nothing was written.
     #[error("no connection to PostgreSQL: {0:#}")]
     NoConnection(anyhow::Error),
-    /// The connection broke before anything was written.
+    /// The connection was lost before anything was written.
     #[error("the connection to PostgreSQL broke: {0}")]
     ConnectionLost(#[source] Error),
-    /// The connection broke, or the server did not answer, while the batch was being written; the transaction itself will
-    /// tell.
+    /// The connection was lost, or the server did not respond, while the batch was being written. Whether it was
+    /// committed must be found out.
     #[error("the commit was not answered: {0:#}")]
     InDoubt(anyhow::Error, Box<InDoubt>),
-    /// A statement was refused, or something stored cannot be read: one of the commands is to blame.
+    /// A statement was refused, or stored data cannot be read: one of the commands is the cause.
     #[error("the batch cannot be written: {0:#}")]
     Fault(anyhow::Error),
 }
 
-/// A batch of which it is not known whether it was committed.
+/// A batch of which it is not known whether it was committed: a transaction in doubt.
 #[derive(Debug)]
 pub struct InDoubt {
-    /// The server's process that had it.
+    /// The server process that ran the transaction.
     pub backend: Backend,
-    /// PostgreSQL's identifier of the transaction, if it came.
+    /// PostgreSQL's identifier of the transaction, if it was received.
     pub transaction: Option<String>,
     pub decided: Decided,
 }
 
-/// What a batch is decided on.
+/// The data on which a batch is decided.
 pub struct Loaded {
     aggregates: Aggregates,
-    /// Bytes of their states, as JSON.
+    /// The sizes of their states, in bytes of JSON.
     bytes: HashMap<Id, usize>,
     ledger: HashMap<String, LedgerEntry>,
-    /// It was not loaded: it is so only if nobody else has written since.
+    /// The states come from the cache: they are current only if no other writer has changed them since.
     is_optimistic: bool,
 }
 
-/// What the batch needs, as far as it is known; what commands make, claim, or have as a key is taken to be new. `None` if
-/// something is missing.
+/// The data that the batch needs, from the cache; `None` if an aggregate is missing there. Identifiers of new
+/// aggregates, claims and idempotency keys are assumed to be unused, which the write then checks.
 pub fn from_cache(cache: &mut StateCache, commands: &[&QueuedCommand]) -> Option<Loaded> {
     let mut ids: HashSet<Id> = HashSet::new();
     let mut created: HashSet<Id> = HashSet::new();
@@ -114,7 +116,7 @@ pub fn from_cache(cache: &mut StateCache, commands: &[&QueuedCommand]) -> Option
     Some(Loaded { aggregates, bytes, ledger: HashMap::new(), is_optimistic: true })
 }
 
-/// Begins a transaction, and loads and locks in it what the batch needs.
+/// Begins a transaction, and loads and locks in it the data that the batch needs.
 ///
 /// # Errors
 /// See [`BatchError`].
@@ -137,13 +139,13 @@ async fn load_all(
     let mut ids: BTreeSet<Id> = commands.iter().flat_map(|command| command.command.touches()).collect();
     let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
     if !referring.is_empty() {
-        // Without a lock: references never change, and so all locks can be taken in one order.
+        // References never change, so they can be read without a lock; then all locks are taken in one order.
         for stored in session.peek(&referring).await.map_err(before_writing)? {
             ids.extend(state(&stored)?.references());
         }
     }
     let ids: Vec<Id> = ids.into_iter().collect();
-    // Joined, they go out together: one round trip.
+    // Joined, the statements are pipelined into one round trip.
     let (begun, ledger, stored, holders) =
         join!(session.begin(lock_timeout), session.ledger(&keys), session.lock(&ids), session.holders(&claims));
     begun.map_err(before_writing)?;
@@ -157,27 +159,27 @@ async fn load_all(
     }
     let unloaded = |id: &Id| aggregates.references(*id).iter().any(|reference| !aggregates.exists(*reference));
     if referring.iter().any(unloaded) {
-        // It was made between the look without a lock and the one with it.
+        // The aggregate was created between the read without a lock and the one with it.
         return Err(BatchError::Race);
     }
     let ledger = ledger.map_err(before_writing)?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
     Ok(Loaded { aggregates, bytes, ledger, is_optimistic: false })
 }
 
-/// What somebody else has locked of what commands need.
+/// The commands and aggregates that are blocked by a foreign lock.
 pub struct Blocked {
-    /// Of each command, whether it needs something of it; all do if it is the journal's head, or a table.
+    /// For each command, whether it is blocked. All are if the journal's head or a whole table is locked.
     pub commands: Vec<bool>,
     pub ids: HashSet<Id>,
 }
 
-/// Asks what is locked of what the commands need.
+/// Finds out which of the commands are blocked by a foreign lock.
 ///
 /// # Errors
 /// See [`BatchError`].
 pub async fn find_blocked(session: &Session, commands: &[&QueuedCommand]) -> Result<Blocked, BatchError> {
     let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
-    let asked = async {
+    let lookup = async {
         let referring = session.peek(&referring).await?;
         let ids: BTreeSet<Id> = commands.iter().flat_map(|command| command.command.touches()).collect();
         let references = referring.iter().filter_map(|stored| Some((stored.id, state(stored).ok()?.references())));
@@ -186,18 +188,18 @@ pub async fn find_blocked(session: &Session, commands: &[&QueuedCommand]) -> Res
         let locked = session.locked(&ids.into_iter().collect::<Vec<_>>()).await?;
         Ok::<_, Error>((references, locked))
     };
-    // In a transaction of its own, for the look must not wait for a lock as long as the batch has.
-    let asked = async {
+    // A transaction of its own, with the short lock timeout, even if the batch has the usual one.
+    let lookup = async {
         session.begin(LockTimeout::Short).await?;
-        let found = asked.await;
+        let found = lookup.await;
         session.rollback().await?;
         found
     };
-    let (references, locked) = match with_timeout(asked).await {
+    let (references, locked) = match with_timeout(lookup).await {
         Ok(found) => found,
         Err(error) => {
             return match error.downcast_ref::<Error>().and_then(Error::code) {
-                // Somebody has locked a whole table.
+                // A whole table is locked.
                 Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                     Ok(Blocked { commands: vec![true; commands.len()], ids: HashSet::new() })
                 }
@@ -205,11 +207,11 @@ pub async fn find_blocked(session: &Session, commands: &[&QueuedCommand]) -> Res
             };
         }
     };
-    let needs_locked = |command: &&QueuedCommand| {
+    let is_blocked = |command: &&QueuedCommand| {
         let references = references.get(&command.command.target()).cloned().unwrap_or_default();
         locked.head || command.command.touches().iter().chain(&references).any(|id| locked.ids.contains(id))
     };
-    Ok(Blocked { commands: commands.iter().map(needs_locked).collect(), ids: locked.ids })
+    Ok(Blocked { commands: commands.iter().map(is_blocked).collect(), ids: locked.ids })
 }
 
 fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
@@ -218,7 +220,7 @@ fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
     })
 }
 
-/// What became of the commands, before positions are given.
+/// A batch whose commands have been decided, but which has no positions yet.
 #[derive(Debug)]
 pub struct Decided {
     at: Timestamp,
@@ -230,7 +232,7 @@ pub struct Decided {
     taken: Vec<(Claim, Id)>,
 }
 
-/// Commands as they are decided, one after the other.
+/// A batch whose commands are being decided, one after the other.
 struct BatchDecider {
     aggregates: Aggregates,
     answers: Vec<Answer>,
@@ -240,17 +242,17 @@ struct BatchDecider {
 
 #[derive(Debug)]
 enum Answer {
-    /// The ledger had it.
+    /// The answer was in the ledger.
     Replayed(Outcome),
-    /// The same key came before in this batch.
+    /// An earlier command of this batch has the same key.
     SameAs(usize),
     Refused(Failure),
-    /// The position counts from the journal's head: the batch's events up to and with this command's.
+    /// The position is relative to the journal's head: the number of the batch's events up to this command's last.
     Accepted(Accepted),
 }
 
-/// Decides the commands, each on what those before it left. The states that come of it are known from then on, though
-/// they are not written yet.
+/// Decides the commands, each on the states that those before it left. The resulting states are cached at once, though
+/// they have not been written yet.
 ///
 /// # Errors
 /// If a state or an event has no JSON form.
@@ -278,8 +280,8 @@ pub fn decide(
         let read = bytes.keys().filter(|id| !ids.contains(&id.0));
         changes.expected.extend(read.map(|id| (*id, aggregates.version(*id))));
         changes.expected.sort_unstable_by_key(|(id, _)| *id);
-        let makers = commands.iter().filter(|command| command.command.creates());
-        let targets = makers.map(|command| command.command.target());
+        let creating = commands.iter().filter(|command| command.command.creates());
+        let targets = creating.map(|command| command.command.target());
         changes.absent.extend(targets.filter(|id| !aggregates.exists(*id)));
     }
     let released = aggregates.released_claims().map(|(claim, id)| (claim.clone(), id)).collect();
@@ -362,12 +364,12 @@ impl BatchDecider {
 }
 
 impl Decided {
-    /// The batch's first event, by which a committed batch is found again.
+    /// The batch's first event, which identifies the batch in the journal.
     pub fn first_event(&self) -> Option<(Uuid, u64)> {
         self.events.first().map(|event| (event.id, event.version))
     }
 
-    /// What came of it, where `base` is the position before the batch's first event.
+    /// The result of the batch, once it has been written behind the position `base`.
     pub fn written(self, base: i64) -> Written {
         let after = unsigned(base);
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(self.answers.len());
@@ -383,14 +385,14 @@ impl Decided {
         Written { outcomes, committed: (!events.is_empty()).then_some(Committed { after, at, events }) }
     }
 
-    /// A command that was accepted without an event still wants the head's position.
+    /// Whether there is nothing to write. A command that was accepted without an event still needs the head's position.
     pub fn changes_nothing(&self) -> bool {
         self.ledger.is_empty() && !self.answers.iter().any(|answer| matches!(answer, Answer::Accepted(_)))
     }
 }
 
 impl Answer {
-    /// What the ledger keeps of it.
+    /// The ledger entry for this answer; none if it is the answer of an earlier command.
     fn entry(&self, key: &IdempotencyKey) -> Option<LedgerEntry> {
         let answer = match self {
             Self::Accepted(accepted) => LedgerAnswer::Accepted(*accepted),
@@ -401,8 +403,8 @@ impl Answer {
     }
 }
 
-/// Writes and commits in one round trip, in the transaction that [`load`] began or one that begins here. Where a statement
-/// fails, those behind it fail too, and the commit becomes a rollback.
+/// Writes and commits in one round trip, in the transaction that [`load`] began, or in a new one if `begins` is
+/// given. If a statement fails, those behind it fail too, and the commit becomes a rollback.
 ///
 /// # Errors
 /// See [`BatchError`].
@@ -431,7 +433,7 @@ pub async fn write(session: &Session, decided: Decided, begins: Option<LockTimeo
             return Err(BatchError::InDoubt(silent, Box::new(InDoubt { backend, transaction, decided })));
         }
     };
-    // The first failure is the cause; the others only say that the transaction has failed.
+    // The first failure is the cause; the later ones only say that the transaction has failed.
     let written = begun.and(stored).and(released).and(taken);
     let (failed, transaction) = match (written, appended, committed) {
         (Ok(()), Ok(Appended { base, .. }), Ok(())) => return Ok(decided.written(base)),
@@ -467,8 +469,8 @@ fn before_writing(error: Error) -> BatchError {
     }
 }
 
-/// What a batch meets that another was faster than: it goes through when it is tried again. The statements that demand
-/// what was believed divide by zero where it is not so.
+/// Whether the error means that another batch was faster, so that trying again will succeed. The optimistic checks
+/// divide by zero if a state is out of date.
 fn is_race(code: &SqlState) -> bool {
     let races = [
         SqlState::UNIQUE_VIOLATION,

@@ -1,4 +1,4 @@
-//! What can be set, as a flag or an environment variable.
+//! The settings of the command service, each a flag and an environment variable.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! From the lanes to the relay: what a lane has committed, the relay of the same replica publishes without reading it
-//! again. It is a short cut and no more: what does not come this way, the relay reads from the journal.
+//! The handover passes committed events from the lanes to the relay of the same replica, which then need not read
+//! them. It is only a shortcut: whatever does not come this way, the relay reads from the journal.
 
 use std::{
     collections::BTreeMap,
@@ -15,66 +15,66 @@ use tokio::sync::Notify;
 
 use crate::journal::EventRow;
 
-/// Bytes of events that may wait for the relay. What is more it reads later.
+/// Bytes of events that may wait for the relay. It reads the rest from the journal later.
 const MAX_BYTES: usize = 8 << 20;
-/// What an event costs in memory beyond its payload, roughly.
+/// The approximate memory that an event needs in addition to its payload, in bytes.
 const EVENT_BYTES: usize = 512;
 
 /// Events that were committed together.
 #[derive(Debug)]
 pub struct Committed {
-    /// The position before the first.
+    /// The position before the first of them.
     pub after: u64,
     pub at: Timestamp,
     pub events: Vec<EventRow>,
 }
 
-/// Wakes the relay, in this replica or another, and hands it what it may have without reading.
+/// Wakes the relay, in this replica or another, and passes events to the one in this replica.
 #[derive(Clone, Default)]
 pub struct Handover(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     notify: Notify,
-    /// The relay runs in this replica.
+    /// Whether the relay runs in this replica.
     is_here: AtomicBool,
     pending: Mutex<Pending>,
 }
 
 #[derive(Default)]
 struct Pending {
-    /// By the position before their first event.
+    /// Batches of events by the position before their first.
     committed: BTreeMap<u64, Committed>,
     bytes: usize,
 }
 
-/// What the relay finds after a position.
+/// What follows a position.
 #[derive(Debug)]
 pub enum Next {
     Committed(Committed),
-    /// What comes next is not here, but something after it: it is in the journal.
+    /// The next events are not here, but later ones are: so the next ones must be read from the journal.
     InJournal,
     Nothing,
 }
 
 impl Handover {
-    /// Says that the events are in the journal.
+    /// Says that the events have been committed.
     pub async fn committed(&self, nats: &Nats, committed: Committed) {
         if self.0.is_here.load(Relaxed) {
             self.pending().add(committed);
             self.0.notify.notify_one();
         } else {
-            // If it does not arrive, the relay looks by itself a little later.
+            // If this message is lost, the relay finds the events at its next poll.
             let _ = nats.client.publish(nats.subjects.committed(), "".into()).await;
         }
     }
 
-    /// Waits until something was committed in this replica.
+    /// Waits until events have been committed in this replica.
     pub async fn notified(&self) {
         self.0.notify.notified().await;
     }
 
-    /// The relay begins to run in this replica, or ends.
+    /// Says whether the relay runs in this replica.
     pub fn set_relay_is_here(&self, is_here: bool) {
         self.0.is_here.store(is_here, Relaxed);
         if !is_here {
@@ -82,12 +82,12 @@ impl Handover {
         }
     }
 
-    /// Takes what comes directly after the position; forgets what is before it.
+    /// Takes the events directly after the position, and drops those before it.
     pub fn next(&self, after: u64) -> Next {
         self.pending().next(after)
     }
 
-    /// Nothing that holds this lock can leave it half changed.
+    /// A panic cannot poison the events: no code that holds this lock can leave them half changed.
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,8 +96,8 @@ impl Handover {
 impl Pending {
     fn add(&mut self, committed: Committed) {
         let bytes = committed.bytes();
-        // The oldest make room: the relay sees that they are missing only by what comes after them. So the newest stays,
-        // however large.
+        // The oldest events are dropped first: the relay notices a gap only by the events after it. So the newest ones
+        // are kept, however large they are.
         while self.bytes + bytes > MAX_BYTES
             && let Some((_, first)) = self.committed.pop_first()
         {
@@ -118,7 +118,7 @@ impl Pending {
                 return Next::Committed(committed);
             }
             if committed.after + committed.events.len() as u64 > after {
-                // The relay has read a part of it; it reads the rest too.
+                // The relay has already read a part of this batch, and will read the rest too.
                 return Next::InJournal;
             }
         }
@@ -159,10 +159,10 @@ mod tests {
     }
 
     #[test]
-    fn what_lanes_commit_is_taken_in_the_order_of_the_journal() {
+    fn events_are_taken_in_the_order_of_the_journal() {
         let mut pending = Pending::default();
         pending.add(committed(13, 2, 10));
-        assert!(matches!(pending.next(10), Next::InJournal), "another lane has 11 to 13, or another replica");
+        assert!(matches!(pending.next(10), Next::InJournal), "another lane or another replica has 11 to 13");
         pending.add(committed(10, 3, 10));
         assert_eq!(after(pending.next(10)), Some(10));
         assert_eq!(after(pending.next(13)), Some(13));
@@ -171,17 +171,17 @@ mod tests {
     }
 
     #[test]
-    fn what_the_relay_has_read_meanwhile_is_forgotten() {
+    fn events_that_the_relay_has_read_meanwhile_are_dropped() {
         let mut pending = Pending::default();
         pending.add(committed(10, 3, 10));
         pending.add(committed(13, 3, 10));
-        assert!(matches!(pending.next(14), Next::InJournal), "the rest of a part is read");
+        assert!(matches!(pending.next(14), Next::InJournal), "the rest of a batch is read");
         assert!(matches!(pending.next(16), Next::Nothing));
         assert_eq!(pending.bytes, 0);
     }
 
     #[test]
-    fn what_waits_is_bounded_and_what_is_left_out_is_missed() {
+    fn pending_events_are_bounded_and_dropped_ones_leave_a_gap() {
         let mut pending = Pending::default();
         for index in 0..20 {
             pending.add(committed(index, 1, MAX_BYTES / 4));

@@ -1,5 +1,5 @@
-//! From a request to a command that waits for its batch. What waits is bounded, in commands and in bytes; past that a
-//! request is refused at once, never left to time out.
+//! The intake turns a request into a command that waits for its batch. The queue is bounded, in commands and in bytes;
+//! when it is full, a request is refused at once, never left to time out.
 
 use std::sync::Arc;
 
@@ -17,16 +17,16 @@ use wire::{Accepted, Code, Failure, RequestHeaders};
 
 use crate::{Config, postgres::Postgres};
 
-/// A command, and who waits for its reply.
+/// A command in the queue, and the requester who waits for its reply.
 pub struct QueuedRequest {
     pub command: QueuedCommand,
     pub requester: Requester,
 }
 
-/// Who waits for a reply.
+/// The client that waits for a reply.
 pub struct Requester {
     request: Request,
-    /// Gives the bytes free again when the command has been answered.
+    /// Releases the request's bytes when the command has been answered.
     _bytes: OwnedSemaphorePermit,
 }
 
@@ -37,7 +37,7 @@ impl Requester {
     }
 }
 
-/// A command with what its headers say.
+/// A command with the headers that it came with.
 #[derive(Clone)]
 pub struct QueuedCommand {
     pub command: domain::Command,
@@ -47,24 +47,25 @@ pub struct QueuedCommand {
     pub traceparent: Option<String>,
 }
 
-/// An idempotency key, with what it stands for.
+/// An idempotency key, with the fingerprint of the request that it identifies.
 #[derive(Clone)]
 pub struct IdempotencyKey {
     pub id: String,
-    /// SHA-256 of subject, expected version, and what the command means.
+    /// SHA-256 of the subject, the expected version and the command's canonical form.
     pub fingerprint: [u8; 32],
-    /// The same of the body as it was written: how the ledger once had it, whose entries are still there.
+    /// SHA-256 of the subject, the expected version and the body as it was sent. Entries of the ledger from earlier
+    /// versions have this one.
     pub legacy_fingerprint: [u8; 32],
 }
 
 impl IdempotencyKey {
-    /// Whether it is the key of what the ledger remembers.
+    /// Whether the ledger's fingerprint is that of this request.
     pub fn matches(&self, fingerprint: &[u8; 32]) -> bool {
         [self.fingerprint, self.legacy_fingerprint].contains(fingerprint)
     }
 }
 
-/// Where the endpoints put commands.
+/// The sending side of the queue, which all endpoints share.
 #[derive(Clone)]
 pub struct Intake {
     queue: mpsc::Sender<QueuedRequest>,
@@ -81,7 +82,7 @@ impl Intake {
         (Self { queue, bytes, max_request_bytes: config.max_request_bytes, postgres, replies }, waiting)
     }
 
-    /// Queues the request's command, or answers why not.
+    /// Puts the request's command into the queue, or answers why it was refused.
     pub fn take(&self, command_type: CommandType, request: Request) {
         let admitted = self.admit(request.payload.len());
         let (bytes, command) = match admitted.and_then(|bytes| Ok((bytes, read(command_type, &request)?))) {
@@ -110,7 +111,7 @@ impl Intake {
         if !self.postgres.is_up() {
             return Err(Failure::new(Code::Unavailable, "the journal's database is away"));
         }
-        // A parsed command holds about as much as its text, and never nothing.
+        // A parsed command takes about as much memory as its text, and even an empty one takes some.
         let bytes = u32::try_from(length.max(256)).unwrap_or(u32::MAX);
         Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(|_| overloaded())
     }
@@ -118,22 +119,23 @@ impl Intake {
 
 fn read(command_type: CommandType, request: &Request) -> Result<QueuedCommand, Failure> {
     let headers = RequestHeaders::parse(&request.headers)?;
-    let made = Id(Uuid::now_v7());
-    let command = (command_type.parse)(&request.payload, made)?;
+    let generated = Id(Uuid::now_v7());
+    let command = (command_type.parse)(&request.payload, generated)?;
     let RequestHeaders { command_id, expected_version, min_position: _, actor, traceparent } = headers;
     let key = command_id.map(|id| IdempotencyKey {
-        fingerprint: fingerprint(request.subject(), expected_version, &canonical_form(&command, made)),
+        fingerprint: fingerprint(request.subject(), expected_version, &canonical_form(&command, generated)),
         legacy_fingerprint: fingerprint(request.subject(), expected_version, &request.payload),
         id,
     });
     Ok(QueuedCommand { command, expected_version, key, actor, traceparent })
 }
 
-/// What the client has said with the command: an identifier that was made here is not of it, nor is a field that is absent.
-fn canonical_form(command: &domain::Command, made: Id) -> Vec<u8> {
-    // Its types have a JSON form.
+/// The command as JSON in a canonical form, which does not depend on how the client wrote it: without absent fields,
+/// and without an identifier that was generated here.
+fn canonical_form(command: &domain::Command, generated: Id) -> Vec<u8> {
+    // Serialising cannot fail: every command type has a JSON form.
     let mut json = command.to_json().unwrap_or_default();
-    if command.target() == made
+    if command.target() == generated
         && let Some(fields) = json.as_object_mut()
     {
         fields.remove("id");
@@ -172,9 +174,9 @@ mod tests {
     use super::*;
 
     fn canonical(verb: &str, body: &str) -> Vec<u8> {
-        let made = Id(Uuid::now_v7());
+        let generated = Id(Uuid::now_v7());
         let found = domain::commands().find(|it| it.aggregate == "product" && it.verb == verb).unwrap();
-        canonical_form(&(found.parse)(body.as_bytes(), made).unwrap(), made)
+        canonical_form(&(found.parse)(body.as_bytes(), generated).unwrap(), generated)
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! The statements of the write side. Each method sends one statement the first time it is polled, so that methods whose
-//! futures are joined go out together, in the order in which they are joined: a commit never overtakes what it commits.
+//! The SQL of the write side. Each method sends one statement the first time that it is polled, so statements whose
+//! futures are joined are pipelined in the order in which they are joined: a commit never overtakes the writes before
+//! it.
 
 use std::{collections::HashSet, time::SystemTime};
 
@@ -12,8 +13,8 @@ use tokio_postgres::{
 use uuid::Uuid;
 use wire::{Accepted, Failure};
 
-/// A connection on which all statements are prepared: preparing one later would wait, and what is sent after it would
-/// come before it.
+/// A connection on which all statements are already prepared. Preparing one later would wait for the server, and
+/// statements that were joined behind it would overtake it.
 pub struct Session {
     client: Object,
     pub backend: Backend,
@@ -29,15 +30,15 @@ pub struct Session {
     append_with_ledger: Statement,
 }
 
-/// The server's process behind a connection.
+/// The server process behind a connection.
 #[derive(Clone, Debug)]
 pub struct Backend {
     pub pid: i32,
-    /// Tells it from another that gets the same number.
+    /// When the process started, which distinguishes it from a later one with the same identifier.
     pub started: String,
 }
 
-/// An event as it is written.
+/// A row of `events`, to be written.
 #[derive(Debug)]
 pub struct EventRow {
     pub aggregate: &'static str,
@@ -45,46 +46,47 @@ pub struct EventRow {
     pub version: u64,
     pub name: &'static str,
     pub schema: i16,
-    /// JSON.
+    /// The event as JSON.
     pub payload: String,
     pub actor: Option<String>,
     pub command_id: Option<String>,
     pub traceparent: Option<String>,
 }
 
-/// An aggregate as it is written.
+/// A row of `aggregates`, to be written.
 #[derive(Debug)]
 pub struct AggregateRow {
     pub id: Uuid,
     pub kind: &'static str,
-    /// The version that is stored.
+    /// The version that is stored at present; 0 for a new aggregate.
     pub stored_version: u64,
     pub version: u64,
-    /// JSON.
+    /// The state as JSON.
     pub state: String,
 }
 
-/// What a batch makes of aggregates, and what it relies on, each in the order of the identifiers, as all writers have them.
+/// The changes of a batch to aggregates, and the conditions under which they may be written. Each list is in the
+/// order of the identifiers, the same in every batch.
 #[derive(Debug, Default)]
 pub struct Changes {
     pub created: Vec<AggregateRow>,
     pub updated: Vec<AggregateRow>,
-    /// Those that are not written, but must be at these versions.
+    /// Aggregates that are not written, but must be at these versions.
     pub expected: Vec<(Id, u64)>,
-    /// Those that must not be there, and are not made either.
+    /// Identifiers of which there must be no aggregate, and which are not created either.
     pub absent: Vec<Id>,
 }
 
-/// An aggregate as it was read.
+/// A row of `aggregates`, as it was read.
 pub struct StoredAggregate {
     pub id: Id,
     pub kind: String,
     pub version: u64,
-    /// JSON.
+    /// The state as JSON.
     pub state: String,
 }
 
-/// What was answered to a command that had an idempotency key.
+/// The ledger's record of a command that had an idempotency key.
 #[derive(Clone, Debug)]
 pub struct LedgerEntry {
     pub key: String,
@@ -94,7 +96,7 @@ pub struct LedgerEntry {
 
 #[derive(Clone, Debug)]
 pub enum LedgerAnswer {
-    /// The position counts from the journal's head until it is written.
+    /// Until the entry is written, the position is relative to the journal's head.
     Accepted(Accepted),
     Refused(Failure),
 }
@@ -102,16 +104,16 @@ pub enum LedgerAnswer {
 /// How long a transaction waits for a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockTimeout {
-    /// Longer than any other lane holds one.
+    /// Longer than any other lane holds a lock.
     Usual,
-    /// Somebody has held one for long that the batch may need.
+    /// Much shorter, for batches that may need a lock which a foreign transaction has held for long.
     Short,
 }
 
-/// What others have locked.
+/// The rows that other transactions have locked.
 pub struct LockedRows {
     pub ids: HashSet<Id>,
-    /// The journal's head, without which nothing can be written.
+    /// Whether the journal's head is locked, without which nothing can be written.
     pub head: bool,
 }
 
@@ -136,7 +138,7 @@ impl Session {
         })
     }
 
-    /// Closes the connection: its state is not known.
+    /// Closes the connection, whose state is unknown.
     pub fn discard(self) {
         drop(Object::take(self.client));
     }
@@ -161,7 +163,7 @@ impl Session {
         self.client.batch_execute("rollback").await
     }
 
-    /// What was answered to these keys.
+    /// The ledger's entries for these keys.
     pub async fn ledger(&self, keys: &[&str]) -> Result<Vec<LedgerEntry>, Error> {
         if keys.is_empty() {
             return Ok(vec![]);
@@ -169,18 +171,18 @@ impl Session {
         self.client.query(&self.ledger, &[&keys]).await?.iter().map(ledger_entry).collect()
     }
 
-    /// Aggregates as they are now, unlocked.
+    /// Reads aggregates without locking them.
     pub async fn peek(&self, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
         self.aggregates(&self.peek, ids).await
     }
 
-    /// Aggregates, locked until the end of the transaction, in the order of their identifiers so that no two batches
-    /// wait for each other.
+    /// Reads aggregates, and locks them until the end of the transaction. All batches lock in the order of the
+    /// identifiers, so that no two of them deadlock.
     pub async fn lock(&self, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
         self.aggregates(&self.lock, ids).await
     }
 
-    /// Those of the aggregates that somebody else has locked.
+    /// Those of the aggregates that other transactions have locked.
     pub async fn locked(&self, ids: &[Id]) -> Result<LockedRows, Error> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let rows = self.client.query(&self.locked, &[&ids]).await?;
@@ -194,7 +196,7 @@ impl Session {
         self.client.query(statement, &[&ids]).await?.iter().map(stored_aggregate).collect()
     }
 
-    /// Those of the claims that somebody holds, and who.
+    /// Those of the claims that are held, each with its holder.
     pub async fn holders(&self, claims: &[Claim]) -> Result<Vec<(Claim, Id)>, Error> {
         if claims.is_empty() {
             return Ok(vec![]);
@@ -211,9 +213,9 @@ impl Session {
             .collect()
     }
 
-    /// Writes aggregates. Fails with a division by zero where one of them, or of those that are only relied on, is not at
-    /// the version at which it is said to be stored, or one is there that should not be; and with a violation of
-    /// uniqueness where another batch was first with an identifier.
+    /// Writes aggregates. Fails with a division by zero if one of them, or one that is only expected, is not at the
+    /// version at which it should be stored, or if one exists that should not; and with a unique violation if another
+    /// batch was first to create one.
     pub async fn store(&self, changes: &Changes) -> Result<(), Error> {
         if changes.is_empty() {
             return Ok(());
@@ -242,7 +244,7 @@ impl Session {
         Ok(())
     }
 
-    /// Gives up what these hold; what another holds stays.
+    /// Releases claims, except those that another aggregate holds by now.
     pub async fn release(&self, claims: &[(Claim, Id)]) -> Result<(), Error> {
         if claims.is_empty() {
             return Ok(());
@@ -253,7 +255,7 @@ impl Session {
         Ok(())
     }
 
-    /// Fails where another batch was first with a claim.
+    /// Takes claims. Fails with a unique violation if another batch was first to take one.
     pub async fn claim(&self, claims: &[(Claim, Id)]) -> Result<(), Error> {
         if claims.is_empty() {
             return Ok(());
@@ -264,8 +266,8 @@ impl Session {
         Ok(())
     }
 
-    /// Takes the journal's head, gives the events the positions behind it and writes them, and what was answered. The
-    /// head is locked from here to the commit.
+    /// Takes the journal's head, and writes the events at the positions that follow it, together with the ledger
+    /// entries. The head is locked from here to the commit.
     pub async fn append(
         &self,
         events: &[EventRow],
@@ -305,12 +307,12 @@ impl Session {
             &command_ids,
             &traces,
         ];
-        let answered: [&(dyn ToSql + Sync); 6] =
+        let ledger_entries: [&(dyn ToSql + Sync); 6] =
             [&keys, &fingerprints, &answered_ids, &answered_versions, &offsets, &failures];
         let statement = if answers.is_empty() {
             &self.append
         } else {
-            parameters.extend(answered);
+            parameters.extend(ledger_entries);
             &self.append_with_ledger
         };
         let row = self.client.query_one(statement, &parameters).await?;
@@ -318,11 +320,11 @@ impl Session {
     }
 }
 
-/// What comes of recording events.
+/// The result of appending events.
 pub struct Appended {
     /// The position before the first event.
     pub base: i64,
-    /// PostgreSQL's identifier of the transaction, to ask for its fate if the connection breaks.
+    /// PostgreSQL's identifier of the transaction, to find out what became of it if the connection is lost.
     pub transaction: String,
 }
 
@@ -366,7 +368,7 @@ const LOCK: &str = "
     order by id
     for update";
 
-/// Each row is locked for the moment of the look. Nobody waits for that long, nor does the look wait for anybody.
+/// Each row that is free is locked for an instant. Nobody has to wait longer than that, and the query never waits.
 const LOCKED: &str = "
     with free as (
         select id
@@ -393,8 +395,8 @@ const BACKEND: &str = "
     from pg_stat_activity
     where pid = pg_backend_pid()";
 
-/// What is relied on stays as it is until the end of the transaction. Statements behind this one are on their way already:
-/// only an error stops them.
+/// Expected aggregates are locked against changes until the end of the transaction. Statements behind this one have
+/// been sent already, so only an error can stop them.
 const STORE: &str = "
     with created as (
         insert into aggregates (id, kind, version, state)
@@ -429,9 +431,10 @@ const CLAIM: &str = "
     select scope, value, id
     from unnest($1::text[], $2::text[], $3::uuid[]) as taken (scope, value, id)";
 
-/// Most batches answer no command that has a key, and leave that part out.
-fn append(answered: bool) -> String {
-    let answered = if answered { ANSWERED } else { "" };
+/// The statement that appends events. The part for the ledger is left out where no command has a key, as in most
+/// batches.
+fn append(with_ledger: bool) -> String {
+    let ledger_entries = if with_ledger { LEDGER_ENTRIES } else { "" };
     format!(
         "with head as (
             update journal_head
@@ -447,12 +450,12 @@ fn append(answered: bool) -> String {
                 $9::text[], $10::text[], $11::text[]
             ) with ordinality as event
                 (aggregate, id, version, type, schema, payload, actor, command_id, traceparent, ordinal)
-        ) {answered}
+        ) {ledger_entries}
         select base, pg_current_xact_id()::text from head"
     )
 }
 
-const ANSWERED: &str = ", answered as (
+const LEDGER_ENTRIES: &str = ", answered as (
             insert into commands (key, request, id, version, position, failure, at)
             select key, request, id, version, head.base + events, failure, $2
             from head, unnest($12::text[], $13::bytea[], $14::uuid[], $15::bigint[], $16::bigint[], $17::json[])

@@ -1,5 +1,6 @@
-//! A lane: one batch at a time. It takes what is waiting, runs it, answers, and takes what has gathered meanwhile; nobody
-//! waits for a batch to fill. What the journal took is acknowledged, and what it did not take is said not to be.
+//! A lane runs one batch at a time: it takes the commands that are waiting, runs them, answers, and takes those that
+//! have arrived meanwhile. No command waits for a batch to fill. A success is answered only after the journal has
+//! committed it, and a failure says whether the command may still have succeeded.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -22,19 +23,19 @@ use crate::{
     state_cache::StateCache,
 };
 
-/// How often a batch is tried again that was too slow for another.
+/// How often a batch is tried in all, when another batch is faster or a connection breaks.
 const MAX_TRIES: usize = 5;
-/// For how many batches a lane loads what it needs after it was wrong: others write the same aggregates.
+/// For how many batches a lane loads the aggregates instead of using its cache, after another writer has changed them.
 const PESSIMISTIC_BATCHES: u32 = 100;
-/// How long the server may take to come back and tell what became of a transaction.
+/// How long to try to find out what became of a transaction in doubt.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same of a server that is silent: its clients have waited for long already.
+/// The same if the server did not respond before, since its clients have already waited for long.
 const RESOLVE_TIMEOUT_UNRESPONSIVE: Duration = Duration::from_secs(2);
-/// How long other lanes may hold what is taken for a stranger's.
+/// How long to wait before checking the locks again: by then other lanes have released theirs.
 const RECHECK_DELAY: Duration = Duration::from_millis(50);
-/// For how long commands are run apart that need what somebody else held up.
+/// How long an aggregate counts as contended after a foreign lock on it has blocked commands.
 const CONTENDED_FOR: Duration = Duration::from_secs(5);
-/// What an event's headers may need of the largest message that the NATS server takes, in bytes.
+/// Bytes of NATS's largest message that are reserved for an event's headers.
 const HEADER_ROOM: usize = 4096;
 
 pub struct Lane {
@@ -43,14 +44,14 @@ pub struct Lane {
     pub postgres: Postgres,
     pub nats: Nats,
     pub handover: Handover,
-    /// The replies on their way out.
+    /// The replies that are being sent.
     pub replies: TaskTracker,
-    /// The lane's own connection, while there is one.
+    /// The lane's own connection, while it has one.
     pub session: Option<Session>,
     pub cache: StateCache,
-    /// For how many more batches what is known is not relied on.
+    /// For how many more batches the cache is not used.
     pub pessimistic_batches: u32,
-    /// What commands needed that were held up by somebody else's lock, and when that was.
+    /// The aggregates on which a foreign lock has recently blocked commands, and when it did.
     pub contended: HashMap<Id, Instant>,
 }
 
@@ -60,7 +61,7 @@ impl Lane {
         while self.step().await {}
     }
 
-    /// One batch; `false` if there will be none any more.
+    /// Runs one batch; returns whether there may be another.
     async fn step(&mut self) -> bool {
         let mut waiting = Vec::new();
         if self.queue.lock().await.recv_many(&mut waiting, self.batch_commands).await == 0 {
@@ -72,13 +73,13 @@ impl Lane {
         true
     }
 
-    /// Runs the commands, in one batch if that goes well. A batch that fails is split, so that one bad command cannot
-    /// take others with it; and so is one that somebody else holds up, so that only those wait whom that concerns. Each
-    /// part is answered as soon as it is done.
+    /// Runs the commands, in one batch if possible. A batch that fails is split, so that one bad command cannot fail
+    /// others with it. Commands that a foreign lock blocks are set apart, so that only they wait for it. The commands
+    /// of each sub-batch are answered as soon as it is done.
     async fn answer(&mut self, commands: &[QueuedCommand], mut requesters: Vec<Option<Requester>>) {
-        let mut left = self.sub_batches(commands);
-        while let Some(sub_batch) = left.pop() {
-            let (indexes, outcomes) = match self.attempt(&sub_batch).await {
+        let mut stack = self.sub_batches(commands);
+        while let Some(sub_batch) = stack.pop() {
+            let (indexes, outcomes) = match self.run_batch(&sub_batch).await {
                 Ok(written) => {
                     if let Some(committed) = written.committed {
                         self.handover.committed(&self.nats, committed).await;
@@ -87,18 +88,18 @@ impl Lane {
                 }
                 Err(BatchError::Locked) => match self.blocked(&sub_batch).await {
                     Ok(blocked) => {
-                        let refused = self.defer_blocked(sub_batch, &blocked, &mut left);
+                        let refused = self.defer_blocked(sub_batch, &blocked, &mut stack);
                         let outcomes = refused.iter().map(|_| Err(locked())).collect();
                         (refused, outcomes)
                     }
-                    Err(error) => self.failed(&error, sub_batch),
+                    Err(error) => self.fail(&error, sub_batch),
                 },
                 Err(error) if sub_batch.commands.len() > 1 && error.may_concern_one_command() => {
-                    tracing::warn!(%error, commands = sub_batch.commands.len(), "a batch failed: split");
-                    left.extend(sub_batch.halves());
+                    tracing::warn!(%error, commands = sub_batch.commands.len(), "a batch failed, splitting it");
+                    stack.extend(sub_batch.halves());
                     continue;
                 }
-                Err(error) => self.failed(&error, sub_batch),
+                Err(error) => self.fail(&error, sub_batch),
             };
             let answered: Vec<_> =
                 indexes.into_iter().zip(outcomes).map(|(index, outcome)| (requesters[index].take(), outcome)).collect();
@@ -112,11 +113,11 @@ impl Lane {
         }
     }
 
-    /// What is run first stands last: commands that need what somebody else has lately held up come after all others.
+    /// The batches to run, as a stack: commands that need a contended aggregate are at the bottom, to run last.
     fn sub_batches<'a>(&mut self, commands: &'a [QueuedCommand]) -> Vec<SubBatch<'a>> {
         self.contended.retain(|_, since| since.elapsed() < CONTENDED_FOR);
         let needs_contended = |QueuedCommand { command, .. }: &QueuedCommand| {
-            // What it refers to is known when it is loaded, and not before.
+            // The references of a stored aggregate are known only once it has been loaded.
             !self.contended.is_empty()
                 && (command.touches_references_of().is_some()
                     || command.touches().iter().any(|id| self.contended.contains_key(id)))
@@ -127,8 +128,8 @@ impl Lane {
         sub_batches.into_iter().filter(|sub_batch| !sub_batch.commands.is_empty()).collect()
     }
 
-    /// Asks which of the commands are held up by somebody else's lock. Before some are refused for it, it must be so still
-    /// when others than strangers have let go.
+    /// Finds out which commands a foreign lock blocks. Commands that would be refused for it are checked twice, so that
+    /// only a lock that outlasts those of other lanes counts.
     async fn blocked(&mut self, sub_batch: &SubBatch<'_>) -> Result<Blocked, BatchError> {
         let mut blocked = self.check_locks(sub_batch).await?;
         if sub_batch.lock_timeout == LockTimeout::Short && blocked.commands.contains(&true) {
@@ -150,73 +151,73 @@ impl Lane {
         blocked
     }
 
-    /// Leaves those that are held up for later, or, where they have waited already, says which are refused. The others go
-    /// on at once.
+    /// Puts the blocked commands back for later; those that have already been put back are refused, and their indexes
+    /// returned. The others are to be run at once.
     fn defer_blocked<'a>(
         &mut self,
         sub_batch: SubBatch<'a>,
         blocked: &Blocked,
-        left: &mut Vec<SubBatch<'a>>,
+        stack: &mut Vec<SubBatch<'a>>,
     ) -> Vec<usize> {
         let SubBatch { indexes, commands, lock_timeout } = sub_batch;
-        tracing::warn!(commands = commands.len(), "somebody else has locked what commands need: the others go on");
+        tracing::warn!(commands = commands.len(), "commands are blocked by a foreign lock, running the others first");
         let all = indexes.into_iter().zip(commands).zip(&blocked.commands);
-        let (blocked_commands, free): (Vec<_>, Vec<_>) = all.partition(|(_, blocked)| **blocked);
-        let [blocked_commands, free] =
-            [blocked_commands, free].map(|commands| commands.into_iter().map(|(command, _)| command).collect());
-        let (blocked_commands, free) =
-            (SubBatch::new(blocked_commands, LockTimeout::Short), SubBatch::new(free, lock_timeout));
+        let (deferred, free): (Vec<_>, Vec<_>) = all.partition(|(_, blocked)| **blocked);
+        let [deferred, free] =
+            [deferred, free].map(|commands| commands.into_iter().map(|(command, _)| command).collect());
+        let (deferred, free) = (SubBatch::new(deferred, LockTimeout::Short), SubBatch::new(free, lock_timeout));
         self.contended.extend(blocked.ids.iter().map(|id| (*id, Instant::now())));
-        if blocked_commands.commands.is_empty() {
-            // It is gone by now, or it is nothing that can be asked for: half of them may not need it.
+        if deferred.commands.is_empty() {
+            // The lock has been released by now, or it is of a kind that cannot be looked up. Perhaps only one half of
+            // the commands needs it.
             match (free.commands.len(), lock_timeout) {
                 (1, LockTimeout::Short) => return free.indexes,
-                (1, LockTimeout::Usual) => left.push(SubBatch { lock_timeout: LockTimeout::Short, ..free }),
-                _ => left.extend(SubBatch { lock_timeout: LockTimeout::Short, ..free }.halves()),
+                (1, LockTimeout::Usual) => stack.push(SubBatch { lock_timeout: LockTimeout::Short, ..free }),
+                _ => stack.extend(SubBatch { lock_timeout: LockTimeout::Short, ..free }.halves()),
             }
             return vec![];
         }
         let refused = match lock_timeout {
-            LockTimeout::Short => blocked_commands.indexes,
+            LockTimeout::Short => deferred.indexes,
             LockTimeout::Usual => {
-                left.push(blocked_commands);
+                stack.push(deferred);
                 vec![]
             }
         };
         if !free.commands.is_empty() {
-            left.push(free);
+            stack.push(free);
         }
         refused
     }
 
-    /// What is answered to commands that could not be run.
-    fn failed(&self, error: &BatchError, sub_batch: SubBatch<'_>) -> (Vec<usize>, Vec<Outcome>) {
+    /// The answers to the commands of a sub-batch that could not be run.
+    fn fail(&self, error: &BatchError, sub_batch: SubBatch<'_>) -> (Vec<usize>, Vec<Outcome>) {
         let failure = self.failure(error, &sub_batch.commands);
         let outcomes = sub_batch.commands.iter().map(|_| Err(failure.clone())).collect();
         (sub_batch.indexes, outcomes)
     }
 
-    /// Runs the commands as one batch, again where a lost race or a broken connection is to blame.
-    async fn attempt(&mut self, sub_batch: &SubBatch<'_>) -> Result<Written, BatchError> {
+    /// Runs the commands as one batch, and again after a lost race or a broken connection.
+    async fn run_batch(&mut self, sub_batch: &SubBatch<'_>) -> Result<Written, BatchError> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let failed = match self.try_once(sub_batch).await {
+            let error = match self.try_once(sub_batch).await {
                 Ok(written) => return Ok(written),
                 Err(error) => error,
             };
-            // It may be what was not written, or not what is stored.
+            // The cache may hold states that were not written, or that are out of date.
             self.cache.clear();
-            match failed {
+            match error {
                 BatchError::Race if tries < MAX_TRIES => {
                     self.pessimistic_batches = PESSIMISTIC_BATCHES;
                     self.roll_back().await;
                 }
                 BatchError::Locked => {
                     self.roll_back().await;
-                    return Err(failed);
+                    return Err(BatchError::Locked);
                 }
-                // A connection may have broken while it lay idle: the next try has a new one.
+                // The connection may have broken while it was idle; the next try opens another.
                 BatchError::ConnectionLost(_) if tries == 1 => self.discard(),
                 BatchError::InDoubt(error, in_doubt) => {
                     self.discard();
@@ -224,13 +225,11 @@ impl Lane {
                     if timed_out {
                         self.postgres.mark_down();
                     }
-                    match self
-                        .resolve(&in_doubt, if timed_out { RESOLVE_TIMEOUT_UNRESPONSIVE } else { RESOLVE_TIMEOUT })
-                        .await
-                    {
+                    let bound = if timed_out { RESOLVE_TIMEOUT_UNRESPONSIVE } else { RESOLVE_TIMEOUT };
+                    match self.resolve(&in_doubt, bound).await {
                         Some(Fate::Committed(base)) => return Ok(in_doubt.decided.written(base)),
                         Some(Fate::RolledBack) if tries < MAX_TRIES && !timed_out => {}
-                        // It answers, and what was too much at once was ended.
+                        // The server responds again and has rolled back: the batch was too much for it.
                         Some(Fate::RolledBack) if timed_out => return Err(BatchError::Slow),
                         Some(Fate::RolledBack) => return Err(BatchError::NoConnection(error)),
                         Some(Fate::Unknown) | None => return Err(BatchError::InDoubt(error, in_doubt)),
@@ -258,7 +257,7 @@ impl Lane {
             && let Some(cached) = batch::from_cache(cache, commands)
         {
             let decided = batch::decide(commands, cached, cache, now, max_event_bytes)?;
-            // What is refused for what is only believed must be looked at.
+            // A refusal may be due to a state that is out of date, so it must be confirmed on loaded states.
             if !decided.changes_nothing() {
                 return batch::write(session, decided, Some(lock_timeout)).await;
             }
@@ -287,9 +286,9 @@ impl Lane {
         }
     }
 
-    /// Asks what became of a transaction whose commit was not answered. `None` if that cannot be told in time.
+    /// Finds out what became of a transaction whose commit was not answered; `None` if that takes longer than `bound`.
     async fn resolve(&self, in_doubt: &InDoubt, bound: Duration) -> Option<Fate> {
-        let asking = async {
+        let resolving = async {
             let mut backoff = runtime::Backoff::default();
             loop {
                 match self.fate(in_doubt).await {
@@ -297,21 +296,22 @@ impl Lane {
                         self.postgres.mark_up();
                         return fate;
                     }
-                    // It is still open: the server has not noticed yet that its client is gone.
+                    // The transaction is still open: the server has not noticed yet that its client is gone.
                     Ok(None) => {}
                     Err(error) => {
                         self.postgres.mark_down();
-                        tracing::debug!(error = format!("{error:#}"), "cannot ask for a transaction's fate yet");
+                        tracing::debug!(error = format!("{error:#}"), "cannot resolve a transaction in doubt yet");
                     }
                 }
                 self.refuse_waiting();
                 backoff.wait().await;
             }
         };
-        timeout(bound, asking).await.ok()
+        timeout(bound, resolving).await.ok()
     }
 
-    /// Those that came before the server went away must not wait for what becomes of others.
+    /// Refuses the commands in the queue while the server is down: they must not wait until the transaction is
+    /// resolved.
     fn refuse_waiting(&self) {
         if self.postgres.is_up() {
             return;
@@ -328,7 +328,7 @@ impl Lane {
         let first = decided.first_event().map(|(id, version)| i64::try_from(version).map(|version| (id, version)));
         let first = first.transpose()?;
         let Some(transaction) = transaction else {
-            // Once the process that had it is gone, what it has not written it will not write.
+            // Once its server process has ended, a transaction that has not committed will never commit.
             let ended = with_timeout(client.query(END, &[&backend.pid, &backend.started])).await?;
             let Some((id, version)) = first else { return Ok(Some(Fate::Unknown)) };
             if !ended.is_empty() {
@@ -351,11 +351,11 @@ impl Lane {
         Ok(Some(Fate::Committed(base.try_get(0)?)))
     }
 
-    /// What is said of commands that could not be run, after it has been logged.
+    /// Logs why commands could not be run, and returns the failure to answer with.
     fn failure(&self, error: &BatchError, commands: &[&QueuedCommand]) -> Failure {
         match error {
             BatchError::Slow => {
-                tracing::error!(%error, commands = commands.len(), "a command failed");
+                tracing::error!(%error, commands = commands.len(), "a batch failed");
                 Failure::new(Code::Unavailable, "the journal's database took too long; nothing was changed")
             }
             BatchError::NoConnection(_) | BatchError::ConnectionLost(_) => {
@@ -380,7 +380,7 @@ impl Lane {
     }
 }
 
-/// Commands that are run together, by their places among all that were taken.
+/// Commands that are run as one batch, with their indexes among all commands that were taken from the queue.
 struct SubBatch<'a> {
     indexes: Vec<usize>,
     commands: Vec<&'a QueuedCommand>,
@@ -393,7 +393,7 @@ impl<'a> SubBatch<'a> {
         Self { indexes, commands, lock_timeout }
     }
 
-    /// The first half stands last, to be run first.
+    /// Splits the sub-batch. The first half comes second: it is on top of the stack, and so runs first.
     fn halves(mut self) -> [Self; 2] {
         let half = self.commands.len() / 2;
         let (indexes, commands) = (self.indexes.split_off(half), self.commands.split_off(half));
@@ -409,27 +409,28 @@ fn locked() -> Failure {
     Failure::new(Code::Overloaded, "somebody else has locked what the command needs; nothing was changed: try again")
 }
 
+/// What became of a transaction.
 enum Fate {
-    /// With the position before the batch's first event.
+    /// Committed, with the position before the batch's first event.
     Committed(i64),
     RolledBack,
-    /// It cannot be told.
+    /// This cannot be found out.
     Unknown,
 }
 
-/// The position before an event's.
+/// The position before that of an event.
 const BEFORE: &str = "select position - 1 from events where id = $1 and version = $2";
 
-/// Ends a process of the server, if it is there still.
+/// Ends a server process if it is still running.
 const END: &str = "
     select pg_terminate_backend(pid)
     from pg_stat_activity
     where pid = $1 and backend_start::text = $2";
 
-/// The lane's connection, a new one if there is none.
+/// The lane's connection; opens one if there is none.
 async fn connected<'a>(postgres: &Postgres, session: &'a mut Option<Session>) -> Result<&'a Session, BatchError> {
     if !postgres.is_up() {
-        return Err(BatchError::NoConnection(anyhow!("the server is away")));
+        return Err(BatchError::NoConnection(anyhow!("the server is down")));
     }
     let open = match session.take().filter(|session| !session.is_lost()) {
         Some(session) => session,
@@ -442,11 +443,11 @@ async fn connected<'a>(postgres: &Postgres, session: &'a mut Option<Session>) ->
 }
 
 impl BatchError {
-    /// Whether one command may be to blame, rather than the server.
+    /// Whether a single command may be the cause, rather than the server.
     fn may_concern_one_command(&self) -> bool {
         match self {
             Self::Race | Self::Slow | Self::Fault(_) => true,
-            // Asking tells which.
+            // The locks are looked up instead, which tells the blocked commands from the others.
             Self::Locked => false,
             Self::NoConnection(_) | Self::ConnectionLost(_) | Self::InDoubt(..) => false,
         }

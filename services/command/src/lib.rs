@@ -1,5 +1,21 @@
-//! The command service: it takes commands, decides them, and writes what happened to the journal in PostgreSQL, from
-//! where the relay publishes it to the stream. It alone touches PostgreSQL.
+//! The command service takes commands, decides them, and writes what happened to the journal in PostgreSQL, from
+//! where the relay publishes it to the stream. It is the only service that uses PostgreSQL.
+//!
+//! One command, `cmd.order.create`, passes through these files:
+//!
+//! 1. `intake` parses the request and puts it into the bounded queue, or refuses it at once.
+//! 2. A `lane` takes what is waiting, as one batch, and retries, splits or refuses what fails.
+//! 3. `batch` decides the batch's commands one after the other, on aggregates from `state_cache` or from the
+//!    database, and writes states, claims, ledger entries and events in one transaction.
+//! 4. `journal` has the SQL of that transaction. Its last statement takes the journal's head, and with it the
+//!    positions.
+//! 5. Once it has committed, the lane answers the requesters, and passes the events to the `handover`, which keeps
+//!    them in memory for the relay of the same replica, or wakes the relay in another.
+//! 6. The `relay` publishes the events to the stream in the order of their positions. `outbox` turns them into
+//!    messages; what did not come through the handover, it reads from the journal.
+//!
+//! `ledger` drops old entries of the command ledger, `migrations` keep the schema up to date, and `postgres`
+//! knows whether the server is up.
 
 mod batch;
 mod config;
@@ -35,15 +51,15 @@ use postgres::Postgres;
 use relay::Relay;
 use state_cache::StateCache;
 
-/// How long a migration may take, before it is tried again: a server that hangs says nothing.
+/// How long a migration may take before it is tried again, since a server that hangs sends no error.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(1_800);
 
-/// Serves commands until `shutdown`; then takes no more, finishes what was taken, and returns.
+/// Serves commands until `shutdown`; then accepts no more, finishes those that were accepted, and returns.
 ///
 /// # Errors
-/// If the configuration is wrong. A server that is away is waited for.
+/// If the configuration is wrong. Servers that are down are waited for.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
-    // Boxed, the service is compiled here, once, and not again in every program that runs it.
+    // Boxed, the service's future is compiled once, in this crate, and not again in every program that runs it.
     Box::pin(async move {
         serve_again(&config.nats, "command", &shutdown, || Box::pin(serve_until(config.clone(), shutdown.clone())))
             .await
@@ -51,7 +67,7 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    // A lane has one connection; another asks for a transaction's fate, a third sweeps the ledger.
+    // Each lane has one connection. One more is for resolving transactions in doubt, and one for sweeping the ledger.
     let postgres = Postgres::new(&config.postgres_url()?, usize::from(config.lanes) + 2)?;
     let nats = Nats::connect(&config.nats, "command").await?;
     let starting = async {
@@ -64,7 +80,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         None => return Ok(()),
     }
 
-    // What has not ended by the deadline ends with these: it must not go on beside a service that begins anew.
+    // Dropping the sets aborts the tasks that have not ended by the deadline: they must not run beside a restarted
+    // service.
     let (mut background, mut lanes) = (JoinSet::new(), JoinSet::new());
     let stop_background = CancellationToken::new();
     let handover = Handover::default();
@@ -107,18 +124,18 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     drop(ready);
     let stopping = async {
         service.stop().await;
-        // The endpoints held the queue's senders: the lanes end when they have taken the last command.
+        // The endpoints held the queue's senders, so the lanes end once they have taken the last command.
         while lanes.join_next().await.is_some() {}
         replies.close();
         replies.wait().await;
-        // The relay publishes what the lanes have committed last.
+        // The relay still publishes what the lanes have committed last.
         stop_background.cancel();
         while background.join_next().await.is_some() {}
         service.close().await;
         nats.close().await;
     };
     if timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
-        tracing::warn!("stopped before everything was finished: the deadline has passed");
+        tracing::warn!("the shutdown deadline has passed: stopped before everything was finished");
     }
     ended
 }
@@ -126,7 +143,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
 /// Brings the database's schema up to date.
 ///
 /// # Errors
-/// If a migration fails. A server that is away is waited for.
+/// If a migration fails. A server that is down is waited for.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     prepare(&Postgres::new(&config.postgres_url()?, 1)?).await
 }
@@ -138,7 +155,7 @@ async fn prepare(postgres: &Postgres) -> anyhow::Result<()> {
         match timeout(MIGRATION_TIMEOUT, migrations::migrate(&mut client)).await {
             Ok(Err(error)) if postgres::is_lost(&error) => {}
             Ok(migrated) => return Ok(migrated?),
-            // Its connection is of no more use: the server may still be at it.
+            // The connection cannot be reused: the server may still be busy with the migration.
             Err(_) => drop(Object::take(client)),
         }
     }

@@ -1,4 +1,5 @@
-//! The journal as the relay reads it: events as the messages that they are in the stream, always the same to the byte.
+//! The outbox is the journal as the relay reads it: events as the messages that the stream stores, always byte for
+//! byte the same, whether they were handed over or read.
 
 use std::time::SystemTime;
 
@@ -11,12 +12,12 @@ use wire::{Envelope, Subjects, event_headers};
 
 use crate::{handover::Committed, journal::unsigned};
 
-/// Events that are read at once at most.
+/// The largest number of events that are read at once.
 const MOST_EVENTS: i64 = 500;
-/// Bytes of payload that are read at once, but for a single event that has more.
+/// Bytes of payload that are read at once; a single event may have more.
 const MOST_BYTES: i64 = 4 << 20;
 
-/// An event on its way into the stream.
+/// An event as a message for the stream.
 #[derive(Debug)]
 pub struct OutgoingEvent {
     pub position: u64,
@@ -26,7 +27,7 @@ pub struct OutgoingEvent {
 }
 
 impl OutgoingEvent {
-    /// Whether the stream's message is this event. The headers that steered its publishing do not count.
+    /// Whether the stream's message is this event. Headers that only controlled its publishing are ignored.
     pub fn matches(&self, message: &StreamMessage) -> bool {
         let same = |name: &async_nats::HeaderName| self.headers.get(name.clone()) == message.headers.get(name.clone());
         *self.subject == *message.subject
@@ -35,7 +36,7 @@ impl OutgoingEvent {
     }
 }
 
-/// What all of a journal's messages have in common.
+/// What all messages of one journal have in common.
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// The journal's identity.
@@ -62,7 +63,7 @@ pub async fn read(client: &Client, origin: &Origin, after: u64) -> Result<Vec<Ou
     rows.iter().map(|row| outgoing(row, origin)).collect()
 }
 
-/// Events as they were committed in this replica: the same messages as if they were read.
+/// Converts events that this replica has committed to the same messages as if they had been read.
 pub fn from_committed(committed: Committed, origin: &Origin) -> impl Iterator<Item = OutgoingEvent> {
     let Committed { at, events, after } = committed;
     (after + 1..).zip(events).map(move |(position, event)| {

@@ -1,11 +1,11 @@
-//! The relay: it publishes the journal to the stream, so that an event's position is its stream sequence. It stores
-//! nothing: the journal is the outbox, and the stream's last sequence is the cursor. Every message demands of the server
-//! that the stream's last sequence is the one before its position: so the server refuses a second relay, and all that
-//! follows a message which did not arrive, and nothing is lost, doubled or out of order.
+//! The relay publishes the journal to the stream, so that an event's position is its stream sequence. It stores
+//! nothing: the journal is the outbox, and the stream's last sequence is the cursor. Every message tells the server
+//! to accept it only if the stream's last sequence is the one before its position. So the server rejects a second
+//! relay, and everything behind a message that was lost, and no event is lost, duplicated or out of order.
 //!
-//! That demand alone would be met by a foreign message in the place of ours too: ours is refused then, and the next one
-//! taken. So every message is acknowledged, not only the last of many, and what was on its way when something went wrong
-//! is compared with the journal before anything more is published.
+//! That condition alone could be met by a foreign message in the place of one of ours: ours would be rejected, and
+//! the next one accepted. So every message is acknowledged, not only the last of many, and after any failure the
+//! messages that were in flight are compared with the journal before anything more is published.
 
 use std::time::Duration;
 
@@ -33,16 +33,16 @@ use crate::{
     postgres::{self, Postgres, with_timeout},
 };
 
-/// Any number, the same for all replicas: who holds this lock of the database runs the relay.
+/// The key of the database's advisory lock: the replica that holds it runs the relay. An arbitrary number.
 const LOCK: i64 = 0x0072_656c_6179;
-/// How often a replica that does not run the relay asks whether it should.
+/// How often a replica that does not run the relay tries to take the lock.
 const STANDBY_POLL: Duration = Duration::from_secs(1);
 
-/// Messages on their way at most. Those that a server has not stored yet it holds in memory.
+/// The largest number of messages in flight. The server holds those in memory that it has not stored yet.
 const IN_FLIGHT: u64 = 2_000;
 /// How long the stream may take to acknowledge a message.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Messages that are fetched at the same time to be compared.
+/// How many messages are fetched at the same time to be compared with the journal.
 const COMPARE_CONCURRENCY: usize = 64;
 
 pub struct Relay {
@@ -51,39 +51,39 @@ pub struct Relay {
     jetstream: Context,
     handover: Handover,
     postgres: Postgres,
-    /// The last position that the stream has acknowledged to this replica.
+    /// The last position for which this replica has received the stream's acknowledgement.
     acknowledged: u64,
-    /// How often the connection to NATS had been lost when this replica began to lead: after another loss,
-    /// acknowledgements are missing.
+    /// How often the connection to NATS had been lost when this replica began to lead. After another loss,
+    /// acknowledgements may be missing.
     losses: u64,
 }
 
-/// The stream as the relay believes it to be when it will have taken all that is on its way.
+/// The state of the stream as the relay knows it.
 struct StreamState {
     origin: Origin,
     last: u64,
     acknowledged: u64,
-    /// There may be more in the journal that is not handed over.
+    /// Whether the journal may have further events that are not handed over.
     is_behind: bool,
     inbox: Subject,
     acknowledgements: Subscriber,
 }
 
 impl StreamState {
-    /// Notes that the next message was taken.
+    /// Processes the acknowledgement of the next message.
     fn acknowledge(&mut self, reply: &Message) -> anyhow::Result<()> {
         let position = self.acknowledged + 1;
-        ensure!(reply.status != Some(StatusCode::NO_RESPONDERS), "there is no stream any more");
+        ensure!(reply.status != Some(StatusCode::NO_RESPONDERS), "the stream does not exist any more");
         match serde_json::from_slice(&reply.payload).context("the stream's acknowledgement cannot be read")? {
             Response::Ok(PublishAck { sequence, .. }) if sequence == position => self.acknowledged = position,
-            Response::Ok(PublishAck { sequence, .. }) => bail!("the stream took event {position} at {sequence}"),
-            Response::Err { error } => bail!("the stream did not take event {position}: {error}"),
+            Response::Ok(PublishAck { sequence, .. }) => bail!("the stream stored event {position} at {sequence}"),
+            Response::Err { error } => bail!("the stream rejected event {position}: {error}"),
         }
         Ok(())
     }
 }
 
-/// Why the relay publishes nothing: somebody's mistake, which only a person can mend.
+/// Why the relay publishes nothing: an operating mistake, which only a person can correct.
 #[derive(Debug, thiserror::Error)]
 pub enum Misaligned {
     #[error(
@@ -93,7 +93,7 @@ pub enum Misaligned {
     Ahead { stream: u64, journal: u64 },
     #[error(
         "the stream's message {0} is not the journal's event {0}: somebody else has published into the stream, or it is \
-         another journal's, or an older version's. Delete the stream, and it will be made anew from the journal"
+         another journal's, or an older version's. Delete the stream: it is then recreated from the journal"
     )]
     Foreign(u64),
 }
@@ -104,7 +104,7 @@ impl Relay {
         Self { config, nats, jetstream, handover, postgres, acknowledged: 0, losses: 0 }
     }
 
-    /// Runs until `stop`, and then until the stream has all that the journal has, if that can be reached.
+    /// Runs until `stop`, and then, if possible, until the stream has all events of the journal.
     pub async fn run(mut self, stop: CancellationToken) {
         let (mut backoff, mut log_throttle) = (Backoff::default(), LogThrottle::default());
         while !stop.is_cancelled() {
@@ -119,8 +119,8 @@ impl Relay {
             let reason = format!("{failed:#}");
             if log_throttle.is_due(&reason) {
                 match failed.downcast_ref::<Misaligned>() {
-                    Some(_) => tracing::error!(%reason, "the relay has stopped and publishes nothing"),
-                    None => tracing::warn!(%reason, "the relay was interrupted, trying again"),
+                    Some(_) => tracing::error!(%reason, "the relay has stopped: it publishes no events"),
+                    None => tracing::warn!(%reason, "the relay was interrupted, retrying"),
                 }
             }
             stop.run_until_cancelled(backoff.wait()).await;
@@ -134,7 +134,7 @@ impl Relay {
         backoff: &mut Backoff,
         log_throttle: &mut LogThrottle,
     ) -> anyhow::Result<()> {
-        // Whoever does not hear NATS must not keep the relay from a replica that does.
+        // A replica without a connection to NATS must not keep the lock from one that has one.
         if stop.run_until_cancelled(self.nats.up()).await.is_none() {
             return Ok(());
         }
@@ -148,7 +148,7 @@ impl Relay {
         let mut committed = self.nats.client.subscribe(self.nats.subjects.committed()).await?;
         let inbox = Subject::from(self.nats.client.new_inbox());
         let acknowledgements = self.nats.client.subscribe(inbox.clone()).await?;
-        // Before the journal is read: what is committed afterwards is handed over.
+        // This comes before the journal is read, so that events which are committed afterwards are handed over.
         self.handover.set_relay_is_here(true);
         let origin = with_timeout(Origin::read(&client, &self.nats.subjects)).await?;
         let last = self.while_connected(self.align(&client, &origin)).await?;
@@ -189,7 +189,7 @@ impl Relay {
         }
     }
 
-    /// Publishes what there is.
+    /// Publishes all events that there are.
     async fn publish_all(&mut self, client: &Client, stream: &mut StreamState) -> anyhow::Result<()> {
         loop {
             match self.handover.next(stream.last) {
@@ -201,7 +201,7 @@ impl Relay {
                 next @ (Next::InJournal | Next::Nothing) => {
                     let read = with_timeout(outbox::read(client, &stream.origin, stream.last)).await?;
                     let is_missing = matches!(next, Next::InJournal) && read.is_empty();
-                    ensure!(!is_missing, "the journal has nothing after position {}, and later events", stream.last);
+                    ensure!(!is_missing, "the journal has no event {}, but later ones", stream.last + 1);
                     stream.is_behind = !read.is_empty();
                     self.publish(read, stream).await?;
                 }
@@ -209,7 +209,7 @@ impl Relay {
         }
     }
 
-    /// Publishes messages, each behind the one before, as far as so many may be on their way.
+    /// Publishes events, each on the condition that the one before it is the stream's last.
     async fn publish(&mut self, outgoing: Vec<OutgoingEvent>, stream: &mut StreamState) -> anyhow::Result<()> {
         for OutgoingEvent { position, subject, mut headers, payload } in outgoing {
             while stream.last - stream.acknowledged >= IN_FLIGHT {
@@ -224,7 +224,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Waits until the stream has taken something more of what is on its way. Nothing is lost if the call is cancelled.
+    /// Waits until the stream has acknowledged at least one more message. Cancelling the call loses nothing.
     async fn acknowledged(&mut self, stream: &mut StreamState) -> anyhow::Result<()> {
         let first = tokio::select! {
             biased;
@@ -241,7 +241,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Asks something of NATS; where the connection is lost meanwhile, there will be no answer to wait for.
+    /// Waits for an answer from NATS, which will never come if the connection is lost meanwhile.
     async fn while_connected<T>(&self, asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         tokio::select! {
             answer = asked => answer,
@@ -249,22 +249,24 @@ impl Relay {
         }
     }
 
-    /// The stream's last sequence, after making sure that the stream is there and that it is this journal's.
+    /// Makes sure that the stream exists and is this journal's; returns its last sequence.
     async fn align(&self, client: &Client, origin: &Origin) -> anyhow::Result<u64> {
-        let stream = self.jetstream.get_or_create_stream(self.stream_config()).await.context("no stream")?;
+        let created = self.jetstream.get_or_create_stream(self.stream_config()).await;
+        let stream = created.context("the stream cannot be looked up or created")?;
         let last = stream.get_info().await?.state.last_sequence;
         let journal = with_timeout(outbox::head(client)).await?;
         if last > journal {
             return Err(Misaligned::Ahead { stream: last, journal }.into());
         }
-        // Behind a foreign message there can be no more of ours than were on their way together. What was acknowledged
-        // here need not be looked at again, but for the last; unless the stream is another by now, and shorter.
+        // At most as many of our messages as were in flight can follow a foreign one. Those that were acknowledged to
+        // this replica need not be compared again, except the last, unless the stream is shorter now and so another
+        // one.
         let sound = if last < self.acknowledged { 0 } else { self.acknowledged };
         let mut compared = sound.min(last.saturating_sub(1)).max(last.saturating_sub(IN_FLIGHT));
         while compared < last {
             let mut recorded = with_timeout(outbox::read(client, origin, compared)).await?;
             recorded.retain(|recorded| recorded.position <= last);
-            compared = recorded.last().context("the journal lacks what the stream has")?.position;
+            compared = recorded.last().context("the stream has events that the journal does not have")?.position;
             for some in recorded.chunks(COMPARE_CONCURRENCY) {
                 try_join_all(some.iter().map(|recorded| compare(&stream, recorded))).await?;
             }
@@ -272,14 +274,14 @@ impl Relay {
         Ok(last)
     }
 
-    /// Nothing has happened for a while: something may have been committed unheard, the stream may have been deleted, or
-    /// somebody may have written into it.
+    /// Checks the stream after a while without events: an event may have been committed without the relay being
+    /// woken, the stream may have been deleted, or somebody may have published into it.
     async fn check_stream(&self, client: &Client, stream: &mut StreamState) -> anyhow::Result<()> {
         stream.is_behind = true;
         let found = self.jetstream.get_stream_no_info(&self.config.nats.stream).await?;
         let unchanged = found.get_info().await.is_ok_and(|info| info.state.last_sequence == stream.last);
         if !unchanged {
-            tracing::warn!(position = stream.last, "the stream is not where the relay left it");
+            tracing::warn!(position = stream.last, "the stream has changed since the relay last published to it");
             stream.last = self.align(client, &stream.origin).await?;
             stream.acknowledged = stream.last;
         }
@@ -295,7 +297,7 @@ impl Relay {
             discard: DiscardPolicy::New,
             storage: StorageType::File,
             num_replicas: self.config.stream_replicas,
-            // Without these, a hole could come between two positions.
+            // Deleting or purging messages would leave a gap between two positions.
             deny_delete: true,
             deny_purge: true,
             ..StreamConfig::default()
@@ -305,7 +307,7 @@ impl Relay {
     async fn connect(&self) -> anyhow::Result<Client> {
         let settings = postgres::settings(&self.config.postgres_url()?)?;
         let (client, connection) = with_timeout(settings.connect(NoTls)).await?;
-        // It ends with the client, or makes the client's next statement fail.
+        // The task ends with the client. If it fails, so does the client's next statement.
         tokio::spawn(connection);
         Ok(client)
     }

@@ -1,21 +1,26 @@
-//! Aggregates as this lane has lately loaded or written them, so that the next batch is decided without loading them
-//! again. Another lane or replica may have changed them since: whoever relies on it demands the versions when writing.
+//! A lane's cache of the aggregates that it has recently loaded or written, so that it can decide its next batch
+//! without loading them. Another lane or replica may have changed them since: whoever decides on cached states must
+//! check their versions when writing.
+//!
+//! The cache has two ages. When the young half is full it becomes the old half, and the old one is dropped; an
+//! aggregate that is used moves back to the young half. So it approximates an LRU cache without a list to maintain.
 
 use std::collections::HashMap;
 
 use domain::{Id, State};
 
-/// Bytes of states that are kept lately, as JSON. In memory there are twice as many at most, each about as large.
+/// Bytes of JSON that the young half holds at most. Both halves together hold twice as much, and take about as much
+/// memory.
 const BYTES: usize = 4 << 20;
-/// What an aggregate costs beyond its state, roughly.
+/// The approximate memory that an aggregate needs in addition to its state, in bytes.
 const AGGREGATE_BYTES: usize = 128;
 
 #[derive(Default)]
 pub struct StateCache {
     young: HashMap<Id, CachedAggregate>,
-    /// Of `lately`.
+    /// The size of `young`.
     bytes: usize,
-    /// What was not used since `lately` was begun.
+    /// Aggregates that have not been used since `young` was started.
     old: HashMap<Id, CachedAggregate>,
 }
 
@@ -23,7 +28,7 @@ pub struct StateCache {
 pub struct CachedAggregate {
     pub version: u64,
     pub state: State,
-    /// The state's, as JSON.
+    /// The size of the state as JSON.
     pub bytes: usize,
 }
 
@@ -41,7 +46,7 @@ impl StateCache {
     }
 
     pub fn insert(&mut self, id: Id, aggregate: CachedAggregate) {
-        // So that it is there once.
+        // It must not be in both halves.
         self.take(id);
         self.bytes += aggregate.bytes + AGGREGATE_BYTES;
         self.young.insert(id, aggregate);
@@ -69,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_bounded_and_what_was_used_lately_stays() {
+    fn the_cache_is_bounded_and_keeps_what_was_used_recently() {
         let mut cache = StateCache::default();
         cache.insert(id(0), aggregate(100));
         for n in 1..1_000 {
@@ -84,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn an_aggregate_is_known_as_it_was_kept_last() {
+    fn an_aggregate_is_cached_as_it_was_inserted_last() {
         let mut cache = StateCache::default();
         cache.insert(id(1), aggregate(BYTES));
         cache.insert(id(1), CachedAggregate { version: 2, ..aggregate(10) });

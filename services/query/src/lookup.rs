@@ -1,8 +1,9 @@
-//! Documents by their ids, or by another key. Those that are asked for at the same time share one `find`; one that is asked for alone is
-//! fetched at once: nobody waits for a batch to fill, only for one of the few finds in flight to come back.
+//! Lookups find documents by their ids, or by another unique key. Those that wait at the same time share one `find`.
+//! A lookup that comes alone is sent at once: nothing waits for a batch to fill, only for one of the few finds in
+//! flight to return.
 //!
-//! A find takes requests that were queued before it started, and their positions were known by then: it shows at least
-//! what they say.
+//! A find serves only requests that were queued before it started. Their view positions were known by then, so it shows
+//! at least everything up to the position that each reply states.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,9 +26,9 @@ use crate::{
     store::{MAX_TIME, Store},
 };
 
-/// Finds of one view in flight. The second uses the round trip of the first; more make the batches small.
+/// Finds in flight for one view. The second uses the round trip of the first; more would make the batches small.
 const MAX_FINDS: usize = 2;
-/// Keys in one find at most.
+/// The largest number of keys in one find.
 const BATCH: usize = 256;
 
 /// A request for one document.
@@ -35,13 +36,13 @@ pub struct LookupRequest {
     pub request: Request,
     pub noun: &'static str,
     pub key: Key,
-    /// The view as it was when the request was queued.
+    /// The view's generation and position when the request was queued.
     pub view_position: ViewPosition,
-    /// Held until the reply is out.
+    /// Counts the request as in flight until its reply has been sent.
     pub permit: OwnedSemaphorePermit,
 }
 
-/// The lookups in one view.
+/// The lookups in one view, which are batched together.
 pub struct Lookup {
     view: &'static str,
     store: Store,
@@ -53,7 +54,7 @@ pub struct Lookup {
 #[derive(Default)]
 struct Queue {
     requests: VecDeque<LookupRequest>,
-    /// Tasks that take from the queue until it is empty.
+    /// The number of tasks that take from the queue until it is empty.
     finds: usize,
 }
 
@@ -64,7 +65,7 @@ impl Lookup {
         Self { view, store, max_reply_bytes, tasks, queue: Mutex::default() }
     }
 
-    /// Sees to it that the request is answered.
+    /// Makes sure that the request will be answered; does not wait for the answer.
     pub fn add(self: &Arc<Self>, wanted: LookupRequest) {
         let mut queue = self.queue();
         queue.requests.push_back(wanted);
@@ -76,14 +77,15 @@ impl Lookup {
 
     async fn work(self: Arc<Self>) {
         while let Some((view_position, batch)) = self.take() {
-            let found = self.find(view_position, &batch).await;
+            let found = self.find(view_position.generation, &batch).await;
             for wanted in batch {
                 self.answer(wanted, &found).await;
             }
         }
     }
 
-    /// Takes what waits, as far as it is for the same field of the same generation. If nothing waits, the task has ended.
+    /// Takes the waiting requests up to the first for another field or generation. If none wait, counts the calling
+    /// task as ended.
     fn take(&self) -> Option<(ViewPosition, Vec<LookupRequest>)> {
         let mut queue = self.queue();
         let Some(LookupRequest { view_position, key, .. }) = queue.requests.front() else {
@@ -98,11 +100,11 @@ impl Lookup {
         Some((view_position, queue.requests.drain(..count).collect()))
     }
 
-    /// The documents of a batch as JSON, by key; what is not there is left out.
-    async fn find(&self, view_position: ViewPosition, batch: &[LookupRequest]) -> Result<Found, Failure> {
+    /// The documents of a batch as JSON, by key. Keys without a document are missing from the result.
+    async fn find(&self, generation: i32, batch: &[LookupRequest]) -> Result<Found, Failure> {
         let Some(LookupRequest { key: Key { field, .. }, .. }) = batch.first() else { return Ok(Found::new()) };
-        let collection = self.store.collection(self.view, view_position);
-        // One more than can come: the server then sees the end, and keeps no cursor.
+        let collection = self.store.collection(self.view, generation);
+        // One more than there can be: so the server sees that the result has ended, and keeps no cursor.
         let batch_size = u32::try_from(batch.len() + 1).unwrap_or(u32::MAX);
         let find = collection.find(any_of(field, batch)).batch_size(batch_size).max_time(MAX_TIME).batch();
         let mut replies = self.store.read(self.view, find).await?;
@@ -131,14 +133,14 @@ impl Lookup {
             Ok(found) => match found.get(&key.value) {
                 Some(Ok(body)) => Ok(Reply { position: view_position.position, body: body.clone() }),
                 Some(Err(failure)) => Err(failure.clone()),
-                None => Err(reply::not_found(noun, &key, view_position)),
+                None => Err(reply::not_found(noun, &key, view_position.position)),
             },
         };
         request.respond(response).await;
         drop(permit);
     }
 
-    /// Nothing that holds this lock can leave the queue half changed.
+    /// A panic cannot poison the queue: no code that holds this lock can leave the queue half changed.
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,7 +148,7 @@ impl Lookup {
 
 fn any_of(field: &str, batch: &[LookupRequest]) -> Document {
     match batch {
-        // The server has a shorter way for a single id.
+        // MongoDB has a faster plan for a single value than for `$in`.
         [LookupRequest { key, .. }] => doc! { field: &key.value },
         batch => {
             let mut values: Vec<&str> = batch.iter().map(|wanted| wanted.key.value.as_str()).collect();

@@ -1,9 +1,9 @@
-//! How far each view is, as this replica knows it: it hears the checkpoints that are announced, and looks them up in
-//! MongoDB besides, since an announcement can be missed.
+//! The positions of the views as this replica knows them. It subscribes to the announced checkpoints, and also reads
+//! the stored ones periodically, since an announcement can be missed.
 //!
-//! A position is known only after its transaction was committed by a majority, and so never runs ahead of what a read
-//! that starts afterwards shows. It does not go backward, except that another generation begins where its own
-//! checkpoint is.
+//! A position becomes known only after a majority has committed its transaction, so it never runs ahead of what a read
+//! that starts afterwards shows. Within a generation it never goes backwards; a new generation starts at its own
+//! checkpoint.
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
@@ -26,17 +26,17 @@ use crate::{
     store::{SELECTION, Store},
 };
 
-/// Between two looks at the checkpoints: how long an announcement that was missed delays a query.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the stored checkpoints are read, which is how long a missed announcement can delay a query.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The generation of a view that serves queries, and how far it is.
+/// The generation of a view that serves queries, and the position that it has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewPosition {
     pub generation: i32,
     pub position: u64,
 }
 
-/// Nothing while the view has not been built.
+/// The position of one view; `None` until the view has been built.
 pub type PositionReceiver = watch::Receiver<Option<ViewPosition>>;
 
 /// The positions of all views.
@@ -46,50 +46,50 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// Follows a view.
+    /// A receiver of the view's position.
     pub fn of(&mut self, view: &'static str) -> PositionReceiver {
         self.views.entry(view).or_default().subscribe()
     }
 
-    /// Hears announcements for as long as the subscription lasts.
+    /// Applies announced checkpoints for as long as the subscription lasts.
     pub async fn listen(self, subjects: Subjects, mut announcements: Subscriber) {
         while let Some(message) = announcements.next().await {
             let position = std::str::from_utf8(&message.payload).ok().and_then(|text| text.parse().ok());
             if let (Some(view), Some(position)) = (subjects.parse_checkpoint(&message.subject), position) {
-                self.announced(view, position);
+                self.advance(view, position);
             }
         }
     }
 
-    /// Waits until the checkpoints can be read for the first time.
-    pub async fn wait_for_first_poll(&self, store: &Store) {
+    /// Waits until the stored checkpoints have been read for the first time.
+    pub async fn wait_for_first_refresh(&self, store: &Store) {
         let (mut backoff, mut log_throttle) = (Backoff::default(), LogThrottle::default());
-        while let Err(error) = self.poll(store).await {
+        while let Err(error) = self.refresh(store).await {
             if log_throttle.is_due(kind_of(&error)) {
                 let server = &*store.address;
-                tracing::warn!(server, reason = %error.kind, "no connection to MongoDB (MONGODB_URL), trying again");
+                tracing::warn!(server, reason = %error.kind, "cannot connect to MongoDB (MONGODB_URL), retrying");
             }
             backoff.wait().await;
         }
         store.mark_up();
     }
 
-    /// Looks at the checkpoints for ever. This is also what notices that MongoDB is back.
-    pub async fn keep_polling(self, store: Store) {
+    /// Reads the stored checkpoints for ever. This is also how the service notices that MongoDB is back.
+    pub async fn keep_refreshing(self, store: Store) {
         let mut changes = store.changes();
         loop {
-            match self.poll(&store).await {
+            match self.refresh(&store).await {
                 Ok(()) => store.mark_up(),
                 Err(error) => store.mark_down(&error),
             }
             changes.mark_unchanged();
-            // A read that failed is a reason to look at once: it may have been its connection only.
-            let _ = timeout(POLL_INTERVAL, changes.changed()).await;
+            // A read that failed is a reason to refresh at once: perhaps only its own connection was broken.
+            let _ = timeout(REFRESH_INTERVAL, changes.changed()).await;
         }
     }
 
-    /// One look.
-    async fn poll(&self, store: &Store) -> Result<(), Error> {
+    /// Reads the stored checkpoints once.
+    async fn refresh(&self, store: &Store) -> Result<(), Error> {
         let stored = async {
             let serving: Vec<Serving> = all(store.database().collection(layout::VIEWS)).await?;
             let checkpoints: Vec<Checkpoint> = all(store.database().collection(layout::CHECKPOINTS)).await?;
@@ -106,30 +106,30 @@ impl Positions {
         Ok(())
     }
 
-    fn announced(&self, view: &str, position: u64) {
+    fn advance(&self, view: &str, position: u64) {
         let Some(current) = self.views.get(view) else { return };
         current.send_if_modified(|current| match current {
             Some(current) if current.position < position => {
                 current.position = position;
                 true
             }
-            // Which generation serves, only a look tells.
+            // An announcement does not say which generation serves; only the stored checkpoints do.
             Some(_) | None => false,
         });
     }
 }
 
-/// Waits until the view is at least at `min_position`, but not longer than `bound`.
+/// Waits until the view has reached `min_position`, for `bound` at most.
 ///
 /// # Errors
-/// `view_behind` if it did not get there, `unavailable` if it has not been built.
+/// `view_behind` if the view did not get there in time, `unavailable` if it has not been built.
 pub async fn wait(
     view: &str,
     mut position: PositionReceiver,
     min_position: u64,
     bound: Duration,
 ) -> Result<ViewPosition, Failure> {
-    // There is nothing to wait for where there is no view, nor once there is none any more.
+    // There is nothing to wait for while the view has not been built, nor once it has been dropped.
     let done =
         |current: &Option<ViewPosition>| current.is_none_or(|view_position| view_position.position >= min_position);
     let in_time = timeout(bound, position.wait_for(done)).await.is_ok();
@@ -141,22 +141,22 @@ pub async fn wait(
     }
 }
 
-/// All documents of a small collection, as a majority has them: what might be rolled back is not known yet.
+/// All documents of a small collection with read concern "majority", so that none of them can be rolled back.
 async fn all<T: DeserializeOwned + Send + Sync>(collection: Collection<T>) -> Result<Vec<T>, Error> {
     collection.find(Document::new()).read_concern(ReadConcern::majority()).await?.try_collect().await
 }
 
-/// By which two failures are told apart: their texts may differ each time.
+/// What tells two failures apart for the log: the texts of the same failure may differ each time.
 fn kind_of(error: &Error) -> &'static str {
     match &*error.kind {
         ErrorKind::Authentication { .. } => "authentication",
         ErrorKind::Command(_) => "command",
-        // The driver's enum, which may grow.
+        // The enum is the driver's and non-exhaustive.
         _ => "connection",
     }
 }
 
-/// A generation without a checkpoint has been begun, and is at the beginning.
+/// The position of the serving generation. One without a checkpoint has only just been started, and is at position 0.
 fn serving_position(serving: &Serving, checkpoints: &[Checkpoint]) -> ViewPosition {
     let collection = layout::collection(&serving.view, serving.generation);
     let checkpoint = checkpoints.iter().find(|checkpoint| checkpoint.collection == collection);
@@ -164,7 +164,8 @@ fn serving_position(serving: &Serving, checkpoints: &[Checkpoint]) -> ViewPositi
     ViewPosition { generation: serving.generation, position }
 }
 
-/// What is known after a look. A checkpoint that was announced may be stored later, if it changed no document.
+/// The position that is known after a refresh. An announced position may be ahead of the stored one, since a checkpoint
+/// that changed no document is stored later.
 fn newer(current: Option<ViewPosition>, stored: Option<ViewPosition>) -> Option<ViewPosition> {
     match (current, stored) {
         (Some(current), Some(stored)) if current.generation == stored.generation => {
@@ -192,25 +193,25 @@ mod tests {
     #[test]
     fn a_position_goes_forward_only() {
         let (positions, orders) = positions(at(1, 10));
-        positions.announced("orders", 12);
-        positions.announced("orders", 11);
-        positions.announced("unheard-of", 99);
+        positions.advance("orders", 12);
+        positions.advance("orders", 11);
+        positions.advance("unheard-of", 99);
         assert_eq!(*orders.borrow(), at(1, 12));
         assert_eq!(newer(at(1, 12), at(1, 11)), at(1, 12));
         assert_eq!(newer(at(1, 12), at(1, 13)), at(1, 13));
     }
 
     #[test]
-    fn another_generation_begins_where_it_is() {
+    fn a_new_generation_starts_at_its_own_position() {
         assert_eq!(newer(at(1, 12), at(2, 11)), at(2, 11));
         assert_eq!(newer(at(1, 12), None), None);
         assert_eq!(newer(None, at(1, 0)), at(1, 0));
     }
 
     #[test]
-    fn an_announcement_does_not_tell_of_a_view_that_was_not_built() {
+    fn an_announcement_of_a_view_that_was_not_built_is_ignored() {
         let (positions, orders) = positions(None);
-        positions.announced("orders", 12);
+        positions.advance("orders", 12);
         assert_eq!(*orders.borrow(), None);
     }
 
@@ -230,16 +231,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken_by_an_announcement() {
+    async fn an_announcement_wakes_a_waiting_query() {
         let (positions, orders) = positions(at(1, 10));
         let waiting = tokio::spawn(wait("orders", orders, 12, Duration::from_secs(30)));
-        positions.announced("orders", 11);
-        positions.announced("orders", 12);
+        positions.advance("orders", 11);
+        positions.advance("orders", 12);
         assert_eq!(waiting.await.unwrap(), Ok(ViewPosition { generation: 1, position: 12 }));
     }
 
     #[tokio::test]
-    async fn who_waits_in_vain_is_told_where_the_view_is() {
+    async fn a_query_that_waits_in_vain_is_told_the_position() {
         let (_positions, orders) = positions(at(1, 10));
         let failure = wait("orders", orders, 12, Duration::from_millis(1)).await.unwrap_err();
         assert_eq!(failure.code, "view_behind");

@@ -1,16 +1,14 @@
-//! The failures of this service's own.
+//! The failures that are this service's own; all others come from `wire` and `views`.
 
 use std::fmt::Display;
 
 use views::Key;
 use wire::{Code, Failure};
 
-use crate::positions::ViewPosition;
-
-pub fn not_found(noun: &str, key: &Key, view_position: ViewPosition) -> Failure {
+pub fn not_found(noun: &str, key: &Key, position: u64) -> Failure {
     let (name, asked) = (key.name(), &*key.asked);
     let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the {name} {asked}"));
-    failure.with(name, asked).with("position", view_position.position)
+    failure.with(name, asked).with("position", position)
 }
 
 pub fn not_built(view: &str) -> Failure {
@@ -36,7 +34,7 @@ pub fn unavailable() -> Failure {
     Failure::new(Code::Unavailable, "the views' database is away: try again later")
 }
 
-/// A fault of ours, which is logged here.
+/// Logs a fault of the service itself, and returns the failure to answer with.
 pub fn internal(view: &str, error: impl Display) -> Failure {
     tracing::error!(view, %error, "a query cannot be answered");
     Failure::new(Code::Internal, "the view cannot be read")

@@ -1,4 +1,4 @@
-//! Reports: an aggregation over a bounded number of documents, made into one reply by the view that it reads.
+//! A report is an aggregation over a bounded number of documents, which its view renders as one reply.
 
 use bson::RawDocumentBuf;
 use bytes::Bytes;
@@ -7,28 +7,27 @@ use views::Report;
 use wire::Failure;
 
 use crate::{
-    positions::ViewPosition,
     reply::{internal, too_large},
     store::{MAX_TIME, Store},
 };
 
-/// Documents in one reply of the server: all of them, as a rule.
+/// Documents in one batch of the server's cursor: usually all of them.
 const BATCH: u32 = 10_000;
 
-/// Makes a report.
+/// Reads a report and renders it.
 ///
 /// # Errors
-/// What is to be answered instead; it has been logged.
+/// The failure to answer with, after it has been logged.
 pub async fn read(
     store: &Store,
     view: &str,
-    view_position: ViewPosition,
+    generation: i32,
     report: Report,
     max_bytes: usize,
 ) -> Result<Bytes, Failure> {
     let Report { pipeline, render } = report;
     let _permit = store.read_permit().await;
-    let collection = store.collection(view, view_position);
+    let collection = store.collection(view, generation);
     let aggregate = collection.aggregate(pipeline).batch_size(BATCH).max_time(MAX_TIME).batch();
     let mut replies = store.read(view, aggregate).await?;
     let mut documents: Vec<RawDocumentBuf> = Vec::new();

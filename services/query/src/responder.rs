@@ -1,5 +1,5 @@
-//! An endpoint: what is done with a request, from its headers to its reply. Each request is answered exactly once, and
-//! what is being answered at the same time is bounded.
+//! A responder serves one endpoint: it takes a request from its headers to its reply. Each request is answered exactly
+//! once, and the number of requests in flight is bounded.
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,23 +50,23 @@ pub struct Responder {
     pub shared: Arc<Shared>,
 }
 
-/// A request that was understood.
+/// A request whose headers and body have been parsed.
 struct ParsedRequest {
     plan: Plan,
     min_position: u64,
-    /// Held until the reply is out.
+    /// Counts the request as in flight until its reply has been sent.
     permit: OwnedSemaphorePermit,
 }
 
 impl Responder {
-    /// Sees to it that the request is answered, without waiting for that.
+    /// Makes sure that the request will be answered; does not wait for the answer.
     pub fn take(self: &Arc<Self>, request: Request) {
         let view_position = *self.position.borrow();
         match (self.admit(&request), view_position) {
             (Err(failure), _) => {
                 self.shared.tasks.spawn(request.respond(Err(failure)));
             }
-            // By far the most frequent case needs no task of its own.
+            // By far the most frequent case, a get that need not wait for its view, needs no task of its own.
             (Ok(ParsedRequest { plan: Plan::Get(key), min_position, permit }), Some(view_position))
                 if view_position.position >= min_position =>
             {
@@ -101,9 +101,11 @@ impl Responder {
         };
         let body = match plan {
             Plan::Get(key) => return self.look_up(request, key, view_position, permit),
-            Plan::List(list) => page::read(&shared.store, view, view_position, list, shared.max_reply_bytes).await,
+            Plan::List(list) => {
+                page::read(&shared.store, view, view_position.generation, list, shared.max_reply_bytes).await
+            }
             Plan::Report(report) => {
-                report::read(&shared.store, view, view_position, report, shared.max_reply_bytes).await
+                report::read(&shared.store, view, view_position.generation, report, shared.max_reply_bytes).await
             }
         };
         request.respond(body.map(|body| Reply { position: view_position.position, body })).await;

@@ -1,4 +1,4 @@
-//! What every service is run with: the NATS connection, the micro service protocol, telemetry, shutdown.
+//! What all services need to run: the connections to NATS, the micro service protocol, settings, logging and shutdown.
 
 mod backoff;
 mod clock;
@@ -22,6 +22,7 @@ pub use ready::Ready;
 pub use shutdown::on_signal;
 pub use telemetry::trace;
 
-/// Gives memory back some seconds after it was last used, which the C library's keeps in pieces.
+/// jemalloc returns memory to the system some seconds after its last use, whereas the C library's allocator fragments
+/// it.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -1,10 +1,12 @@
-//! The connection by which requests arrive and replies leave: this project's own, and used for nothing else.
+//! The connection by which a service receives requests and sends replies. It is this project's own client, and used for
+//! nothing else.
 //!
-//! Clients choose the headers and the reply subject of a request. The client library ends its connection, or panics, at
-//! many that it cannot read, and forgets a subscription before the server has heard that it ended, so that what was on its
-//! way is lost. Here neither can be. The invariants: what a client sent is handed on as it came, and ends nothing; after
-//! [`Listener::stop_taking`] the server sends no more, and all that it had sent has been handed on; a reply is written
-//! whole, and again where the connection was lost while it was being written.
+//! Clients choose the headers and the reply subject of a request. The client library closes its connection, or
+//! panics, on many that it cannot read; and it forgets a subscription before the server has processed that it ended,
+//! so that messages in flight are lost. Neither can happen here. The invariants: a client's message is passed on
+//! unchanged, and can never end the connection; after [`Listener::drain`] the server sends no more, and all messages
+//! that it had sent have been passed on; a reply is written whole, and written again if the connection was lost while
+//! it was being written.
 
 use std::{
     convert::Infallible,
@@ -31,46 +33,46 @@ use crate::{
     tls,
 };
 
-/// A server that is silent for so long is asked whether it is there, and is gone if it does not say so as long again.
+/// A server that sends nothing for so long is pinged; if it does not answer for as long again, the connection is lost.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the server may take to say that it has taken what was sent, when the service stops.
+/// How long to wait for the server to process what was sent, when the service stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes that are read at once.
+/// The largest number of bytes that are read at once.
 const READ_BYTES: usize = 64 << 10;
-/// Bytes of replies that may wait to be written. Whoever has more to say waits.
+/// Bytes of replies that may wait to be written; [`Publisher::publish`] waits while there are more.
 const MAX_BUFFERED: usize = 16 << 20;
 
-/// What is listened to.
+/// A subscription, and the handler of its messages.
 pub struct Subscription {
     pub subject: String,
     pub queue_group: Option<&'static str>,
-    /// Must not block: it hands the message on.
+    /// Must not block, but pass the message on.
     pub handle: Box<dyn FnMut(Delivery) + Send>,
 }
 
-/// The connection, which is made anew whenever it is lost.
+/// The connection, which is reopened whenever it is lost.
 pub struct Listener {
     shared: Arc<Shared>,
     subscriptions: usize,
     task: AbortOnDropHandle<()>,
 }
 
-/// Where replies go. It is there before its connection, for those who are listened for to hold.
+/// The sending side of the connection. It exists before its listener, so that the listener's handlers can hold it.
 #[derive(Clone, Default)]
 pub struct Publisher(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     send_buffer: Mutex<SendBuffer>,
-    /// There is something in the outbox.
+    /// Notified when something is added to the send buffer.
     not_empty: Notify,
-    /// There is room in the outbox.
+    /// Notified when there is room in the send buffer.
     not_full: Notify,
     status: watch::Sender<Status>,
 }
 
-/// Says that nobody listens any more, also if a handler has panicked.
+/// Says that the listener has ended, even if a handler has panicked.
 struct EndGuard {
     shared: Arc<Shared>,
     ended: CancellationToken,
@@ -83,23 +85,23 @@ impl Drop for EndGuard {
     }
 }
 
-/// What is to be written. Nothing that holds its lock can leave it half changed.
+/// The data to be written. A panic cannot poison it: no code that holds its lock can leave it half changed.
 #[derive(Default)]
 struct SendBuffer {
-    /// Messages, which stay when the connection is lost.
+    /// Messages, which are kept if the connection is lost.
     messages: BytesMut,
-    /// What is written behind them, and is of this connection alone.
+    /// Protocol operations, which are written after the messages, and belong to the present connection alone.
     control: BytesMut,
-    /// Sent on this connection.
+    /// The number of pings that were sent on this connection.
     pings: u64,
-    /// Its answer is the last thing that is listened for.
+    /// The ping whose answer is the last thing to be read.
     last: Option<Ping>,
 }
 
-/// What the server has said.
+/// The connection's status, as far as the server has reported it.
 #[derive(Clone, Copy, Default)]
 struct Status {
-    /// Which connection this is, 1 for the first.
+    /// The number of this connection, 1 for the first.
     connection: u64,
     state: State,
     pongs: u64,
@@ -110,12 +112,12 @@ struct Status {
 enum State {
     #[default]
     Down,
-    /// The server has not yet said that it has taken the subscriptions.
+    /// The server has not confirmed the subscriptions yet.
     Subscribing,
     Up,
 }
 
-/// A `PING`, by whose answer it is known that the server has taken all before it.
+/// A `PING`, whose answer shows that the server has processed everything before it.
 #[derive(Clone, Copy)]
 struct Ping {
     connection: u64,
@@ -123,25 +125,26 @@ struct Ping {
 }
 
 impl Ping {
+    /// Whether it has been answered, or never will be.
     fn is_settled(&self, status: &Status) -> bool {
         status.connection != self.connection || status.state == State::Down || status.pongs >= self.number
     }
 }
 
-/// Why there is no connection.
+/// Why the connection was lost, or could not be opened.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
-    #[error("the server refused: {0}")]
+    #[error("the server reported an error: {0}")]
     Refused(String),
-    #[error("the server ended the connection")]
+    #[error("the server closed the connection")]
     Closed,
-    #[error("the server does not answer")]
+    #[error("the server does not respond")]
     TimedOut,
-    #[error("the server is about to stop")]
+    #[error("the server is shutting down")]
     LameDuck,
 }
 
@@ -153,8 +156,8 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Listener {
-    /// Starts to connect, and goes on trying. `name` is what the server shows of the connection. Nobody listens any more when
-    /// `ended` is cancelled: it was closed, or a handler has panicked.
+    /// Starts to connect, and keeps trying. `name` is the connection's name in the server's monitoring. `ended` is
+    /// cancelled when the listener has ended: because it was closed, or because a handler has panicked.
     pub fn start(
         servers: Servers,
         name: String,
@@ -172,14 +175,14 @@ impl Listener {
         Self { shared, subscriptions: count, task: AbortOnDropHandle::new(task) }
     }
 
-    /// Waits until the server has taken all subscriptions.
+    /// Waits until the server has confirmed all subscriptions.
     pub async fn up(&self) {
         // The sender lives in `self`.
         let _ = self.shared.status.subscribe().wait_for(|status| status.state == State::Up).await;
     }
 
-    /// Ends the subscriptions; returns when the server has said that it sends no more, and everything that came before was
-    /// handed on. A server that does not answer is not waited for.
+    /// Ends the subscriptions; returns when the server has confirmed that, and all messages that it sent before have
+    /// been passed on. Gives up on a server that does not respond.
     pub async fn drain(&self) {
         let ping = {
             let mut send_buffer = self.shared.send_buffer();
@@ -188,12 +191,12 @@ impl Listener {
             ping
         };
         if !self.shared.wait_for_pong(ping).await {
-            // The handlers, for whose end others wait, end with it.
+            // Aborting the task drops the handlers, whose end others wait for.
             self.task.abort();
         }
     }
 
-    /// Waits until the server has taken all replies, and closes the connection.
+    /// Waits until the server has received all replies, and closes the connection.
     pub async fn close(self) {
         let ping = self.shared.ping(&mut self.shared.send_buffer());
         self.shared.wait_for_pong(ping).await;
@@ -201,12 +204,12 @@ impl Listener {
 }
 
 impl Publisher {
-    /// Bytes of a message at most, headers included.
+    /// The largest message that the server accepts, in bytes, headers included.
     pub fn max_payload(&self) -> usize {
         self.0.status.borrow().max_payload
     }
 
-    /// Publishes a message; waits while too much waits to be written. The headers are a whole block, or nothing.
+    /// Publishes a message; waits while the send buffer is full. `headers` is a complete header block, or empty.
     pub async fn publish(&self, subject: &str, headers: &[u8], payload: &[u8]) {
         loop {
             let mut not_full = pin!(self.0.not_full.notified());
@@ -218,7 +221,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes a message if there is room for it.
+    /// Publishes a message if the send buffer has room; returns whether it had.
     pub fn try_publish(&self, subject: &str, headers: &[u8], payload: &[u8]) -> bool {
         {
             let messages = &mut self.0.send_buffer().messages;
@@ -257,7 +260,7 @@ impl Shared {
         Ping { connection: self.status.borrow().connection, number: send_buffer.pings }
     }
 
-    /// Asks the server to send no more; its answer comes behind all that it has sent.
+    /// Tells the server to send no more. It answers the returned ping after everything that it has sent.
     fn unsubscribe(&self, send_buffer: &mut SendBuffer, subscriptions: usize) -> Ping {
         for number in 1..=subscriptions {
             send_buffer.control.extend_from_slice(format!("UNSUB {number}\r\n").as_bytes());
@@ -265,12 +268,12 @@ impl Shared {
         self.ping(send_buffer)
     }
 
-    /// Waits until the `PING` was answered, or will not be; `false` if that cannot be told in time.
+    /// Waits until the ping has been answered, or never will be; `false` if the server did not respond in time.
     async fn wait_for_pong(&self, ping: Ping) -> bool {
         timeout(FLUSH_TIMEOUT, self.status.subscribe().wait_for(|status| ping.is_settled(status))).await.is_ok()
     }
 
-    /// Begins a connection: what is written first.
+    /// Starts a connection; returns the bytes to write first.
     fn begin(
         &self,
         name: &str,
@@ -309,7 +312,7 @@ impl Shared {
         first
     }
 
-    /// Waits for something to write.
+    /// Waits until there is something to write; returns the messages and the protocol operations.
     async fn next_to_write(&self) -> (Bytes, Bytes) {
         loop {
             {
@@ -322,7 +325,7 @@ impl Shared {
         }
     }
 
-    /// Messages that may not have been written go before all others.
+    /// Puts messages that may not have been written in front of all others.
     fn put_back(&self, messages: &[u8]) {
         let waiting = &mut self.send_buffer().messages;
         let later = waiting.split();
@@ -354,13 +357,13 @@ async fn run(shared: Arc<Shared>, mut servers: Servers, name: String, mut subscr
         }
         shared.status.send_modify(|status| status.state = State::Down);
         if log_throttle.is_due(&error.to_string()) {
-            tracing::warn!(server = address(&server), reason = %error, "no connection for requests, trying again");
+            tracing::warn!(server = address(&server), reason = %error, "no connection to NATS for requests, retrying");
         }
         backoff.wait().await;
     }
 }
 
-/// Connects, and hears the server's first word.
+/// Connects, and reads the server's `INFO`.
 async fn connect(server: &ServerAddr) -> Result<(Box<dyn Stream>, Info), ConnectionError> {
     let mut stream = TcpStream::connect((server.host(), server.port())).await?;
     stream.set_nodelay(true)?;
@@ -369,8 +372,8 @@ async fn connect(server: &ServerAddr) -> Result<(Box<dyn Stream>, Info), Connect
         match take_operation(&mut read)? {
             Some(Operation::Info(info)) => break info,
             Some(Operation::Error(reason)) => return Err(ConnectionError::Refused(reason)),
-            Some(_) => return Err(ProtocolError::Unknown("no INFO first".to_owned()).into()),
-            // A server that wants TLS says nothing more before it.
+            Some(_) => return Err(ProtocolError::Unknown("something before its INFO".to_owned()).into()),
+            // A server that requires TLS sends nothing else before the handshake.
             None if stream.read_buf(&mut read).await? == 0 => return Err(ConnectionError::Closed),
             None => {}
         }
@@ -382,7 +385,7 @@ async fn connect(server: &ServerAddr) -> Result<(Box<dyn Stream>, Info), Connect
     Ok((Box::new(stream), info))
 }
 
-/// Listens and writes until the connection is lost.
+/// Reads and writes until the connection is lost.
 async fn serve(
     shared: &Shared,
     name: &str,
@@ -430,20 +433,20 @@ async fn listen(
                     let mut status = *shared.status.borrow();
                     (status.pongs, status.state) = (status.pongs + 1, State::Up);
                     if shared.send_buffer().last.is_some_and(|last| last.is_settled(&status)) {
-                        // Whoever waits for the last request waits for its handler to be gone.
+                        // Others wait for the last request by waiting until the handlers have been dropped.
                         subscriptions.clear();
                     }
                     shared.status.send_replace(status);
                 }
-                // Who may not listen is of no use, and must not count as ready.
+                // A service that may not subscribe cannot serve, and must not count as ready.
                 Operation::Error(reason) if shared.status.borrow().state == State::Subscribing => {
                     return Err(ConnectionError::Refused(reason));
                 }
-                // Where it ends the connection, the server ends it. It may speak of one message only.
+                // An error may concern a single message only. If it ends the connection, the server closes it.
                 Operation::Error(reason) => {
-                    // Behind a quotation mark stands what it was refused for.
+                    // The subject, which may differ each time, follows a quotation mark.
                     if log_throttle.is_due(reason.split('"').next().unwrap_or_default()) {
-                        tracing::error!(reason, "NATS refused something of the connection for requests (NATS_URL)");
+                        tracing::error!(reason, "NATS reported an error on the connection for requests (NATS_URL)");
                     }
                     refused = Some(reason);
                 }
@@ -482,7 +485,7 @@ async fn write(shared: &Shared, mut writing: Writing) -> Result<Infallible, Conn
     }
 }
 
-/// Messages that are being written: put back if the connection is lost meanwhile.
+/// Messages that are being written, and are put back if the connection is lost meanwhile.
 struct Unwritten<'a> {
     shared: &'a Shared,
     messages: Bytes,

@@ -1,23 +1,23 @@
-//! What goes wrong again and again is logged once, and then at long intervals.
+//! Keeps a log readable while something fails again and again: the same failure is logged once, then at long intervals.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-/// Between two lines that say the same.
+/// The time between two log lines with the same text.
 const INTERVAL: Duration = Duration::from_secs(600);
-/// Texts that are remembered at most: they may hold what changes each time.
+/// The largest number of texts that are remembered, as there may be a new one each time.
 const MAX_TEXTS: usize = 16;
 
-/// The failures of one thing that is tried again until it succeeds.
+/// The logged failures of an operation that is retried until it succeeds.
 #[derive(Debug, Default)]
 pub struct LogThrottle {
     logged: HashMap<String, Instant>,
 }
 
 impl LogThrottle {
-    /// Whether it is time to log this.
+    /// Whether this text should be logged now; if so, it counts as logged.
     pub fn is_due(&mut self, text: &str) -> bool {
         if self.logged.get(text).is_some_and(|at| at.elapsed() < INTERVAL) {
             return false;
@@ -29,12 +29,12 @@ impl LogThrottle {
         true
     }
 
-    /// Whether something has been logged since the last success.
+    /// Whether a failure has been logged since the last success.
     pub fn is_failing(&self) -> bool {
         !self.logged.is_empty()
     }
 
-    /// It succeeded.
+    /// Forgets the logged failures, after a success.
     pub fn reset(&mut self) {
         self.logged.clear();
     }
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_failure_is_logged_once_until_it_is_over_also_if_it_takes_turns_with_another() {
+    fn alternating_failures_are_each_logged_once_until_a_success() {
         let mut log_throttle = LogThrottle::default();
         assert!(!log_throttle.is_failing());
         assert!(log_throttle.is_due("refused") && log_throttle.is_due("silent"));
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_number_of_remembered_texts_is_bounded() {
         let mut log_throttle = LogThrottle::default();
         for n in 0..1_000 {
             log_throttle.is_due(&n.to_string());
