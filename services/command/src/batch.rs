@@ -49,16 +49,16 @@ pub enum BatchError {
     #[error("another batch was first")]
     Race,
     /// A foreign transaction has held a lock that the batch needs for too long; nothing was written.
-    #[error("somebody else holds a lock that the batch needs")]
+    #[error("a foreign transaction holds a lock that the batch needs")]
     Locked,
     /// The server responds, but did not finish the batch in time; nothing was written. The batch may be too large.
-    #[error("the batch takes too long")]
+    #[error("the batch took too long")]
     Slow,
     /// There is no connection; nothing was written.
     #[error("no connection to PostgreSQL: {0:#}")]
     NoConnection(anyhow::Error),
     /// The connection was lost before anything was written.
-    #[error("the connection to PostgreSQL broke: {0}")]
+    #[error("the connection to PostgreSQL was lost: {0}")]
     ConnectionLost(#[source] Error),
     /// The connection was lost, or the server did not respond, while the batch was being written. Whether it was
     /// committed must be found out.
@@ -369,7 +369,7 @@ impl Decided {
         self.events.first().map(|event| (event.id, event.version))
     }
 
-    /// The result of the batch, once it has been written behind the position `base`.
+    /// The result of the batch, once it has been written after the position `base`.
     pub fn written(self, base: i64) -> Written {
         let after = unsigned(base);
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(self.answers.len());
@@ -404,7 +404,7 @@ impl Answer {
 }
 
 /// Writes and commits in one round trip, in the transaction that [`load`] began, or in a new one if `begins` is
-/// given. If a statement fails, those behind it fail too, and the commit becomes a rollback.
+/// given. If a statement fails, those after it fail too, and the commit becomes a rollback.
 ///
 /// # Errors
 /// See [`BatchError`].

@@ -109,7 +109,7 @@ impl Intake {
             return Err(Failure::new(Code::TooLarge, message).with("max_bytes", self.max_request_bytes));
         }
         if !self.postgres.is_up() {
-            return Err(Failure::new(Code::Unavailable, "the journal's database is away"));
+            return Err(Failure::new(Code::Unavailable, "the journal's database is unavailable"));
         }
         // A parsed command takes about as much memory as its text, and even an empty one takes some.
         let bytes = u32::try_from(length.max(256)).unwrap_or(u32::MAX);

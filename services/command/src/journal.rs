@@ -14,7 +14,7 @@ use uuid::Uuid;
 use wire::{Accepted, Failure};
 
 /// A connection on which all statements are already prepared. Preparing one later would wait for the server, and
-/// statements that were joined behind it would overtake it.
+/// statements that were joined after it would overtake it.
 pub struct Session {
     client: Object,
     pub backend: Backend,
@@ -106,7 +106,7 @@ pub enum LedgerAnswer {
 pub enum LockTimeout {
     /// Longer than any other lane holds a lock.
     Usual,
-    /// Much shorter, for batches that may need a lock which a foreign transaction has held for long.
+    /// Much shorter, for batches that may need a lock which a foreign transaction has held for a long time.
     Short,
 }
 
@@ -395,7 +395,7 @@ const BACKEND: &str = "
     from pg_stat_activity
     where pid = pg_backend_pid()";
 
-/// Expected aggregates are locked against changes until the end of the transaction. Statements behind this one have
+/// Expected aggregates are locked against changes until the end of the transaction. Statements after this one have
 /// been sent already, so only an error can stop them.
 const STORE: &str = "
     with created as (

@@ -29,7 +29,7 @@ const MAX_TRIES: usize = 5;
 const PESSIMISTIC_BATCHES: u32 = 100;
 /// How long to try to find out what became of a transaction in doubt.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same if the server did not respond before, since its clients have already waited for long.
+/// The same if the server did not respond before, since its clients have already waited for a long time.
 const RESOLVE_TIMEOUT_UNRESPONSIVE: Duration = Duration::from_secs(2);
 /// How long to wait before checking the locks again: by then other lanes have released theirs.
 const RECHECK_DELAY: Duration = Duration::from_millis(50);
@@ -365,8 +365,8 @@ impl Lane {
             BatchError::InDoubt(..) => {
                 tracing::error!(%error, commands = commands.len(), "it is not known whether a batch was committed");
                 self.postgres.mark_down();
-                let message = "the journal's database broke off; the command may have succeeded: send it again with the \
-                    same Nats-Msg-Id to find out";
+                let message = "the journal's database did not confirm the command, which may have succeeded: send it \
+                    again with the same Nats-Msg-Id to find out";
                 Failure::new(Code::Unavailable, message).with("outcome", "unknown")
             }
             BatchError::Locked => locked(),
@@ -402,7 +402,7 @@ impl<'a> SubBatch<'a> {
 }
 
 fn unavailable() -> Failure {
-    Failure::new(Code::Unavailable, "the journal's database is away; nothing was changed")
+    Failure::new(Code::Unavailable, "the journal's database is unavailable; nothing was changed")
 }
 
 fn locked() -> Failure {

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 enum Migration {
     Statements(&'static str),
-    /// Derives the claims from the states anew, by the present rules.
-    ClaimAnew,
+    /// Derives all claims from the states again, by the present rules.
+    RebuildClaims,
 }
 
 /// In order. A released migration is never changed; new ones are added.
@@ -15,7 +15,7 @@ const MIGRATIONS: &[(i32, Migration)] = &[
     (1, Migration::Statements(include_str!("../migrations/0001_journal.sql"))),
     (2, Migration::Statements(include_str!("../migrations/0002_identity.sql"))),
     // Addresses used to be compared in lower case, and SKUs as they were; now both are compared by how they look.
-    (3, Migration::ClaimAnew),
+    (3, Migration::RebuildClaims),
 ];
 
 /// The key of the advisory lock that lets one replica migrate at a time. An arbitrary number.
@@ -40,7 +40,7 @@ pub async fn migrate(client: &mut Client) -> Result<(), Error> {
     for (version, migration) in MIGRATIONS.iter().filter(|(version, _)| *version > applied) {
         match migration {
             Migration::Statements(statements) => transaction.batch_execute(statements).await?,
-            Migration::ClaimAnew => claim_anew(&transaction).await?,
+            Migration::RebuildClaims => rebuild_claims(&transaction).await?,
         }
         transaction.execute("insert into migrations (version) values ($1)", &[version]).await?;
         tracing::info!(version, "applied a schema migration");
@@ -50,7 +50,7 @@ pub async fn migrate(client: &mut Client) -> Result<(), Error> {
 
 /// If two aggregates claim what is now the same value, the claim goes to the one that has the value in its present
 /// form, otherwise to the older one. The other keeps its address or SKU without a claim.
-async fn claim_anew(transaction: &Transaction<'_>) -> Result<(), Error> {
+async fn rebuild_claims(transaction: &Transaction<'_>) -> Result<(), Error> {
     let (mut scopes, mut values, mut ids) = (Vec::new(), Vec::new(), Vec::new());
     for row in transaction.query(CLAIMANTS, &[]).await? {
         let (id, kind, state): (Uuid, &str, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);

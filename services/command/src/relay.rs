@@ -1,7 +1,7 @@
 //! The relay publishes the journal to the stream, so that an event's position is its stream sequence. It stores
 //! nothing: the journal is the outbox, and the stream's last sequence is the cursor. Every message tells the server
 //! to accept it only if the stream's last sequence is the one before its position. So the server rejects a second
-//! relay, and everything behind a message that was lost, and no event is lost, duplicated or out of order.
+//! relay, and every message after one that was lost, and no event is lost, duplicated or out of order.
 //!
 //! That condition alone could be met by a foreign message in the place of one of ours: ours would be rejected, and
 //! the next one accepted. So every message is acknowledged, not only the last of many, and after any failure the
@@ -58,10 +58,12 @@ pub struct Relay {
     losses: u64,
 }
 
-/// The state of the stream as the relay knows it.
+/// The state of the stream as far as the relay knows it.
 struct StreamState {
     origin: Origin,
+    /// Its last sequence once it has stored all messages in flight.
     last: u64,
+    /// The last position that it has acknowledged.
     acknowledged: u64,
     /// Whether the journal may have further events that are not handed over.
     is_behind: bool,
@@ -92,8 +94,8 @@ pub enum Misaligned {
     )]
     Ahead { stream: u64, journal: u64 },
     #[error(
-        "the stream's message {0} is not the journal's event {0}: somebody else has published into the stream, or it is \
-         another journal's, or an older version's. Delete the stream: it is then recreated from the journal"
+        "the stream's message {0} is not the journal's event {0}: somebody else has published into the stream, or the \
+         stream is another journal's, or an older version's. Delete the stream: it is then recreated from the journal"
     )]
     Foreign(u64),
 }

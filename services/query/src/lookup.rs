@@ -1,4 +1,4 @@
-//! Lookups find documents by their ids, or by another unique key. Those that wait at the same time share one `find`.
+//! Lookups find documents by their ids, or by another key. Those that wait at the same time share one `find`.
 //! A lookup that comes alone is sent at once: nothing waits for a batch to fill, only for one of the few finds in
 //! flight to return.
 //!

@@ -31,7 +31,7 @@ pub fn overloaded(max_in_flight: u32) -> Failure {
 }
 
 pub fn unavailable() -> Failure {
-    Failure::new(Code::Unavailable, "the views' database is away: try again later")
+    Failure::new(Code::Unavailable, "the views' database is unavailable: try again later")
 }
 
 /// Logs a fault of the service itself, and returns the failure to answer with.

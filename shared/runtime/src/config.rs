@@ -74,7 +74,7 @@ pub fn with_password(url: &str, password: Option<&Password>) -> anyhow::Result<S
     Ok(format!("{before}:{}@{behind}", utf8_percent_encode(password, NON_ALPHANUMERIC)))
 }
 
-/// The parts of the URL before and behind the first user's password, without the `:` before and the `@` behind it.
+/// The parts of the URL before and after the first user's password, without the `:` and the `@` around it.
 fn around_password(url: &str) -> Option<(&str, &str)> {
     let mut start = 0;
     for server in url.split_inclusive(',') {
