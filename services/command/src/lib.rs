@@ -3,19 +3,20 @@
 //!
 //! One command, `cmd.order.create`, passes through these files:
 //!
-//! 1. `intake` parses the request and puts it into the bounded queue, or refuses it at once.
+//! 1. [`runtime::micro`] receives the request, and calls `intake`, which parses it and puts it into the bounded queue,
+//!    or refuses it at once.
 //! 2. A `lane` takes what is waiting, as one batch, and retries, splits or refuses what fails.
-//! 3. `batch` decides the batch's commands one after the other, on aggregates from `state_cache` or from the
-//!    database, and writes states, claims, ledger entries and events in one transaction.
+//! 3. `batch` decides the batch's commands one after the other, on aggregates from `state_cache` or from the database,
+//!    and writes states, claims, ledger entries and events in one transaction.
 //! 4. `journal` has the SQL of that transaction. Its last statement takes the journal's head, and with it the
 //!    positions.
-//! 5. Once it has committed, the lane answers the requesters, and passes the events to the `handover`, which keeps
-//!    them in memory for the relay of the same replica, or wakes the relay in another.
+//! 5. Once the transaction has committed, the lane passes the events to the `handover`, which keeps them in memory for
+//!    the relay of the same replica, or wakes the relay in another; and the lane answers the requesters.
 //! 6. The `relay` publishes the events to the stream in the order of their positions. `outbox` turns them into
 //!    messages; what did not come through the handover, it reads from the journal.
 //!
-//! `ledger` drops old entries of the command ledger, `migrations` keep the schema up to date, and `postgres`
-//! knows whether the server is up.
+//! `ledger` deletes old entries of the command ledger, `migrations` keeps the schema up to date, and `postgres` knows
+//! whether the server is up.
 
 mod batch;
 mod config;

@@ -179,8 +179,8 @@ impl Relay {
             tokio::select! {
                 () = stop.cancelled() => (is_stopping, stream.is_behind) = (true, true),
                 () = self.handover.notified() => {}
-                told = committed.next() => {
-                    told.context("the connection to NATS was closed")?;
+                woken = committed.next() => {
+                    woken.context("the connection to NATS was closed")?;
                     stream.is_behind = true;
                 }
                 () = tokio::time::sleep(self.config.relay_poll()) => {

@@ -7,10 +7,10 @@
 //!    and the body into a plan: get one document, list a page, or make a report.
 //! 3. `positions` says which generation of the view serves and how far it has come. A query with `Min-Position` waits
 //!    here until its view has caught up.
-//! 4. `lookup` gathers the gets that arrive together into one `find`; `page` reads a list, `report` an
-//!    aggregation. All three read through `store`, which bounds every read in time.
-//! 5. `json` writes the stored BSON as JSON without building a tree, and the responder sends the reply with the
-//!    view's position. `reply` has the failures that this service can answer instead.
+//! 4. `lookup` gathers the gets that wait together into one `find`; `page` reads a list, `report` an aggregation. All
+//!    three read through `store`, which bounds every read in time.
+//! 5. `json` writes the stored BSON as JSON without building a tree, and the reply is sent with the view's position.
+//!    `reply` has the failures that this service can answer instead.
 
 mod config;
 mod json;

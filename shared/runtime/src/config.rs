@@ -10,13 +10,13 @@ use uuid::Uuid;
 
 #[derive(Clone, clap::Args)]
 pub struct ReplicaConfig {
-    /// Name of this replica, unique among them: letters, digits, `-` and `_` [default: made at the start]
+    /// Name of this replica, unique among all replicas: letters, digits, `-` and `_` [default: generated at the start]
     #[arg(long = "replica", env = "REPLICA", value_parser = replica_name)]
     name: Option<String>,
-    /// A file that is there while the service is ready
+    /// A file that exists while the service is ready
     #[arg(long, env = "READY_FILE")]
     pub ready_file: Option<PathBuf>,
-    /// Milliseconds that stopping may take
+    /// Milliseconds that shutting down may take
     #[arg(long, env = "SHUTDOWN_MS", default_value_t = 10_000)]
     shutdown_ms: u64,
 }
