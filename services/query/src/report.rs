@@ -7,6 +7,7 @@ use views::Report;
 use wire::Failure;
 
 use crate::{
+    positions::ViewPosition,
     reply::{internal, too_large},
     store::{MAX_TIME, Store},
 };
@@ -21,13 +22,13 @@ const BATCH: u32 = 10_000;
 pub async fn read(
     store: &Store,
     view: &str,
-    generation: i32,
+    view_position: ViewPosition,
     report: Report,
     max_bytes: usize,
 ) -> Result<Bytes, Failure> {
     let Report { pipeline, render } = report;
     let _permit = store.read_permit().await;
-    let collection = store.collection(view, generation);
+    let collection = store.collection(view, view_position.generation);
     let aggregate = collection.aggregate(pipeline).batch_size(BATCH).max_time(MAX_TIME).batch();
     let mut replies = store.read(view, aggregate).await?;
     let mut documents: Vec<RawDocumentBuf> = Vec::new();

@@ -105,7 +105,7 @@ impl Responder {
                 page::read(&shared.store, view, view_position.generation, list, shared.max_reply_bytes).await
             }
             Plan::Report(report) => {
-                report::read(&shared.store, view, view_position.generation, report, shared.max_reply_bytes).await
+                report::read(&shared.store, view, view_position, report, shared.max_reply_bytes).await
             }
         };
         request.respond(body.map(|body| Reply { position: view_position.position, body })).await;
