@@ -1,6 +1,7 @@
-//! A batch of commands as one PostgreSQL transaction. Where the aggregates are known from the batches before, in one
-//! round trip: decide on what is known, then write and commit if it is still so. Otherwise in two: load and lock; then,
-//! with everything decided, write and commit. Either the whole batch is in the journal, or nothing of it.
+//! A batch runs commands as one PostgreSQL transaction. If the cache has all aggregates that it needs, it is
+//! optimistic and takes one round trip: decide on the cached states, then write and commit on the condition that they
+//! are still current. Otherwise it takes two: load and lock the aggregates; then, with everything decided, write and
+//! commit. Either the whole batch is in the journal, or nothing of it.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -16,128 +17,137 @@ use wire::{Accepted, Code, Failure};
 
 use crate::{
     handover::Committed,
-    intake::{Command, Key},
+    intake::{IdempotencyKey, QueuedCommand},
     journal::{
-        self, Aggregate, Backend, Event, LedgerAnswer, LedgerEntry, Patience, Recorded, Session, StoredAggregate,
-        unsigned,
+        self, AggregateRow, Appended, Backend, EventRow, LedgerAnswer, LedgerEntry, LockTimeout, Session,
+        StoredAggregate, unsigned,
     },
-    known::{self, Known},
-    postgres::{answered, is_lost},
+    postgres::{is_lost, with_timeout},
+    state_cache::{CachedAggregate, StateCache},
 };
 
-/// Bytes by which the first event of an aggregate stays below the limit: a later one may repeat what it says and add to
-/// it, and must not be refused for that.
-const LATER_ROOM: usize = 1024;
+/// Bytes by which an aggregate's first event must stay below the size limit. A later event may repeat its content and
+/// add to it, and must not be refused for its size.
+const EVENT_HEADROOM: usize = 1024;
 
-/// What is answered to a command.
+/// The answer to a command.
 pub type Outcome = Result<Accepted, Failure>;
 
 /// A batch that was written, or that had nothing to write.
 #[derive(Debug)]
 pub struct Written {
     pub outcomes: Vec<Outcome>,
-    /// `None` where there are no events.
+    /// `None` if there are no events.
     pub committed: Option<Committed>,
 }
 
-/// Why a batch was not written. Only after [`BatchError::Unknown`] is there a doubt.
+/// Why a batch was not written. Only after [`BatchError::InDoubt`] may it have been written after all.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
-    /// Another batch was first with an aggregate, a claim or a key: what was loaded is no longer so. Try again.
+    /// Another batch changed an aggregate, took a claim or used a key first, so the loaded data is out of date. Try
+    /// again.
     #[error("another batch was first")]
     Race,
-    /// Somebody else holds a lock that the batch needs, and has held it for long; nothing was written.
-    #[error("somebody else holds a lock that the batch needs")]
+    /// A foreign transaction has held a lock that the batch needs for too long; nothing was written.
+    #[error("a foreign transaction holds a lock that the batch needs")]
     Locked,
-    /// The server answers, but took too long for this; nothing was written. It may be too much at once.
-    #[error("the batch takes too long")]
+    /// The server responds, but did not finish the batch in time; nothing was written. The batch may be too large.
+    #[error("the batch took too long")]
     Slow,
     /// There is no connection; nothing was written.
     #[error("no connection to PostgreSQL: {0:#}")]
     NoConnection(anyhow::Error),
-    /// The connection broke before anything was written.
-    #[error("the connection to PostgreSQL broke: {0}")]
-    Away(#[source] Error),
-    /// The connection broke, or the server did not answer, while the batch was being written; the transaction itself will
-    /// tell.
+    /// The connection was lost before anything was written.
+    #[error("the connection to PostgreSQL was lost: {0}")]
+    ConnectionLost(#[source] Error),
+    /// The connection was lost, or the server did not respond, while the batch was being written. Whether it was
+    /// committed must be found out.
     #[error("the commit was not answered: {0:#}")]
-    Unknown(anyhow::Error, Box<Unsettled>),
-    /// A statement was refused, or something stored cannot be read: one of the commands is to blame.
+    InDoubt(anyhow::Error, Box<InDoubt>),
+    /// A statement was refused, or stored data cannot be read: one of the commands is the cause.
     #[error("the batch cannot be written: {0:#}")]
     Fault(anyhow::Error),
 }
 
-/// A batch of which it is not known whether it was committed.
+/// A batch of which it is not known whether it was committed: a transaction in doubt.
 #[derive(Debug)]
-pub struct Unsettled {
-    /// The server's process that had it.
+pub struct InDoubt {
+    /// The server process that ran the transaction.
     pub backend: Backend,
-    /// PostgreSQL's identifier of the transaction, if it came.
+    /// PostgreSQL's identifier of the transaction, if it was received.
     pub transaction: Option<String>,
     pub decided: Decided,
 }
 
-/// What a batch is decided on.
+/// The data on which a batch is decided.
 pub struct Loaded {
     aggregates: Aggregates,
-    /// Bytes of their states, as JSON.
+    /// The sizes of their states, in bytes of JSON.
     bytes: HashMap<Id, usize>,
     ledger: HashMap<String, LedgerEntry>,
-    /// It was not loaded: it is so only if nobody else has written since.
-    is_believed: bool,
+    /// The states come from the cache: they are current only if no other writer has changed them since.
+    is_optimistic: bool,
 }
 
-/// What the batch needs, as far as it is known; what commands make, claim, or have as a key is taken to be new. `None` if
-/// something is missing.
-pub fn believe(known: &mut Known, commands: &[&Command]) -> Option<Loaded> {
+/// The data that the batch needs, from the cache; `None` if an aggregate is missing there. Identifiers of new
+/// aggregates, claims and idempotency keys are assumed to be unused, which the write then checks.
+pub fn from_cache(cache: &mut StateCache, commands: &[&QueuedCommand]) -> Option<Loaded> {
     let mut ids: HashSet<Id> = HashSet::new();
-    let mut made: HashSet<Id> = HashSet::new();
-    for Command { command, .. } in commands {
+    let mut created: HashSet<Id> = HashSet::new();
+    for QueuedCommand { command, .. } in commands {
         ids.extend(command.touches());
         if command.creates() {
-            made.insert(command.target());
+            created.insert(command.target());
         }
         if let Some(id) = command.touches_references_of() {
-            ids.extend(known.get(id)?.state.references());
+            ids.extend(cache.get(id)?.state.references());
         }
     }
-    if ids.iter().any(|id| !made.contains(id) && known.get(*id).is_none()) {
+    if ids.iter().any(|id| !created.contains(id) && cache.get(*id).is_none()) {
         return None;
     }
     let (mut aggregates, mut bytes) = (Aggregates::default(), HashMap::with_capacity(ids.len()));
     for id in ids {
-        if let Some(aggregate) = known.take(id) {
+        if let Some(aggregate) = cache.take(id) {
             aggregates.load(id, aggregate.version, aggregate.state);
             bytes.insert(id, aggregate.bytes);
         }
     }
-    Some(Loaded { aggregates, bytes, ledger: HashMap::new(), is_believed: true })
+    Some(Loaded { aggregates, bytes, ledger: HashMap::new(), is_optimistic: true })
 }
 
-/// Begins a transaction, and loads and locks in it what the batch needs.
+/// Begins a transaction, and loads and locks in it the data that the batch needs.
 ///
 /// # Errors
 /// See [`BatchError`].
-pub async fn load(session: &Session, commands: &[&Command], patience: Patience) -> Result<Loaded, BatchError> {
-    let loaded = answered(async { Ok::<_, Infallible>(load_all(session, commands, patience).await) }).await;
+pub async fn load(
+    session: &Session,
+    commands: &[&QueuedCommand],
+    lock_timeout: LockTimeout,
+) -> Result<Loaded, BatchError> {
+    let loaded = with_timeout(async { Ok::<_, Infallible>(load_all(session, commands, lock_timeout).await) }).await;
     loaded.map_err(|_| BatchError::Slow)?
 }
 
-async fn load_all(session: &Session, commands: &[&Command], patience: Patience) -> Result<Loaded, BatchError> {
+async fn load_all(
+    session: &Session,
+    commands: &[&QueuedCommand],
+    lock_timeout: LockTimeout,
+) -> Result<Loaded, BatchError> {
     let keys: Vec<&str> = commands.iter().filter_map(|command| Some(&*command.key.as_ref()?.id)).collect();
     let claims: Vec<Claim> = commands.iter().flat_map(|command| command.command.claims()).collect();
     let mut ids: BTreeSet<Id> = commands.iter().flat_map(|command| command.command.touches()).collect();
     let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
     if !referring.is_empty() {
-        // Without a lock: references never change, and so all locks can be taken in one order.
+        // References never change, so they can be read without a lock; then all locks are taken in one order.
         for stored in session.peek(&referring).await.map_err(before_writing)? {
             ids.extend(state(&stored)?.references());
         }
     }
     let ids: Vec<Id> = ids.into_iter().collect();
-    // Joined, they go out together: one round trip.
+    // Joined, the statements are pipelined into one round trip.
     let (begun, ledger, stored, holders) =
-        join!(session.begin(patience), session.ledger(&keys), session.lock(&ids), session.holders(&claims));
+        join!(session.begin(lock_timeout), session.ledger(&keys), session.lock(&ids), session.holders(&claims));
     begun.map_err(before_writing)?;
     let (mut aggregates, mut bytes) = (Aggregates::default(), HashMap::new());
     for stored in stored.map_err(before_writing)? {
@@ -149,27 +159,27 @@ async fn load_all(session: &Session, commands: &[&Command], patience: Patience) 
     }
     let unloaded = |id: &Id| aggregates.references(*id).iter().any(|reference| !aggregates.exists(*reference));
     if referring.iter().any(unloaded) {
-        // It was made between the look without a lock and the one with it.
+        // The aggregate was created between the read without a lock and the one with it.
         return Err(BatchError::Race);
     }
     let ledger = ledger.map_err(before_writing)?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-    Ok(Loaded { aggregates, bytes, ledger, is_believed: false })
+    Ok(Loaded { aggregates, bytes, ledger, is_optimistic: false })
 }
 
-/// What somebody else has locked of what commands need.
-pub struct LockedOut {
-    /// Of each command, whether it needs something of it; all do if it is the journal's head, or a table.
+/// The commands and aggregates that are blocked by a foreign lock.
+pub struct Blocked {
+    /// For each command, whether it is blocked. All are if the journal's head or a whole table is locked.
     pub commands: Vec<bool>,
     pub ids: HashSet<Id>,
 }
 
-/// Asks what is locked of what the commands need.
+/// Finds out which of the commands are blocked by a foreign lock.
 ///
 /// # Errors
 /// See [`BatchError`].
-pub async fn locked_out(session: &Session, commands: &[&Command]) -> Result<LockedOut, BatchError> {
+pub async fn find_blocked(session: &Session, commands: &[&QueuedCommand]) -> Result<Blocked, BatchError> {
     let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
-    let asked = async {
+    let lookup = async {
         let referring = session.peek(&referring).await?;
         let ids: BTreeSet<Id> = commands.iter().flat_map(|command| command.command.touches()).collect();
         let references = referring.iter().filter_map(|stored| Some((stored.id, state(stored).ok()?.references())));
@@ -178,30 +188,30 @@ pub async fn locked_out(session: &Session, commands: &[&Command]) -> Result<Lock
         let locked = session.locked(&ids.into_iter().collect::<Vec<_>>()).await?;
         Ok::<_, Error>((references, locked))
     };
-    // In a transaction of its own, for the look must not wait for a lock as long as the batch has.
-    let asked = async {
-        session.begin(Patience::Short).await?;
-        let found = asked.await;
+    // A transaction of its own, with the short lock timeout, even if the batch has the usual one.
+    let lookup = async {
+        session.begin(LockTimeout::Short).await?;
+        let found = lookup.await;
         session.rollback().await?;
         found
     };
-    let (references, locked) = match answered(asked).await {
+    let (references, locked) = match with_timeout(lookup).await {
         Ok(found) => found,
         Err(error) => {
             return match error.downcast_ref::<Error>().and_then(Error::code) {
-                // Somebody has locked a whole table.
+                // A whole table is locked.
                 Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                    Ok(LockedOut { commands: vec![true; commands.len()], ids: HashSet::new() })
+                    Ok(Blocked { commands: vec![true; commands.len()], ids: HashSet::new() })
                 }
                 Some(_) | None => Err(BatchError::NoConnection(error)),
             };
         }
     };
-    let needs_locked = |command: &&Command| {
+    let is_blocked = |command: &&QueuedCommand| {
         let references = references.get(&command.command.target()).cloned().unwrap_or_default();
         locked.head || command.command.touches().iter().chain(&references).any(|id| locked.ids.contains(id))
     };
-    Ok(LockedOut { commands: commands.iter().map(needs_locked).collect(), ids: locked.ids })
+    Ok(Blocked { commands: commands.iter().map(is_blocked).collect(), ids: locked.ids })
 }
 
 fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
@@ -210,83 +220,83 @@ fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
     })
 }
 
-/// What became of the commands, before positions are given.
+/// A batch whose commands have been decided, but which has no positions yet.
 #[derive(Debug)]
 pub struct Decided {
     at: Timestamp,
     answers: Vec<Answer>,
-    events: Vec<Event>,
+    events: Vec<EventRow>,
     ledger: Vec<LedgerEntry>,
     changes: journal::Changes,
     released: Vec<(Claim, Id)>,
     taken: Vec<(Claim, Id)>,
 }
 
-/// Commands as they are decided, one after the other.
-struct Deciding {
+/// A batch whose commands are being decided, one after the other.
+struct BatchDecider {
     aggregates: Aggregates,
     answers: Vec<Answer>,
-    events: Vec<Event>,
+    events: Vec<EventRow>,
     ledger: Vec<LedgerEntry>,
 }
 
 #[derive(Debug)]
 enum Answer {
-    /// The ledger had it.
+    /// The answer was in the ledger.
     Replayed(Outcome),
-    /// The same key came before in this batch.
+    /// An earlier command of this batch has the same key.
     SameAs(usize),
     Refused(Failure),
-    /// The position counts from the journal's head: the batch's events up to and with this command's.
+    /// The position is relative to the journal's head: the number of the batch's events up to this command's last.
     Accepted(Accepted),
 }
 
-/// Decides the commands, each on what those before it left. The states that come of it are known from then on, though
-/// they are not written yet.
+/// Decides the commands, each on the states that those before it left. The resulting states are cached at once, though
+/// they have not been written yet.
 ///
 /// # Errors
 /// If a state or an event has no JSON form.
 pub fn decide(
-    commands: &[&Command],
+    commands: &[&QueuedCommand],
     loaded: Loaded,
-    known: &mut Known,
+    cache: &mut StateCache,
     now: Timestamp,
     max_event_bytes: usize,
 ) -> Result<Decided, BatchError> {
-    let Loaded { aggregates, mut bytes, ledger, is_believed } = loaded;
-    let mut deciding = Deciding { aggregates, answers: vec![], events: vec![], ledger: vec![] };
-    deciding.execute_all(commands, &ledger, now, max_event_bytes)?;
-    let Deciding { aggregates, answers, events, ledger } = deciding;
+    let Loaded { aggregates, mut bytes, ledger, is_optimistic } = loaded;
+    let mut decider = BatchDecider { aggregates, answers: vec![], events: vec![], ledger: vec![] };
+    decider.execute_all(commands, &ledger, now, max_event_bytes)?;
+    let BatchDecider { aggregates, answers, events, ledger } = decider;
     let mut changes = journal::Changes::default();
     for Changed { id, stored_version, version, state } in aggregates.changed() {
         let kind = state.aggregate();
         let state = json(state.encode())?;
         bytes.insert(id, state.len());
-        let into = if stored_version == 0 { &mut changes.made } else { &mut changes.changed };
-        into.push(Aggregate { id: id.0, kind, stored_version, version, state });
+        let into = if stored_version == 0 { &mut changes.created } else { &mut changes.updated };
+        into.push(AggregateRow { id: id.0, kind, stored_version, version, state });
     }
-    if is_believed {
-        let ids: HashSet<Uuid> = changes.made.iter().chain(&changes.changed).map(|aggregate| aggregate.id).collect();
+    if is_optimistic {
+        let ids: HashSet<Uuid> = changes.created.iter().chain(&changes.updated).map(|aggregate| aggregate.id).collect();
         let read = bytes.keys().filter(|id| !ids.contains(&id.0));
-        changes.relied.extend(read.map(|id| (*id, aggregates.version(*id))));
-        changes.relied.sort_unstable_by_key(|(id, _)| *id);
-        let makers = commands.iter().filter(|command| command.command.creates());
-        let targets = makers.map(|command| command.command.target());
+        changes.expected.extend(read.map(|id| (*id, aggregates.version(*id))));
+        changes.expected.sort_unstable_by_key(|(id, _)| *id);
+        let creating = commands.iter().filter(|command| command.command.creates());
+        let targets = creating.map(|command| command.command.target());
         changes.absent.extend(targets.filter(|id| !aggregates.exists(*id)));
     }
     let released = aggregates.released_claims().map(|(claim, id)| (claim.clone(), id)).collect();
     let taken = aggregates.taken_claims().map(|(claim, id)| (claim.clone(), id)).collect();
     for (id, version, state) in aggregates.into_states() {
         let bytes = bytes.get(&id).copied().unwrap_or_default();
-        known.keep(id, known::Aggregate { version, state, bytes });
+        cache.insert(id, CachedAggregate { version, state, bytes });
     }
     Ok(Decided { at: now, answers, events, ledger, changes, released, taken })
 }
 
-impl Deciding {
+impl BatchDecider {
     fn execute_all(
         &mut self,
-        commands: &[&Command],
+        commands: &[&QueuedCommand],
         ledger: &HashMap<String, LedgerEntry>,
         now: Timestamp,
         max_event_bytes: usize,
@@ -299,12 +309,12 @@ impl Deciding {
                 continue;
             };
             let answer = match (ledger.get(&key.id), first_with.get(&*key.id)) {
-                (Some(entry), _) if !key.stands_for(&entry.fingerprint) => Answer::Refused(reused(&key.id)),
+                (Some(entry), _) if !key.matches(&entry.fingerprint) => Answer::Refused(reused(&key.id)),
                 (Some(entry), _) => Answer::Replayed(match &entry.answer {
                     LedgerAnswer::Accepted(accepted) => Ok(*accepted),
                     LedgerAnswer::Refused(failure) => Err(failure.clone()),
                 }),
-                (None, Some((_, fingerprint))) if !key.stands_for(fingerprint) => Answer::Refused(reused(&key.id)),
+                (None, Some((_, fingerprint))) if !key.matches(fingerprint) => Answer::Refused(reused(&key.id)),
                 (None, Some((first, _))) => Answer::SameAs(*first),
                 (None, None) => {
                     first_with.insert(&key.id, (index, key.fingerprint));
@@ -318,7 +328,12 @@ impl Deciding {
         Ok(())
     }
 
-    fn execute(&mut self, command: &Command, now: Timestamp, max_event_bytes: usize) -> Result<Answer, BatchError> {
+    fn execute(
+        &mut self,
+        command: &QueuedCommand,
+        now: Timestamp,
+        max_event_bytes: usize,
+    ) -> Result<Answer, BatchError> {
         let id = command.command.target();
         let events = match self.aggregates.decide(command.command.clone(), command.expected_version, now) {
             Ok(events) => events,
@@ -326,13 +341,13 @@ impl Deciding {
         };
         let payloads = events.iter().map(|(_, event)| json(event.encode())).collect::<Result<Vec<_>, _>>()?;
         let is_new = self.aggregates.version(id) == 0;
-        let max_bytes = if is_new { max_event_bytes.saturating_sub(LATER_ROOM) } else { max_event_bytes };
+        let max_bytes = if is_new { max_event_bytes.saturating_sub(EVENT_HEADROOM) } else { max_event_bytes };
         if payloads.iter().any(|payload| payload.len() > max_bytes) {
             let message = format!("what the command would record has more than the {max_bytes} bytes allowed");
             return Ok(Answer::Refused(Failure::new(Code::TooLarge, message).with("max_bytes", max_bytes)));
         }
         let recorded = self.aggregates.record(events, now);
-        self.events.extend(recorded.into_iter().zip(payloads).map(|(recorded, payload)| Event {
+        self.events.extend(recorded.into_iter().zip(payloads).map(|(recorded, payload)| EventRow {
             aggregate: recorded.event.aggregate(),
             id: recorded.id.0,
             version: recorded.version,
@@ -349,12 +364,12 @@ impl Deciding {
 }
 
 impl Decided {
-    /// The batch's first event, by which a committed batch is found again.
+    /// The batch's first event, which identifies the batch in the journal.
     pub fn first_event(&self) -> Option<(Uuid, u64)> {
         self.events.first().map(|event| (event.id, event.version))
     }
 
-    /// What came of it, where `base` is the position before the batch's first event.
+    /// The result of the batch, once it has been written after the position `base`.
     pub fn written(self, base: i64) -> Written {
         let after = unsigned(base);
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(self.answers.len());
@@ -370,15 +385,15 @@ impl Decided {
         Written { outcomes, committed: (!events.is_empty()).then_some(Committed { after, at, events }) }
     }
 
-    /// A command that was accepted without an event still wants the head's position.
+    /// Whether there is nothing to write. A command that was accepted without an event still needs the head's position.
     pub fn changes_nothing(&self) -> bool {
         self.ledger.is_empty() && !self.answers.iter().any(|answer| matches!(answer, Answer::Accepted(_)))
     }
 }
 
 impl Answer {
-    /// What the ledger keeps of it.
-    fn entry(&self, key: &Key) -> Option<LedgerEntry> {
+    /// The ledger entry for this answer; none if it is the answer of an earlier command.
+    fn entry(&self, key: &IdempotencyKey) -> Option<LedgerEntry> {
         let answer = match self {
             Self::Accepted(accepted) => LedgerAnswer::Accepted(*accepted),
             Self::Refused(failure) => LedgerAnswer::Refused(failure.clone()),
@@ -388,16 +403,16 @@ impl Answer {
     }
 }
 
-/// Writes and commits in one round trip, in the transaction that [`load`] began or one that begins here. Where a statement
-/// fails, those behind it fail too, and the commit becomes a rollback.
+/// Writes and commits in one round trip, in the transaction that [`load`] began, or in a new one if `begins` is
+/// given. If a statement fails, those after it fail too, and the commit becomes a rollback.
 ///
 /// # Errors
 /// See [`BatchError`].
-pub async fn write(session: &Session, decided: Decided, begins: Option<Patience>) -> Result<Written, BatchError> {
+pub async fn write(session: &Session, decided: Decided, begins: Option<LockTimeout>) -> Result<Written, BatchError> {
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(unsigned(decided.at.unix_millis()));
     let begin = async {
         match begins {
-            Some(patience) => session.begin(patience).await,
+            Some(lock_timeout) => session.begin(lock_timeout).await,
             None => Ok(()),
         }
     };
@@ -407,22 +422,22 @@ pub async fn write(session: &Session, decided: Decided, begins: Option<Patience>
             session.store(&decided.changes),
             session.release(&decided.released),
             session.claim(&decided.taken),
-            session.record(&decided.events, &decided.ledger, at),
+            session.append(&decided.events, &decided.ledger, at),
             session.commit(),
         ))
     };
-    let (begun, stored, released, taken, recorded, committed) = match answered(writing).await {
+    let (begun, stored, released, taken, appended, committed) = match with_timeout(writing).await {
         Ok(written) => written,
         Err(silent) => {
             let (backend, transaction) = (session.backend.clone(), None);
-            return Err(BatchError::Unknown(silent, Box::new(Unsettled { backend, transaction, decided })));
+            return Err(BatchError::InDoubt(silent, Box::new(InDoubt { backend, transaction, decided })));
         }
     };
-    // The first failure is the cause; the others only say that the transaction has failed.
+    // The first failure is the cause; the later ones only say that the transaction has failed.
     let written = begun.and(stored).and(released).and(taken);
-    let (failed, transaction) = match (written, recorded, committed) {
-        (Ok(()), Ok(Recorded { base, .. }), Ok(())) => return Ok(decided.written(base)),
-        (Ok(()), Ok(Recorded { transaction, .. }), Err(error)) => (error, Some(transaction)),
+    let (failed, transaction) = match (written, appended, committed) {
+        (Ok(()), Ok(Appended { base, .. }), Ok(())) => return Ok(decided.written(base)),
+        (Ok(()), Ok(Appended { transaction, .. }), Err(error)) => (error, Some(transaction)),
         (Ok(()), Err(error), _) | (Err(error), ..) => (error, None),
     };
     Err(match failed.code() {
@@ -430,7 +445,7 @@ pub async fn write(session: &Session, decided: Decided, begins: Option<Patience>
         Some(&SqlState::LOCK_NOT_AVAILABLE) => BatchError::Locked,
         _ if is_lost(&failed) => {
             let backend = session.backend.clone();
-            BatchError::Unknown(failed.into(), Box::new(Unsettled { backend, transaction, decided }))
+            BatchError::InDoubt(failed.into(), Box::new(InDoubt { backend, transaction, decided }))
         }
         _ => BatchError::Fault(failed.into()),
     })
@@ -449,13 +464,13 @@ fn before_writing(error: Error) -> BatchError {
     match error.code() {
         Some(code) if is_race(code) => BatchError::Race,
         Some(&SqlState::LOCK_NOT_AVAILABLE) => BatchError::Locked,
-        _ if is_lost(&error) => BatchError::Away(error),
+        _ if is_lost(&error) => BatchError::ConnectionLost(error),
         _ => BatchError::Fault(error.into()),
     }
 }
 
-/// What a batch meets that another was faster than: it goes through when it is tried again. The statements that demand
-/// what was believed divide by zero where it is not so.
+/// Whether the error means that another batch was faster, so that trying again will succeed. The optimistic checks
+/// divide by zero if a state is out of date.
 fn is_race(code: &SqlState) -> bool {
     let races = [
         SqlState::UNIQUE_VIOLATION,

@@ -1,4 +1,4 @@
-//! What can be set, as a flag or an environment variable.
+//! The settings of the command service, each a flag and an environment variable.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub struct Config {
     /// Batches that are written at the same time
     #[arg(long, env = "LANES", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub lanes: u16,
-    /// Commands in one batch at most
+    /// The largest number of commands in one batch
     #[arg(long, env = "BATCH_COMMANDS", default_value_t = 256, value_parser = at_least_one)]
     pub batch_commands: usize,
     /// Commands that may wait for a batch; more are refused as overloaded
@@ -33,16 +33,16 @@ pub struct Config {
     /// Bytes of requests that may wait for a batch; more are refused as overloaded
     #[arg(long, env = "QUEUE_BYTES", default_value_t = 64 << 20)]
     pub queue_bytes: u32,
-    /// Bytes of one request at most
+    /// Bytes that one request may have at most
     #[arg(long, env = "MAX_REQUEST_BYTES", default_value_t = 1 << 20)]
     pub max_request_bytes: usize,
-    /// Seconds for which a command that is sent again gets its first reply
+    /// Seconds for which a command that is sent again with its key gets its first reply
     #[arg(long, env = "LEDGER_SECONDS", default_value_t = 7 * 24 * 3600)]
     pub ledger_seconds: u32,
-    /// Replicas of the stream, if this service makes it: 1, or 3 in a cluster
+    /// Replicas of the stream, if this service creates it: 1, or 3 in a cluster
     #[arg(long, env = "STREAM_REPLICAS", default_value_t = 1)]
     pub stream_replicas: usize,
-    /// Milliseconds between two looks of the relay at journal and stream when nothing wakes it
+    /// Milliseconds after which the relay checks the journal and the stream when nothing wakes it
     #[arg(long, env = "RELAY_POLL_MS", default_value_t = 1000)]
     pub relay_poll_ms: u64,
 }

@@ -1,5 +1,5 @@
-//! From the lanes to the relay: what a lane has committed, the relay of the same replica publishes without reading it
-//! again. It is a short cut and no more: what does not come this way, the relay reads from the journal.
+//! The handover passes committed events from the lanes to the relay of the same replica, which then need not read
+//! them. It is only a shortcut: whatever does not come this way, the relay reads from the journal.
 
 use std::{
     collections::BTreeMap,
@@ -13,91 +13,91 @@ use domain::Timestamp;
 use runtime::Nats;
 use tokio::sync::Notify;
 
-use crate::journal::Event;
+use crate::journal::EventRow;
 
-/// Bytes of events that may wait for the relay. What is more it reads later.
+/// Bytes of events that may wait for the relay. It reads the rest from the journal later.
 const MAX_BYTES: usize = 8 << 20;
-/// What an event costs in memory beyond its payload, roughly.
+/// The approximate memory that an event needs in addition to its payload, in bytes.
 const EVENT_BYTES: usize = 512;
 
 /// Events that were committed together.
 #[derive(Debug)]
 pub struct Committed {
-    /// The position before the first.
+    /// The position before the first of them.
     pub after: u64,
     pub at: Timestamp,
-    pub events: Vec<Event>,
+    pub events: Vec<EventRow>,
 }
 
-/// Wakes the relay, in this replica or another, and hands it what it may have without reading.
+/// Wakes the relay, in this replica or another, and passes events to the one in this replica.
 #[derive(Clone, Default)]
 pub struct Handover(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     notify: Notify,
-    /// The relay runs in this replica.
+    /// Whether the relay runs in this replica.
     is_here: AtomicBool,
-    waiting: Mutex<Waiting>,
+    pending: Mutex<Pending>,
 }
 
 #[derive(Default)]
-struct Waiting {
-    /// By the position before their first event.
+struct Pending {
+    /// Batches of events by the position before their first.
     committed: BTreeMap<u64, Committed>,
     bytes: usize,
 }
 
-/// What the relay finds after a position.
+/// What follows a position.
 #[derive(Debug)]
 pub enum Next {
     Committed(Committed),
-    /// What comes next is not here, but something after it: it is in the journal.
-    Elsewhere,
+    /// The next events are not here, but later ones are: so the next ones must be read from the journal.
+    InJournal,
     Nothing,
 }
 
 impl Handover {
-    /// Says that the events are in the journal.
+    /// Says that the events have been committed.
     pub async fn committed(&self, nats: &Nats, committed: Committed) {
         if self.0.is_here.load(Relaxed) {
-            self.waiting().add(committed);
+            self.pending().add(committed);
             self.0.notify.notify_one();
         } else {
-            // If it does not arrive, the relay looks by itself a little later.
+            // If this message is lost, the relay finds the events at its next poll.
             let _ = nats.client.publish(nats.subjects.committed(), "".into()).await;
         }
     }
 
-    /// Waits until something was committed in this replica.
+    /// Waits until events have been committed in this replica.
     pub async fn notified(&self) {
         self.0.notify.notified().await;
     }
 
-    /// The relay begins to run in this replica, or ends.
-    pub fn relay_is_here(&self, is_here: bool) {
+    /// Says whether the relay runs in this replica.
+    pub fn set_relay_is_here(&self, is_here: bool) {
         self.0.is_here.store(is_here, Relaxed);
         if !is_here {
-            *self.waiting() = Waiting::default();
+            *self.pending() = Pending::default();
         }
     }
 
-    /// Takes what comes directly after the position; forgets what is before it.
+    /// Takes the events directly after the position, and drops those before it.
     pub fn next(&self, after: u64) -> Next {
-        self.waiting().next(after)
+        self.pending().next(after)
     }
 
-    /// Nothing that holds this lock can leave it half changed.
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic cannot poison the events: no code that holds this lock can leave them half changed.
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
+impl Pending {
     fn add(&mut self, committed: Committed) {
         let bytes = committed.bytes();
-        // The oldest make room: the relay sees that they are missing only by what comes after them. So the newest stays,
-        // however large.
+        // The oldest events are dropped first: the relay notices a gap only by the events after it. So the newest ones
+        // are kept, however large they are.
         while self.bytes + bytes > MAX_BYTES
             && let Some((_, first)) = self.committed.pop_first()
         {
@@ -110,7 +110,7 @@ impl Waiting {
     fn next(&mut self, after: u64) -> Next {
         while let Some(first) = self.committed.first_entry() {
             if *first.key() > after {
-                return Next::Elsewhere;
+                return Next::InJournal;
             }
             let committed = first.remove();
             self.bytes -= committed.bytes();
@@ -118,8 +118,8 @@ impl Waiting {
                 return Next::Committed(committed);
             }
             if committed.after + committed.events.len() as u64 > after {
-                // The relay has read a part of it; it reads the rest too.
-                return Next::Elsewhere;
+                // The relay has already read a part of this batch, and will read the rest too.
+                return Next::InJournal;
             }
         }
         Next::Nothing
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     fn committed(after: u64, events: u64, payload: usize) -> Committed {
-        let event = |version| Event {
+        let event = |version| EventRow {
             aggregate: "user",
             id: uuid::Uuid::nil(),
             version,
@@ -154,43 +154,43 @@ mod tests {
     fn after(next: Next) -> Option<u64> {
         match next {
             Next::Committed(committed) => Some(committed.after),
-            Next::Elsewhere | Next::Nothing => None,
+            Next::InJournal | Next::Nothing => None,
         }
     }
 
     #[test]
-    fn what_lanes_commit_is_taken_in_the_order_of_the_journal() {
-        let mut waiting = Waiting::default();
-        waiting.add(committed(13, 2, 10));
-        assert!(matches!(waiting.next(10), Next::Elsewhere), "another lane has 11 to 13, or another replica");
-        waiting.add(committed(10, 3, 10));
-        assert_eq!(after(waiting.next(10)), Some(10));
-        assert_eq!(after(waiting.next(13)), Some(13));
-        assert!(matches!(waiting.next(15), Next::Nothing));
-        assert_eq!(waiting.bytes, 0);
+    fn events_are_taken_in_the_order_of_the_journal() {
+        let mut pending = Pending::default();
+        pending.add(committed(13, 2, 10));
+        assert!(matches!(pending.next(10), Next::InJournal), "another lane or another replica has 11 to 13");
+        pending.add(committed(10, 3, 10));
+        assert_eq!(after(pending.next(10)), Some(10));
+        assert_eq!(after(pending.next(13)), Some(13));
+        assert!(matches!(pending.next(15), Next::Nothing));
+        assert_eq!(pending.bytes, 0);
     }
 
     #[test]
-    fn what_the_relay_has_read_meanwhile_is_forgotten() {
-        let mut waiting = Waiting::default();
-        waiting.add(committed(10, 3, 10));
-        waiting.add(committed(13, 3, 10));
-        assert!(matches!(waiting.next(14), Next::Elsewhere), "the rest of a part is read");
-        assert!(matches!(waiting.next(16), Next::Nothing));
-        assert_eq!(waiting.bytes, 0);
+    fn events_that_the_relay_has_read_meanwhile_are_dropped() {
+        let mut pending = Pending::default();
+        pending.add(committed(10, 3, 10));
+        pending.add(committed(13, 3, 10));
+        assert!(matches!(pending.next(14), Next::InJournal), "the rest of a batch is read");
+        assert!(matches!(pending.next(16), Next::Nothing));
+        assert_eq!(pending.bytes, 0);
     }
 
     #[test]
-    fn what_waits_is_bounded_and_what_is_left_out_is_missed() {
-        let mut waiting = Waiting::default();
+    fn pending_events_are_bounded_and_dropped_ones_leave_a_gap() {
+        let mut pending = Pending::default();
         for index in 0..20 {
-            waiting.add(committed(index, 1, MAX_BYTES / 4));
-            assert!(waiting.bytes <= MAX_BYTES);
+            pending.add(committed(index, 1, MAX_BYTES / 4));
+            assert!(pending.bytes <= MAX_BYTES);
         }
-        assert!(matches!(waiting.next(0), Next::Elsewhere));
-        waiting.add(committed(20, 1, 2 * MAX_BYTES));
-        assert_eq!(waiting.committed.len(), 1);
-        assert_eq!(after(waiting.next(20)), Some(20));
-        assert_eq!(waiting.bytes, 0);
+        assert!(matches!(pending.next(0), Next::InJournal));
+        pending.add(committed(20, 1, 2 * MAX_BYTES));
+        assert_eq!(pending.committed.len(), 1);
+        assert_eq!(after(pending.next(20)), Some(20));
+        assert_eq!(pending.bytes, 0);
     }
 }

@@ -1,5 +1,5 @@
-//! From a request to a command that waits for its batch. What waits is bounded, in commands and in bytes; past that a
-//! request is refused at once, never left to time out.
+//! The intake turns a request into a command that waits for its batch. The queue is bounded, in commands and in bytes;
+//! when it is full, a request is refused at once, never left to time out.
 
 use std::sync::Arc;
 
@@ -17,16 +17,16 @@ use wire::{Accepted, Code, Failure, RequestHeaders};
 
 use crate::{Config, postgres::Postgres};
 
-/// A command, and who waits for its reply.
-pub struct Waiting {
-    pub command: Command,
+/// A command in the queue, and the requester who waits for its reply.
+pub struct QueuedRequest {
+    pub command: QueuedCommand,
     pub requester: Requester,
 }
 
-/// Who waits for a reply.
+/// The client that waits for a reply.
 pub struct Requester {
     request: Request,
-    /// Gives the bytes free again when the command has been answered.
+    /// Releases the request's bytes when the command has been answered.
     _bytes: OwnedSemaphorePermit,
 }
 
@@ -37,37 +37,38 @@ impl Requester {
     }
 }
 
-/// A command with what its headers say.
+/// A command with the headers that it came with.
 #[derive(Clone)]
-pub struct Command {
+pub struct QueuedCommand {
     pub command: domain::Command,
     pub expected_version: Option<u64>,
-    pub key: Option<Key>,
+    pub key: Option<IdempotencyKey>,
     pub actor: Option<String>,
     pub traceparent: Option<String>,
 }
 
-/// An idempotency key, with what it stands for.
+/// An idempotency key, with the fingerprint of the request that it identifies.
 #[derive(Clone)]
-pub struct Key {
+pub struct IdempotencyKey {
     pub id: String,
-    /// SHA-256 of subject, expected version, and what the command means.
+    /// SHA-256 of the subject, the expected version and the command's canonical form.
     pub fingerprint: [u8; 32],
-    /// The same of the body as it was written: how the ledger once had it, whose entries are still there.
-    pub former_fingerprint: [u8; 32],
+    /// SHA-256 of the subject, the expected version and the body as it was sent. Entries of the ledger from earlier
+    /// versions have this one.
+    pub legacy_fingerprint: [u8; 32],
 }
 
-impl Key {
-    /// Whether it is the key of what the ledger remembers.
-    pub fn stands_for(&self, fingerprint: &[u8; 32]) -> bool {
-        [self.fingerprint, self.former_fingerprint].contains(fingerprint)
+impl IdempotencyKey {
+    /// Whether the ledger's fingerprint is that of this request.
+    pub fn matches(&self, fingerprint: &[u8; 32]) -> bool {
+        [self.fingerprint, self.legacy_fingerprint].contains(fingerprint)
     }
 }
 
-/// Where the endpoints put commands.
+/// The sending side of the queue, which all endpoints share.
 #[derive(Clone)]
 pub struct Intake {
-    queue: mpsc::Sender<Waiting>,
+    queue: mpsc::Sender<QueuedRequest>,
     bytes: Arc<Semaphore>,
     max_request_bytes: usize,
     postgres: Postgres,
@@ -75,25 +76,25 @@ pub struct Intake {
 }
 
 impl Intake {
-    pub fn new(config: &Config, postgres: Postgres, replies: TaskTracker) -> (Self, mpsc::Receiver<Waiting>) {
+    pub fn new(config: &Config, postgres: Postgres, replies: TaskTracker) -> (Self, mpsc::Receiver<QueuedRequest>) {
         let (queue, waiting) = mpsc::channel(config.queue_commands);
         let bytes = Arc::new(Semaphore::new(config.queue_bytes as usize));
         (Self { queue, bytes, max_request_bytes: config.max_request_bytes, postgres, replies }, waiting)
     }
 
-    /// Queues the request's command, or answers why not.
+    /// Puts the request's command into the queue, or answers why it was refused.
     pub fn take(&self, command_type: CommandType, request: Request) {
         let admitted = self.admit(request.payload.len());
         let (bytes, command) = match admitted.and_then(|bytes| Ok((bytes, read(command_type, &request)?))) {
             Ok(admitted) => admitted,
             Err(failure) => return self.refuse(request, failure),
         };
-        let waiting = Waiting { command, requester: Requester { request, _bytes: bytes } };
-        match self.queue.try_send(waiting) {
+        let queued = QueuedRequest { command, requester: Requester { request, _bytes: bytes } };
+        match self.queue.try_send(queued) {
             Ok(()) => {}
-            Err(TrySendError::Full(waiting)) => self.refuse(waiting.requester.request, overloaded()),
-            Err(TrySendError::Closed(waiting)) => {
-                self.refuse(waiting.requester.request, Failure::new(Code::Unavailable, "the service is stopping"));
+            Err(TrySendError::Full(queued)) => self.refuse(queued.requester.request, overloaded()),
+            Err(TrySendError::Closed(queued)) => {
+                self.refuse(queued.requester.request, Failure::new(Code::Unavailable, "the service is stopping"));
             }
         }
     }
@@ -108,32 +109,33 @@ impl Intake {
             return Err(Failure::new(Code::TooLarge, message).with("max_bytes", self.max_request_bytes));
         }
         if !self.postgres.is_up() {
-            return Err(Failure::new(Code::Unavailable, "the journal's database is away"));
+            return Err(Failure::new(Code::Unavailable, "the journal's database is unavailable"));
         }
-        // A parsed command holds about as much as its text, and never nothing.
+        // A parsed command takes about as much memory as its text, and even an empty one takes some.
         let bytes = u32::try_from(length.max(256)).unwrap_or(u32::MAX);
         Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(|_| overloaded())
     }
 }
 
-fn read(command_type: CommandType, request: &Request) -> Result<Command, Failure> {
+fn read(command_type: CommandType, request: &Request) -> Result<QueuedCommand, Failure> {
     let headers = RequestHeaders::parse(&request.headers)?;
-    let made = Id(Uuid::now_v7());
-    let command = (command_type.parse)(&request.payload, made)?;
+    let generated = Id(Uuid::now_v7());
+    let command = (command_type.parse)(&request.payload, generated)?;
     let RequestHeaders { command_id, expected_version, min_position: _, actor, traceparent } = headers;
-    let key = command_id.map(|id| Key {
-        fingerprint: fingerprint(request.subject(), expected_version, &meaning(&command, made)),
-        former_fingerprint: fingerprint(request.subject(), expected_version, &request.payload),
+    let key = command_id.map(|id| IdempotencyKey {
+        fingerprint: fingerprint(request.subject(), expected_version, &canonical_form(&command, generated)),
+        legacy_fingerprint: fingerprint(request.subject(), expected_version, &request.payload),
         id,
     });
-    Ok(Command { command, expected_version, key, actor, traceparent })
+    Ok(QueuedCommand { command, expected_version, key, actor, traceparent })
 }
 
-/// What the client has said with the command: an identifier that was made here is not of it, nor is a field that is absent.
-fn meaning(command: &domain::Command, made: Id) -> Vec<u8> {
-    // Its types have a JSON form.
+/// The command as JSON in a canonical form, which does not depend on how the client wrote it: without absent fields,
+/// and without an identifier that was generated here.
+fn canonical_form(command: &domain::Command, generated: Id) -> Vec<u8> {
+    // Serialising cannot fail: every command type has a JSON form.
     let mut json = command.to_json().unwrap_or_default();
-    if command.target() == made
+    if command.target() == generated
         && let Some(fields) = json.as_object_mut()
     {
         fields.remove("id");
@@ -171,27 +173,27 @@ fn overloaded() -> Failure {
 mod tests {
     use super::*;
 
-    fn meant(verb: &str, body: &str) -> Vec<u8> {
-        let made = Id(Uuid::now_v7());
+    fn canonical(verb: &str, body: &str) -> Vec<u8> {
+        let generated = Id(Uuid::now_v7());
         let found = domain::commands().find(|it| it.aggregate == "product" && it.verb == verb).unwrap();
-        meaning(&(found.parse)(body.as_bytes(), made).unwrap(), made)
+        canonical_form(&(found.parse)(body.as_bytes(), generated).unwrap(), generated)
     }
 
     #[test]
     fn a_command_means_the_same_however_it_is_written() {
         let price = r#"{"amount":250,"currency":"GBP"}"#;
-        let plain = meant("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price}}}"#));
+        let plain = canonical("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price}}}"#));
         for same in [
             r#"{"price":{"currency":"GBP","amount":250},"name":"Lamp","sku":"A"}"#,
             r#" { "sku" : "\u0041", "name":" Lamp ","price":{"amount":250,"currency":"G\u0042P"},"stock":0 } "#,
         ] {
-            assert_eq!(meant("create", same), plain, "{same}");
+            assert_eq!(canonical("create", same), plain, "{same}");
         }
-        let other = meant("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price},"stock":1}}"#));
+        let other = canonical("create", &format!(r#"{{"sku":"A","name":"Lamp","price":{price},"stock":1}}"#));
         assert_ne!(other, plain);
         let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
-        assert_ne!(meant("create", &format!(r#"{{"id":"{id}","sku":"A","name":"Lamp","price":{price}}}"#)), plain);
-        let bare = meant("update", &format!(r#"{{"id":"{id}"}}"#));
-        assert_eq!(meant("update", &format!(r#"{{"name":null,"sku":null,"id":"{}"}}"#, id.to_uppercase())), bare);
+        assert_ne!(canonical("create", &format!(r#"{{"id":"{id}","sku":"A","name":"Lamp","price":{price}}}"#)), plain);
+        let bare = canonical("update", &format!(r#"{{"id":"{id}"}}"#));
+        assert_eq!(canonical("update", &format!(r#"{{"name":null,"sku":null,"id":"{}"}}"#, id.to_uppercase())), bare);
     }
 }

@@ -1,5 +1,6 @@
-//! The statements of the write side. Each method sends one statement the first time it is polled, so that methods whose
-//! futures are joined go out together, in the order in which they are joined: a commit never overtakes what it commits.
+//! The SQL of the write side. Each method sends one statement the first time that it is polled, so statements whose
+//! futures are joined are pipelined in the order in which they are joined: a commit never overtakes the writes before
+//! it.
 
 use std::{collections::HashSet, time::SystemTime};
 
@@ -12,8 +13,8 @@ use tokio_postgres::{
 use uuid::Uuid;
 use wire::{Accepted, Failure};
 
-/// A connection on which all statements are prepared: preparing one later would wait, and what is sent after it would
-/// come before it.
+/// A connection on which all statements are already prepared. Preparing one later would wait for the server, and
+/// statements that were joined after it would overtake it.
 pub struct Session {
     client: Object,
     pub backend: Backend,
@@ -25,66 +26,67 @@ pub struct Session {
     store: Statement,
     release: Statement,
     claim: Statement,
-    record: Statement,
-    record_answered: Statement,
+    append: Statement,
+    append_with_ledger: Statement,
 }
 
-/// The server's process behind a connection.
+/// The server process behind a connection.
 #[derive(Clone, Debug)]
 pub struct Backend {
     pub pid: i32,
-    /// Tells it from another that gets the same number.
+    /// When the process started, which distinguishes it from a later one with the same identifier.
     pub started: String,
 }
 
-/// An event as it is written.
+/// A row of `events`, to be written.
 #[derive(Debug)]
-pub struct Event {
+pub struct EventRow {
     pub aggregate: &'static str,
     pub id: Uuid,
     pub version: u64,
     pub name: &'static str,
     pub schema: i16,
-    /// JSON.
+    /// The event as JSON.
     pub payload: String,
     pub actor: Option<String>,
     pub command_id: Option<String>,
     pub traceparent: Option<String>,
 }
 
-/// An aggregate as it is written.
+/// A row of `aggregates`, to be written.
 #[derive(Debug)]
-pub struct Aggregate {
+pub struct AggregateRow {
     pub id: Uuid,
     pub kind: &'static str,
-    /// The version that is stored.
+    /// The version that is stored at present; 0 for a new aggregate.
     pub stored_version: u64,
     pub version: u64,
-    /// JSON.
+    /// The state as JSON.
     pub state: String,
 }
 
-/// What a batch makes of aggregates, and what it relies on, each in the order of the identifiers, as all writers have them.
+/// The changes of a batch to aggregates, and the conditions under which they may be written. Each list is in the
+/// order of the identifiers, the same in every batch.
 #[derive(Debug, Default)]
 pub struct Changes {
-    pub made: Vec<Aggregate>,
-    pub changed: Vec<Aggregate>,
-    /// Those that are not written, but must be at these versions.
-    pub relied: Vec<(Id, u64)>,
-    /// Those that must not be there, and are not made either.
+    pub created: Vec<AggregateRow>,
+    pub updated: Vec<AggregateRow>,
+    /// Aggregates that are not written, but must be at these versions.
+    pub expected: Vec<(Id, u64)>,
+    /// Identifiers of which there must be no aggregate, and which are not created either.
     pub absent: Vec<Id>,
 }
 
-/// An aggregate as it was read.
+/// A row of `aggregates`, as it was read.
 pub struct StoredAggregate {
     pub id: Id,
     pub kind: String,
     pub version: u64,
-    /// JSON.
+    /// The state as JSON.
     pub state: String,
 }
 
-/// What was answered to a command that had an idempotency key.
+/// The ledger's record of a command that had an idempotency key.
 #[derive(Clone, Debug)]
 pub struct LedgerEntry {
     pub key: String,
@@ -94,24 +96,24 @@ pub struct LedgerEntry {
 
 #[derive(Clone, Debug)]
 pub enum LedgerAnswer {
-    /// The position counts from the journal's head until it is written.
+    /// Until the entry is written, the position is relative to the journal's head.
     Accepted(Accepted),
     Refused(Failure),
 }
 
 /// How long a transaction waits for a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Patience {
-    /// Longer than any other lane holds one.
+pub enum LockTimeout {
+    /// Longer than any other lane holds a lock.
     Usual,
-    /// Somebody has held one for long that the batch may need.
+    /// Much shorter, for batches that may need a lock which a foreign transaction has held for a long time.
     Short,
 }
 
-/// What others have locked.
-pub struct Locked {
+/// The rows that other transactions have locked.
+pub struct LockedRows {
     pub ids: HashSet<Id>,
-    /// The journal's head, without which nothing can be written.
+    /// Whether the journal's head is locked, without which nothing can be written.
     pub head: bool,
 }
 
@@ -130,13 +132,13 @@ impl Session {
             store: client.prepare_cached(STORE).await?,
             release: client.prepare_cached(RELEASE).await?,
             claim: client.prepare_cached(CLAIM).await?,
-            record: client.prepare_cached(&record(false)).await?,
-            record_answered: client.prepare_cached(&record(true)).await?,
+            append: client.prepare_cached(&append(false)).await?,
+            append_with_ledger: client.prepare_cached(&append(true)).await?,
             client,
         })
     }
 
-    /// Closes the connection: its state is not known.
+    /// Closes the connection, whose state is unknown.
     pub fn discard(self) {
         drop(Object::take(self.client));
     }
@@ -145,10 +147,10 @@ impl Session {
         self.client.is_closed()
     }
 
-    pub async fn begin(&self, patience: Patience) -> Result<(), Error> {
-        let begin = match patience {
-            Patience::Usual => "begin",
-            Patience::Short => "begin; set local lock_timeout = '50ms'",
+    pub async fn begin(&self, lock_timeout: LockTimeout) -> Result<(), Error> {
+        let begin = match lock_timeout {
+            LockTimeout::Usual => "begin",
+            LockTimeout::Short => "begin; set local lock_timeout = '50ms'",
         };
         self.client.batch_execute(begin).await
     }
@@ -161,7 +163,7 @@ impl Session {
         self.client.batch_execute("rollback").await
     }
 
-    /// What was answered to these keys.
+    /// The ledger's entries for these keys.
     pub async fn ledger(&self, keys: &[&str]) -> Result<Vec<LedgerEntry>, Error> {
         if keys.is_empty() {
             return Ok(vec![]);
@@ -169,24 +171,24 @@ impl Session {
         self.client.query(&self.ledger, &[&keys]).await?.iter().map(ledger_entry).collect()
     }
 
-    /// Aggregates as they are now, unlocked.
+    /// Reads aggregates without locking them.
     pub async fn peek(&self, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
         self.aggregates(&self.peek, ids).await
     }
 
-    /// Aggregates, locked until the end of the transaction, in the order of their identifiers so that no two batches
-    /// wait for each other.
+    /// Reads aggregates, and locks them until the end of the transaction. All batches lock in the order of the
+    /// identifiers, so that no two of them deadlock.
     pub async fn lock(&self, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
         self.aggregates(&self.lock, ids).await
     }
 
-    /// Those of the aggregates that somebody else has locked.
-    pub async fn locked(&self, ids: &[Id]) -> Result<Locked, Error> {
+    /// Those of the aggregates that other transactions have locked.
+    pub async fn locked(&self, ids: &[Id]) -> Result<LockedRows, Error> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let rows = self.client.query(&self.locked, &[&ids]).await?;
         let ids = rows.iter().map(|row| Ok(Id(row.try_get(0)?))).collect::<Result<_, Error>>()?;
         let head = self.client.query(HEAD, &[]).await?.is_empty();
-        Ok(Locked { ids, head })
+        Ok(LockedRows { ids, head })
     }
 
     async fn aggregates(&self, statement: &Statement, ids: &[Id]) -> Result<Vec<StoredAggregate>, Error> {
@@ -194,7 +196,7 @@ impl Session {
         self.client.query(statement, &[&ids]).await?.iter().map(stored_aggregate).collect()
     }
 
-    /// Those of the claims that somebody holds, and who.
+    /// Those of the claims that are held, each with its holder.
     pub async fn holders(&self, claims: &[Claim]) -> Result<Vec<(Claim, Id)>, Error> {
         if claims.is_empty() {
             return Ok(vec![]);
@@ -211,38 +213,38 @@ impl Session {
             .collect()
     }
 
-    /// Writes aggregates. Fails with a division by zero where one of them, or of those that are only relied on, is not at
-    /// the version at which it is said to be stored, or one is there that should not be; and with a violation of
-    /// uniqueness where another batch was first with an identifier.
+    /// Writes aggregates. Fails with a division by zero if one of them, or one that is only expected, is not at the
+    /// version at which it should be stored, or if one exists that should not; and with a unique violation if another
+    /// batch was first to create one.
     pub async fn store(&self, changes: &Changes) -> Result<(), Error> {
         if changes.is_empty() {
             return Ok(());
         }
-        let Changes { made, changed, relied, absent } = changes;
-        let (made_ids, made_kinds, made_versions, made_states) = rows(made);
-        let (changed_ids, _, changed_versions, changed_states) = rows(changed);
-        let changed_from: Vec<i64> = changed.iter().map(|aggregate| signed(aggregate.stored_version)).collect();
-        let (relied_ids, relied_versions): (Vec<Uuid>, Vec<i64>) =
-            relied.iter().map(|(id, version)| (id.0, signed(*version))).unzip();
+        let Changes { created, updated, expected, absent } = changes;
+        let (created_ids, created_kinds, created_versions, created_states) = rows(created);
+        let (updated_ids, _, updated_versions, updated_states) = rows(updated);
+        let updated_from: Vec<i64> = updated.iter().map(|aggregate| signed(aggregate.stored_version)).collect();
+        let (expected_ids, expected_versions): (Vec<Uuid>, Vec<i64>) =
+            expected.iter().map(|(id, version)| (id.0, signed(*version))).unzip();
         let absent: Vec<Uuid> = absent.iter().map(|id| id.0).collect();
         let parameters: [&(dyn ToSql + Sync); 11] = [
-            &made_ids,
-            &made_kinds,
-            &made_versions,
-            &made_states,
-            &changed_ids,
-            &changed_from,
-            &changed_versions,
-            &changed_states,
-            &relied_ids,
-            &relied_versions,
+            &created_ids,
+            &created_kinds,
+            &created_versions,
+            &created_states,
+            &updated_ids,
+            &updated_from,
+            &updated_versions,
+            &updated_states,
+            &expected_ids,
+            &expected_versions,
             &absent,
         ];
         self.client.execute(&self.store, &parameters).await?;
         Ok(())
     }
 
-    /// Gives up what these hold; what another holds stays.
+    /// Releases claims, except those that another aggregate holds by now.
     pub async fn release(&self, claims: &[(Claim, Id)]) -> Result<(), Error> {
         if claims.is_empty() {
             return Ok(());
@@ -253,7 +255,7 @@ impl Session {
         Ok(())
     }
 
-    /// Fails where another batch was first with a claim.
+    /// Takes claims. Fails with a unique violation if another batch was first to take one.
     pub async fn claim(&self, claims: &[(Claim, Id)]) -> Result<(), Error> {
         if claims.is_empty() {
             return Ok(());
@@ -264,9 +266,14 @@ impl Session {
         Ok(())
     }
 
-    /// Takes the journal's head, gives the events the positions behind it and writes them, and what was answered. The
-    /// head is locked from here to the commit.
-    pub async fn record(&self, events: &[Event], answers: &[LedgerEntry], at: SystemTime) -> Result<Recorded, Error> {
+    /// Takes the journal's head, and writes the events at the positions that follow it, together with the ledger
+    /// entries. The head is locked from here to the commit.
+    pub async fn append(
+        &self,
+        events: &[EventRow],
+        answers: &[LedgerEntry],
+        at: SystemTime,
+    ) -> Result<Appended, Error> {
         let number = i64::try_from(events.len()).unwrap_or_default();
         let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate).collect();
         let ids: Vec<Uuid> = events.iter().map(|event| event.id).collect();
@@ -300,31 +307,31 @@ impl Session {
             &command_ids,
             &traces,
         ];
-        let answered: [&(dyn ToSql + Sync); 6] =
+        let ledger_entries: [&(dyn ToSql + Sync); 6] =
             [&keys, &fingerprints, &answered_ids, &answered_versions, &offsets, &failures];
         let statement = if answers.is_empty() {
-            &self.record
+            &self.append
         } else {
-            parameters.extend(answered);
-            &self.record_answered
+            parameters.extend(ledger_entries);
+            &self.append_with_ledger
         };
         let row = self.client.query_one(statement, &parameters).await?;
-        Ok(Recorded { base: row.try_get(0)?, transaction: row.try_get(1)? })
+        Ok(Appended { base: row.try_get(0)?, transaction: row.try_get(1)? })
     }
 }
 
-/// What comes of recording events.
-pub struct Recorded {
+/// The result of appending events.
+pub struct Appended {
     /// The position before the first event.
     pub base: i64,
-    /// PostgreSQL's identifier of the transaction, to ask for its fate if the connection breaks.
+    /// PostgreSQL's identifier of the transaction, to find out what became of it if the connection is lost.
     pub transaction: String,
 }
 
 impl Changes {
     fn is_empty(&self) -> bool {
-        let Self { made, changed, relied, absent } = self;
-        made.is_empty() && changed.is_empty() && relied.is_empty() && absent.is_empty()
+        let Self { created, updated, expected, absent } = self;
+        created.is_empty() && updated.is_empty() && expected.is_empty() && absent.is_empty()
     }
 }
 
@@ -361,7 +368,7 @@ const LOCK: &str = "
     order by id
     for update";
 
-/// Each row is locked for the moment of the look. Nobody waits for that long, nor does the look wait for anybody.
+/// Each row that is free is locked for an instant. Nobody has to wait longer than that, and the query never waits.
 const LOCKED: &str = "
     with free as (
         select id
@@ -388,29 +395,29 @@ const BACKEND: &str = "
     from pg_stat_activity
     where pid = pg_backend_pid()";
 
-/// What is relied on stays as it is until the end of the transaction. Statements behind this one are on their way already:
-/// only an error stops them.
+/// Expected aggregates are locked against changes until the end of the transaction. Statements after this one have
+/// been sent already, so only an error can stop them.
 const STORE: &str = "
-    with made as (
+    with created as (
         insert into aggregates (id, kind, version, state)
         select id, kind, version, state::json
-        from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[]) as made (id, kind, version, state)
-    ), changed as (
+        from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[]) as created (id, kind, version, state)
+    ), updated as (
         update aggregates
-        set version = changed.version, state = changed.state::json
-        from unnest($5::uuid[], $6::bigint[], $7::bigint[], $8::text[]) as changed (id, stored, version, state)
-        where aggregates.id = changed.id and aggregates.version = changed.stored
+        set version = updated.version, state = updated.state::json
+        from unnest($5::uuid[], $6::bigint[], $7::bigint[], $8::text[]) as updated (id, stored, version, state)
+        where aggregates.id = updated.id and aggregates.version = updated.stored
         returning 1
-    ), relied as (
+    ), expected as (
         select aggregates.id
         from aggregates
-        join unnest($9::uuid[], $10::bigint[]) as relied (id, version) using (id, version)
+        join unnest($9::uuid[], $10::bigint[]) as expected (id, version) using (id, version)
         order by aggregates.id
         for share of aggregates
     )
     select 1 / (
-        (select count(*) from changed) = cardinality($5)
-        and (select count(*) from relied) = cardinality($9)
+        (select count(*) from updated) = cardinality($5)
+        and (select count(*) from expected) = cardinality($9)
         and not exists (select from aggregates where id = any($11::uuid[]))
     )::int";
 
@@ -424,15 +431,16 @@ const CLAIM: &str = "
     select scope, value, id
     from unnest($1::text[], $2::text[], $3::uuid[]) as taken (scope, value, id)";
 
-/// Most batches answer no command that has a key, and leave that part out.
-fn record(answered: bool) -> String {
-    let answered = if answered { ANSWERED } else { "" };
+/// The statement that appends events. The part for the ledger is left out where no command has a key, as in most
+/// batches.
+fn append(with_ledger: bool) -> String {
+    let ledger_entries = if with_ledger { LEDGER_ENTRIES } else { "" };
     format!(
         "with head as (
             update journal_head
             set position = position + $1
             returning position - $1 as base
-        ), recorded as (
+        ), appended as (
             insert into events
                 (position, aggregate, id, version, type, schema, payload, at, actor, command_id, traceparent)
             select head.base + ordinal, aggregate, id, version, type, schema, payload::json, $2,
@@ -442,12 +450,12 @@ fn record(answered: bool) -> String {
                 $9::text[], $10::text[], $11::text[]
             ) with ordinality as event
                 (aggregate, id, version, type, schema, payload, actor, command_id, traceparent, ordinal)
-        ) {answered}
+        ) {ledger_entries}
         select base, pg_current_xact_id()::text from head"
     )
 }
 
-const ANSWERED: &str = ", answered as (
+const LEDGER_ENTRIES: &str = ", answered as (
             insert into commands (key, request, id, version, position, failure, at)
             select key, request, id, version, head.base + events, failure, $2
             from head, unnest($12::text[], $13::bytea[], $14::uuid[], $15::bigint[], $16::bigint[], $17::json[])
@@ -481,7 +489,7 @@ fn columns<'a>(claims: impl Iterator<Item = &'a Claim>) -> (Vec<&'static str>, V
 }
 
 /// One array per column.
-fn rows(aggregates: &[Aggregate]) -> (Vec<Uuid>, Vec<&'static str>, Vec<i64>, Vec<&str>) {
+fn rows(aggregates: &[AggregateRow]) -> (Vec<Uuid>, Vec<&'static str>, Vec<i64>, Vec<&str>) {
     let ids = aggregates.iter().map(|aggregate| aggregate.id).collect();
     let kinds = aggregates.iter().map(|aggregate| aggregate.kind).collect();
     let versions = aggregates.iter().map(|aggregate| signed(aggregate.version)).collect();

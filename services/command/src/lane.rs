@@ -1,5 +1,6 @@
-//! A lane: one batch at a time. It takes what is waiting, runs it, answers, and takes what has gathered meanwhile; nobody
-//! waits for a batch to fill. What the journal took is acknowledged, and what it did not take is said not to be.
+//! A lane runs one batch at a time: it takes the commands that are waiting, runs them, answers, and takes those that
+//! have arrived meanwhile. No command waits for a batch to fill. A success is answered only after the journal has
+//! committed it, and a failure says whether the command may still have succeeded.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,44 +15,44 @@ use tokio_util::task::TaskTracker;
 use wire::{Code, Failure};
 
 use crate::{
-    batch::{self, BatchError, LockedOut, Outcome, Unsettled, Written},
+    batch::{self, BatchError, Blocked, InDoubt, Outcome, Written},
     handover::Handover,
-    intake::{Command, Requester, Waiting},
-    journal::{Patience, Session},
-    known::Known,
-    postgres::{Postgres, Silent, answered},
+    intake::{QueuedCommand, QueuedRequest, Requester},
+    journal::{LockTimeout, Session},
+    postgres::{Postgres, TimedOut, with_timeout},
+    state_cache::StateCache,
 };
 
-/// How often a batch is tried again that was too slow for another.
-const RACES: usize = 5;
-/// For how many batches a lane loads what it needs after it was wrong: others write the same aggregates.
-const CAUTION: u32 = 100;
-/// How long the server may take to come back and tell what became of a transaction.
-const SETTLE: Duration = Duration::from_secs(10);
-/// The same of a server that is silent: its clients have waited for long already.
-const SETTLE_SILENT: Duration = Duration::from_secs(2);
-/// How long other lanes may hold what is taken for a stranger's.
-const LET_GO: Duration = Duration::from_millis(50);
-/// For how long commands are run apart that need what somebody else held up.
-const SUSPECT: Duration = Duration::from_secs(5);
-/// What an event's headers may need of the largest message that the NATS server takes, in bytes.
+/// How often a batch is tried in all, when another batch is faster or a connection breaks.
+const MAX_TRIES: usize = 5;
+/// For how many batches a lane loads the aggregates instead of using its cache, after another writer has changed them.
+const PESSIMISTIC_BATCHES: u32 = 100;
+/// How long to try to find out what became of a transaction in doubt.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same if the server did not respond before, since its clients have already waited for a long time.
+const RESOLVE_TIMEOUT_UNRESPONSIVE: Duration = Duration::from_secs(2);
+/// How long to wait before checking the locks again: by then other lanes have released theirs.
+const RECHECK_DELAY: Duration = Duration::from_millis(50);
+/// How long an aggregate counts as contended after a foreign lock on it has blocked commands.
+const CONTENDED_FOR: Duration = Duration::from_secs(5);
+/// Bytes of NATS's largest message that are reserved for an event's headers.
 const HEADER_ROOM: usize = 4096;
 
 pub struct Lane {
-    pub waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>,
+    pub queue: Arc<Mutex<mpsc::Receiver<QueuedRequest>>>,
     pub batch_commands: usize,
     pub postgres: Postgres,
     pub nats: Nats,
     pub handover: Handover,
-    /// The replies on their way out.
+    /// The replies that are being sent.
     pub replies: TaskTracker,
-    /// The lane's own connection, while there is one.
+    /// The lane's own connection, while it has one.
     pub session: Option<Session>,
-    pub known: Known,
-    /// For how many more batches what is known is not relied on.
-    pub caution: u32,
-    /// What commands needed that were held up by somebody else's lock, and when that was.
-    pub held_up: HashMap<Id, Instant>,
+    pub cache: StateCache,
+    /// For how many more batches the cache is not used.
+    pub pessimistic_batches: u32,
+    /// The aggregates on which a foreign lock has recently blocked commands, and when it did.
+    pub contended: HashMap<Id, Instant>,
 }
 
 impl Lane {
@@ -60,45 +61,45 @@ impl Lane {
         while self.step().await {}
     }
 
-    /// One batch; `false` if there will be none any more.
+    /// Runs one batch; returns whether there may be another.
     async fn step(&mut self) -> bool {
         let mut waiting = Vec::new();
-        if self.waiting.lock().await.recv_many(&mut waiting, self.batch_commands).await == 0 {
+        if self.queue.lock().await.recv_many(&mut waiting, self.batch_commands).await == 0 {
             return false;
         }
-        let (commands, requesters): (Vec<Command>, Vec<Requester>) =
-            waiting.into_iter().map(|Waiting { command, requester }| (command, requester)).unzip();
+        let (commands, requesters): (Vec<QueuedCommand>, Vec<Requester>) =
+            waiting.into_iter().map(|QueuedRequest { command, requester }| (command, requester)).unzip();
         self.answer(&commands, requesters.into_iter().map(Some).collect()).await;
         true
     }
 
-    /// Runs the commands, in one batch if that goes well. A batch that fails is split, so that one bad command cannot
-    /// take others with it; and so is one that somebody else holds up, so that only those wait whom that concerns. Each
-    /// part is answered as soon as it is done.
-    async fn answer(&mut self, commands: &[Command], mut requesters: Vec<Option<Requester>>) {
-        let mut left = self.parts(commands);
-        while let Some(part) = left.pop() {
-            let (indexes, outcomes) = match self.attempt(&part).await {
+    /// Runs the commands, in one batch if possible. A batch that fails is split, so that one bad command cannot fail
+    /// others with it. Commands that a foreign lock blocks are set apart, so that only they wait for it. The commands
+    /// of each sub-batch are answered as soon as it is done.
+    async fn answer(&mut self, commands: &[QueuedCommand], mut requesters: Vec<Option<Requester>>) {
+        let mut stack = self.sub_batches(commands);
+        while let Some(sub_batch) = stack.pop() {
+            let (indexes, outcomes) = match self.run_batch(&sub_batch).await {
                 Ok(written) => {
                     if let Some(committed) = written.committed {
                         self.handover.committed(&self.nats, committed).await;
                     }
-                    (part.indexes, written.outcomes)
+                    (sub_batch.indexes, written.outcomes)
                 }
-                Err(BatchError::Locked) => match self.locked_out(&part).await {
-                    Ok(locked_out) => {
-                        let refused = self.make_way(part, &locked_out, &mut left);
-                        let outcomes = refused.iter().map(|_| Err(held_up())).collect();
+                Err(BatchError::Locked) => match self.blocked(&sub_batch).await {
+                    Ok(blocked) => {
+                        let refused = self.defer_blocked(sub_batch, &blocked, &mut stack);
+                        let outcomes = refused.iter().map(|_| Err(locked())).collect();
                         (refused, outcomes)
                     }
-                    Err(error) => self.failed(&error, part),
+                    Err(error) => self.fail(&error, sub_batch),
                 },
-                Err(error) if part.commands.len() > 1 && error.is_for_one() => {
-                    tracing::warn!(%error, commands = part.commands.len(), "a batch failed: split");
-                    left.extend(part.halves());
+                Err(error) if sub_batch.commands.len() > 1 && error.may_concern_one_command() => {
+                    tracing::warn!(%error, commands = sub_batch.commands.len(), "a batch failed, splitting it");
+                    stack.extend(sub_batch.halves());
                     continue;
                 }
-                Err(error) => self.failed(&error, part),
+                Err(error) => self.fail(&error, sub_batch),
             };
             let answered: Vec<_> =
                 indexes.into_iter().zip(outcomes).map(|(index, outcome)| (requesters[index].take(), outcome)).collect();
@@ -112,125 +113,132 @@ impl Lane {
         }
     }
 
-    /// What is run first stands last: commands that need what somebody else has lately held up come after all others.
-    fn parts<'a>(&mut self, commands: &'a [Command]) -> Vec<Part<'a>> {
-        self.held_up.retain(|_, since| since.elapsed() < SUSPECT);
-        let needs_suspect = |Command { command, .. }: &Command| {
-            // What it refers to is known when it is loaded, and not before.
-            !self.held_up.is_empty()
+    /// The batches to run, as a stack: commands that need a contended aggregate are at the bottom, to run last.
+    fn sub_batches<'a>(&mut self, commands: &'a [QueuedCommand]) -> Vec<SubBatch<'a>> {
+        self.contended.retain(|_, since| since.elapsed() < CONTENDED_FOR);
+        let needs_contended = |QueuedCommand { command, .. }: &QueuedCommand| {
+            // The references of a stored aggregate are known only once it has been loaded.
+            !self.contended.is_empty()
                 && (command.touches_references_of().is_some()
-                    || command.touches().iter().any(|id| self.held_up.contains_key(id)))
+                    || command.touches().iter().any(|id| self.contended.contains_key(id)))
         };
-        let (suspect, other): (Vec<_>, Vec<_>) =
-            commands.iter().enumerate().partition(|(_, command)| needs_suspect(command));
-        let parts = [Part::new(suspect, Patience::Short), Part::new(other, Patience::Usual)];
-        parts.into_iter().filter(|part| !part.commands.is_empty()).collect()
+        let (contended, other): (Vec<_>, Vec<_>) =
+            commands.iter().enumerate().partition(|(_, command)| needs_contended(command));
+        let sub_batches = [SubBatch::new(contended, LockTimeout::Short), SubBatch::new(other, LockTimeout::Usual)];
+        sub_batches.into_iter().filter(|sub_batch| !sub_batch.commands.is_empty()).collect()
     }
 
-    /// Asks which of the commands are held up by somebody else's lock. Before some are refused for it, it must be so still
-    /// when others than strangers have let go.
-    async fn locked_out(&mut self, part: &Part<'_>) -> Result<LockedOut, BatchError> {
-        let mut locked_out = self.look_at_locks(part).await?;
-        if part.patience == Patience::Short && locked_out.commands.contains(&true) {
-            tokio::time::sleep(LET_GO).await;
-            let again = self.look_at_locks(part).await?;
-            for (first, again) in locked_out.commands.iter_mut().zip(again.commands) {
+    /// Finds out which commands a foreign lock blocks. Commands that would be refused for it are checked twice, so that
+    /// only a lock that outlasts those of other lanes counts.
+    async fn blocked(&mut self, sub_batch: &SubBatch<'_>) -> Result<Blocked, BatchError> {
+        let mut blocked = self.check_locks(sub_batch).await?;
+        if sub_batch.lock_timeout == LockTimeout::Short && blocked.commands.contains(&true) {
+            tokio::time::sleep(RECHECK_DELAY).await;
+            let again = self.check_locks(sub_batch).await?;
+            for (first, again) in blocked.commands.iter_mut().zip(again.commands) {
                 *first &= again;
             }
         }
-        Ok(locked_out)
+        Ok(blocked)
     }
 
-    async fn look_at_locks(&mut self, part: &Part<'_>) -> Result<LockedOut, BatchError> {
+    async fn check_locks(&mut self, sub_batch: &SubBatch<'_>) -> Result<Blocked, BatchError> {
         let session = connected(&self.postgres, &mut self.session).await?;
-        let locked_out = batch::locked_out(session, &part.commands).await;
-        if locked_out.is_err() {
+        let blocked = batch::find_blocked(session, &sub_batch.commands).await;
+        if blocked.is_err() {
             self.discard();
         }
-        locked_out
+        blocked
     }
 
-    /// Leaves those that are held up for later, or, where they have waited already, says which are refused. The others go
-    /// on at once.
-    fn make_way<'a>(&mut self, part: Part<'a>, locked_out: &LockedOut, left: &mut Vec<Part<'a>>) -> Vec<usize> {
-        let Part { indexes, commands, patience } = part;
-        tracing::warn!(commands = commands.len(), "somebody else has locked what commands need: the others go on");
-        let all = indexes.into_iter().zip(commands).zip(&locked_out.commands);
-        let (held_up, free): (Vec<_>, Vec<_>) = all.partition(|(_, locked_out)| **locked_out);
-        let [held_up, free] =
-            [held_up, free].map(|commands| commands.into_iter().map(|(command, _)| command).collect());
-        let (held_up, free) = (Part::new(held_up, Patience::Short), Part::new(free, patience));
-        self.held_up.extend(locked_out.ids.iter().map(|id| (*id, Instant::now())));
-        if held_up.commands.is_empty() {
-            // It is gone by now, or it is nothing that can be asked for: half of them may not need it.
-            match (free.commands.len(), patience) {
-                (1, Patience::Short) => return free.indexes,
-                (1, Patience::Usual) => left.push(Part { patience: Patience::Short, ..free }),
-                _ => left.extend(Part { patience: Patience::Short, ..free }.halves()),
+    /// Puts the blocked commands back for later; those that have already been put back are refused, and their indexes
+    /// returned. The others are to be run at once.
+    fn defer_blocked<'a>(
+        &mut self,
+        sub_batch: SubBatch<'a>,
+        blocked: &Blocked,
+        stack: &mut Vec<SubBatch<'a>>,
+    ) -> Vec<usize> {
+        let SubBatch { indexes, commands, lock_timeout } = sub_batch;
+        tracing::warn!(commands = commands.len(), "commands are blocked by a foreign lock, running the others first");
+        let all = indexes.into_iter().zip(commands).zip(&blocked.commands);
+        let (deferred, free): (Vec<_>, Vec<_>) = all.partition(|(_, blocked)| **blocked);
+        let [deferred, free] =
+            [deferred, free].map(|commands| commands.into_iter().map(|(command, _)| command).collect());
+        let (deferred, free) = (SubBatch::new(deferred, LockTimeout::Short), SubBatch::new(free, lock_timeout));
+        self.contended.extend(blocked.ids.iter().map(|id| (*id, Instant::now())));
+        if deferred.commands.is_empty() {
+            // The lock has been released by now, or it is of a kind that cannot be looked up. Perhaps only one half of
+            // the commands needs it.
+            match (free.commands.len(), lock_timeout) {
+                (1, LockTimeout::Short) => return free.indexes,
+                (1, LockTimeout::Usual) => stack.push(SubBatch { lock_timeout: LockTimeout::Short, ..free }),
+                _ => stack.extend(SubBatch { lock_timeout: LockTimeout::Short, ..free }.halves()),
             }
             return vec![];
         }
-        let refused = match patience {
-            Patience::Short => held_up.indexes,
-            Patience::Usual => {
-                left.push(held_up);
+        let refused = match lock_timeout {
+            LockTimeout::Short => deferred.indexes,
+            LockTimeout::Usual => {
+                stack.push(deferred);
                 vec![]
             }
         };
         if !free.commands.is_empty() {
-            left.push(free);
+            stack.push(free);
         }
         refused
     }
 
-    /// What is answered to commands that could not be run.
-    fn failed(&self, error: &BatchError, part: Part<'_>) -> (Vec<usize>, Vec<Outcome>) {
-        let failure = self.failure(error, &part.commands);
-        let outcomes = part.commands.iter().map(|_| Err(failure.clone())).collect();
-        (part.indexes, outcomes)
+    /// The answers to the commands of a sub-batch that could not be run.
+    fn fail(&self, error: &BatchError, sub_batch: SubBatch<'_>) -> (Vec<usize>, Vec<Outcome>) {
+        let failure = self.failure(error, &sub_batch.commands);
+        let outcomes = sub_batch.commands.iter().map(|_| Err(failure.clone())).collect();
+        (sub_batch.indexes, outcomes)
     }
 
-    /// Runs the commands as one batch, again where a lost race or a broken connection is to blame.
-    async fn attempt(&mut self, part: &Part<'_>) -> Result<Written, BatchError> {
+    /// Runs the commands as one batch, and again after a lost race or a broken connection.
+    async fn run_batch(&mut self, sub_batch: &SubBatch<'_>) -> Result<Written, BatchError> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let failed = match self.try_once(part).await {
+            let error = match self.try_once(sub_batch).await {
                 Ok(written) => return Ok(written),
                 Err(error) => error,
             };
-            // It may be what was not written, or not what is stored.
-            self.known.forget();
-            match failed {
-                BatchError::Race if tries < RACES => {
-                    self.caution = CAUTION;
+            // The cache may hold states that were not written, or that are out of date.
+            self.cache.clear();
+            match error {
+                BatchError::Race if tries < MAX_TRIES => {
+                    self.pessimistic_batches = PESSIMISTIC_BATCHES;
                     self.roll_back().await;
                 }
                 BatchError::Locked => {
                     self.roll_back().await;
-                    return Err(failed);
+                    return Err(BatchError::Locked);
                 }
-                // A connection may have broken while it lay idle: the next try has a new one.
-                BatchError::Away(_) if tries == 1 => self.discard(),
-                BatchError::Unknown(error, unsettled) => {
+                // The connection may have broken while it was idle; the next try opens another.
+                BatchError::ConnectionLost(_) if tries == 1 => self.discard(),
+                BatchError::InDoubt(error, in_doubt) => {
                     self.discard();
-                    let is_silent = error.is::<Silent>();
-                    if is_silent {
-                        self.postgres.went_away();
+                    let timed_out = error.is::<TimedOut>();
+                    if timed_out {
+                        self.postgres.mark_down();
                     }
-                    match self.settle(&unsettled, if is_silent { SETTLE_SILENT } else { SETTLE }).await {
-                        Some(Fate::Committed(base)) => return Ok(unsettled.decided.written(base)),
-                        Some(Fate::RolledBack) if tries < RACES && !is_silent => {}
-                        // It answers, and what was too much at once was ended.
-                        Some(Fate::RolledBack) if is_silent => return Err(BatchError::Slow),
+                    let bound = if timed_out { RESOLVE_TIMEOUT_UNRESPONSIVE } else { RESOLVE_TIMEOUT };
+                    match self.resolve(&in_doubt, bound).await {
+                        Some(Fate::Committed(base)) => return Ok(in_doubt.decided.written(base)),
+                        Some(Fate::RolledBack) if tries < MAX_TRIES && !timed_out => {}
+                        // The server responds again and has rolled back: the batch was too much for it.
+                        Some(Fate::RolledBack) if timed_out => return Err(BatchError::Slow),
                         Some(Fate::RolledBack) => return Err(BatchError::NoConnection(error)),
-                        Some(Fate::Untold) | None => return Err(BatchError::Unknown(error, unsettled)),
+                        Some(Fate::Unknown) | None => return Err(BatchError::InDoubt(error, in_doubt)),
                     }
                 }
                 BatchError::Slow => {
                     self.discard();
-                    let is_there = self.postgres.answers_now().await;
-                    return Err(if is_there { BatchError::Slow } else { BatchError::NoConnection(Silent.into()) });
+                    let responds = self.postgres.responds().await;
+                    return Err(if responds { BatchError::Slow } else { BatchError::NoConnection(TimedOut.into()) });
                 }
                 error => {
                     self.discard();
@@ -240,25 +248,25 @@ impl Lane {
         }
     }
 
-    async fn try_once(&mut self, part: &Part<'_>) -> Result<Written, BatchError> {
-        let (commands, patience) = (&part.commands, part.patience);
+    async fn try_once(&mut self, sub_batch: &SubBatch<'_>) -> Result<Written, BatchError> {
+        let (commands, lock_timeout) = (&sub_batch.commands, sub_batch.lock_timeout);
         let (now, max_event_bytes) = (now(), self.nats.client.max_payload().saturating_sub(HEADER_ROOM));
-        let Self { postgres, session, known, caution, .. } = self;
+        let Self { postgres, session, cache, pessimistic_batches, .. } = self;
         let session = connected(postgres, session).await?;
-        if *caution == 0
-            && let Some(believed) = batch::believe(known, commands)
+        if *pessimistic_batches == 0
+            && let Some(cached) = batch::from_cache(cache, commands)
         {
-            let decided = batch::decide(commands, believed, known, now, max_event_bytes)?;
-            // What is refused for what is only believed must be looked at.
+            let decided = batch::decide(commands, cached, cache, now, max_event_bytes)?;
+            // A refusal may be due to a state that is out of date, so it must be confirmed on loaded states.
             if !decided.changes_nothing() {
-                return batch::write(session, decided, Some(patience)).await;
+                return batch::write(session, decided, Some(lock_timeout)).await;
             }
         }
-        *caution = caution.saturating_sub(1);
-        let loaded = batch::load(session, commands, patience).await?;
-        let decided = batch::decide(commands, loaded, known, now, max_event_bytes)?;
+        *pessimistic_batches = pessimistic_batches.saturating_sub(1);
+        let loaded = batch::load(session, commands, lock_timeout).await?;
+        let decided = batch::decide(commands, loaded, cache, now, max_event_bytes)?;
         if decided.changes_nothing() {
-            answered(session.rollback()).await.map_err(BatchError::NoConnection)?;
+            with_timeout(session.rollback()).await.map_err(BatchError::NoConnection)?;
             return Ok(decided.written(0));
         }
         batch::write(session, decided, None).await
@@ -266,7 +274,7 @@ impl Lane {
 
     async fn roll_back(&mut self) {
         if let Some(session) = &self.session
-            && answered(session.rollback()).await.is_err()
+            && with_timeout(session.rollback()).await.is_err()
         {
             self.discard();
         }
@@ -278,57 +286,58 @@ impl Lane {
         }
     }
 
-    /// Asks what became of a transaction whose commit was not answered. `None` if that cannot be told in time.
-    async fn settle(&self, unsettled: &Unsettled, bound: Duration) -> Option<Fate> {
-        let asking = async {
+    /// Finds out what became of a transaction whose commit was not answered; `None` if that takes longer than `bound`.
+    async fn resolve(&self, in_doubt: &InDoubt, bound: Duration) -> Option<Fate> {
+        let resolving = async {
             let mut backoff = runtime::Backoff::default();
             loop {
-                match self.fate(unsettled).await {
+                match self.fate(in_doubt).await {
                     Ok(Some(fate)) => {
-                        self.postgres.is_back();
+                        self.postgres.mark_up();
                         return fate;
                     }
-                    // It is still open: the server has not noticed yet that its client is gone.
+                    // The transaction is still open: the server has not noticed yet that its client is gone.
                     Ok(None) => {}
                     Err(error) => {
-                        self.postgres.went_away();
-                        tracing::debug!(error = format!("{error:#}"), "cannot ask for a transaction's fate yet");
+                        self.postgres.mark_down();
+                        tracing::debug!(error = format!("{error:#}"), "cannot resolve a transaction in doubt yet");
                     }
                 }
                 self.refuse_waiting();
                 backoff.wait().await;
             }
         };
-        timeout(bound, asking).await.ok()
+        timeout(bound, resolving).await.ok()
     }
 
-    /// Those that came before the server went away must not wait for what becomes of others.
+    /// Refuses the commands in the queue while the server is down: they must not wait until the transaction is
+    /// resolved.
     fn refuse_waiting(&self) {
         if self.postgres.is_up() {
             return;
         }
-        let Ok(mut waiting) = self.waiting.try_lock() else { return };
-        while let Ok(Waiting { requester, .. }) = waiting.try_recv() {
-            self.replies.spawn(requester.answer(Err(away())));
+        let Ok(mut waiting) = self.queue.try_lock() else { return };
+        while let Ok(QueuedRequest { requester, .. }) = waiting.try_recv() {
+            self.replies.spawn(requester.answer(Err(unavailable())));
         }
     }
 
-    async fn fate(&self, unsettled: &Unsettled) -> anyhow::Result<Option<Fate>> {
-        let Unsettled { backend, transaction, decided } = unsettled;
+    async fn fate(&self, in_doubt: &InDoubt) -> anyhow::Result<Option<Fate>> {
+        let InDoubt { backend, transaction, decided } = in_doubt;
         let client = self.postgres.get().await?;
         let first = decided.first_event().map(|(id, version)| i64::try_from(version).map(|version| (id, version)));
         let first = first.transpose()?;
         let Some(transaction) = transaction else {
-            // Once the process that had it is gone, what it has not written it will not write.
-            let ended = answered(client.query(END, &[&backend.pid, &backend.started])).await?;
-            let Some((id, version)) = first else { return Ok(Some(Fate::Untold)) };
+            // Once its server process has ended, a transaction that has not committed will never commit.
+            let ended = with_timeout(client.query(END, &[&backend.pid, &backend.started])).await?;
+            let Some((id, version)) = first else { return Ok(Some(Fate::Unknown)) };
             if !ended.is_empty() {
                 return Ok(None);
             }
-            let found = answered(client.query(BEFORE, &[&id, &version])).await?;
-            return Ok(Some(if found.is_empty() { Fate::RolledBack } else { Fate::Untold }));
+            let found = with_timeout(client.query(BEFORE, &[&id, &version])).await?;
+            return Ok(Some(if found.is_empty() { Fate::RolledBack } else { Fate::Unknown }));
         };
-        let row = answered(client.query_one("select pg_xact_status($1::text::xid8)", &[&transaction])).await?;
+        let row = with_timeout(client.query_one("select pg_xact_status($1::text::xid8)", &[&transaction])).await?;
         let status: Option<String> = row.try_get(0)?;
         match status.as_deref() {
             Some("committed") => {}
@@ -336,31 +345,31 @@ impl Lane {
             _ => return Ok(None),
         }
         let base = match first {
-            Some((id, version)) => answered(client.query_one(BEFORE, &[&id, &version])).await?,
-            None => answered(client.query_one("select position from journal_head", &[])).await?,
+            Some((id, version)) => with_timeout(client.query_one(BEFORE, &[&id, &version])).await?,
+            None => with_timeout(client.query_one("select position from journal_head", &[])).await?,
         };
         Ok(Some(Fate::Committed(base.try_get(0)?)))
     }
 
-    /// What is said of commands that could not be run, after it has been logged.
-    fn failure(&self, error: &BatchError, commands: &[&Command]) -> Failure {
+    /// Logs why commands could not be run, and returns the failure to answer with.
+    fn failure(&self, error: &BatchError, commands: &[&QueuedCommand]) -> Failure {
         match error {
             BatchError::Slow => {
-                tracing::error!(%error, commands = commands.len(), "a command failed");
+                tracing::error!(%error, commands = commands.len(), "a batch failed");
                 Failure::new(Code::Unavailable, "the journal's database took too long; nothing was changed")
             }
-            BatchError::NoConnection(_) | BatchError::Away(_) => {
-                self.postgres.went_away();
-                away()
+            BatchError::NoConnection(_) | BatchError::ConnectionLost(_) => {
+                self.postgres.mark_down();
+                unavailable()
             }
-            BatchError::Unknown(..) => {
+            BatchError::InDoubt(..) => {
                 tracing::error!(%error, commands = commands.len(), "it is not known whether a batch was committed");
-                self.postgres.went_away();
-                let message = "the journal's database broke off; the command may have succeeded: send it again with the \
-                    same Nats-Msg-Id to find out";
+                self.postgres.mark_down();
+                let message = "the journal's database did not confirm the command, which may have succeeded: send it \
+                    again with the same Nats-Msg-Id to find out";
                 Failure::new(Code::Unavailable, message).with("outcome", "unknown")
             }
-            BatchError::Locked => held_up(),
+            BatchError::Locked => locked(),
             BatchError::Race => Failure::new(Code::Overloaded, "other commands were faster, several times: try again"),
             BatchError::Fault(_) => {
                 let target = commands.first().map(|command| command.command.target().to_string());
@@ -371,75 +380,76 @@ impl Lane {
     }
 }
 
-/// Commands that are run together, by their places among all that were taken.
-struct Part<'a> {
+/// Commands that are run as one batch, with their indexes among all commands that were taken from the queue.
+struct SubBatch<'a> {
     indexes: Vec<usize>,
-    commands: Vec<&'a Command>,
-    patience: Patience,
+    commands: Vec<&'a QueuedCommand>,
+    lock_timeout: LockTimeout,
 }
 
-impl<'a> Part<'a> {
-    fn new(commands: Vec<(usize, &'a Command)>, patience: Patience) -> Self {
+impl<'a> SubBatch<'a> {
+    fn new(commands: Vec<(usize, &'a QueuedCommand)>, lock_timeout: LockTimeout) -> Self {
         let (indexes, commands) = commands.into_iter().unzip();
-        Self { indexes, commands, patience }
+        Self { indexes, commands, lock_timeout }
     }
 
-    /// The first half stands last, to be run first.
+    /// Splits the sub-batch. The first half comes second: it is on top of the stack, and so runs first.
     fn halves(mut self) -> [Self; 2] {
         let half = self.commands.len() / 2;
         let (indexes, commands) = (self.indexes.split_off(half), self.commands.split_off(half));
-        [Self { indexes, commands, patience: self.patience }, self]
+        [Self { indexes, commands, lock_timeout: self.lock_timeout }, self]
     }
 }
 
-fn away() -> Failure {
-    Failure::new(Code::Unavailable, "the journal's database is away; nothing was changed")
+fn unavailable() -> Failure {
+    Failure::new(Code::Unavailable, "the journal's database is unavailable; nothing was changed")
 }
 
-fn held_up() -> Failure {
+fn locked() -> Failure {
     Failure::new(Code::Overloaded, "somebody else has locked what the command needs; nothing was changed: try again")
 }
 
+/// What became of a transaction.
 enum Fate {
-    /// With the position before the batch's first event.
+    /// Committed, with the position before the batch's first event.
     Committed(i64),
     RolledBack,
-    /// It cannot be told.
-    Untold,
+    /// This cannot be found out.
+    Unknown,
 }
 
-/// The position before an event's.
+/// The position before that of an event.
 const BEFORE: &str = "select position - 1 from events where id = $1 and version = $2";
 
-/// Ends a process of the server, if it is there still.
+/// Ends a server process if it is still running.
 const END: &str = "
     select pg_terminate_backend(pid)
     from pg_stat_activity
     where pid = $1 and backend_start::text = $2";
 
-/// The lane's connection, a new one if there is none.
+/// The lane's connection; opens one if there is none.
 async fn connected<'a>(postgres: &Postgres, session: &'a mut Option<Session>) -> Result<&'a Session, BatchError> {
     if !postgres.is_up() {
-        return Err(BatchError::NoConnection(anyhow!("the server is away")));
+        return Err(BatchError::NoConnection(anyhow!("the server is down")));
     }
     let open = match session.take().filter(|session| !session.is_lost()) {
         Some(session) => session,
         None => {
             let client = postgres.get().await.map_err(|error| BatchError::NoConnection(error.into()))?;
-            answered(Session::open(client)).await.map_err(BatchError::NoConnection)?
+            with_timeout(Session::open(client)).await.map_err(BatchError::NoConnection)?
         }
     };
     Ok(session.insert(open))
 }
 
 impl BatchError {
-    /// Whether one command may be to blame, rather than the server.
-    fn is_for_one(&self) -> bool {
+    /// Whether a single command may be the cause, rather than the server.
+    fn may_concern_one_command(&self) -> bool {
         match self {
             Self::Race | Self::Slow | Self::Fault(_) => true,
-            // Asking tells which.
+            // The locks are looked up instead, which tells the blocked commands from the others.
             Self::Locked => false,
-            Self::NoConnection(_) | Self::Away(_) | Self::Unknown(..) => false,
+            Self::NoConnection(_) | Self::ConnectionLost(_) | Self::InDoubt(..) => false,
         }
     }
 }

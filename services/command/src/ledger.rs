@@ -1,13 +1,14 @@
-//! The command ledger does not grow for ever: what is older than the retention goes, a little at a time.
+//! Keeps the command ledger from growing for ever: entries that are older than the retention are deleted in small
+//! chunks.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::postgres::{Postgres, answered};
+use crate::postgres::{Postgres, with_timeout};
 
 const INTERVAL: Duration = Duration::from_secs(600);
-/// Rows in one transaction, so that no batch waits long for it.
+/// Rows per transaction, few enough that no batch waits long for it.
 const CHUNK: i64 = 5_000;
 
 /// Sweeps now and every ten minutes until `stop`.
@@ -15,8 +16,10 @@ pub async fn run(postgres: Postgres, retention: Duration, stop: CancellationToke
     loop {
         match sweep(&postgres, retention).await {
             Ok(0) => {}
-            Ok(dropped) => tracing::info!(dropped, "old entries of the command ledger were dropped"),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "the command ledger was not swept"),
+            Ok(dropped) => tracing::info!(dropped, "deleted expired entries of the command ledger"),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "cannot delete expired entries of the command ledger")
+            }
         }
         if stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_none() {
             return;
@@ -24,16 +27,16 @@ pub async fn run(postgres: Postgres, retention: Duration, stop: CancellationToke
     }
 }
 
-/// Drops all entries that are older than the retention; returns how many.
+/// Deletes all entries that are older than the retention; returns how many there were.
 ///
 /// # Errors
-/// If the server is away or refuses.
+/// If the server is down, or refuses a statement.
 pub async fn sweep(postgres: &Postgres, retention: Duration) -> anyhow::Result<u64> {
     let client = postgres.get().await?;
-    let statement = answered(client.prepare_cached(SWEEP)).await?;
+    let statement = with_timeout(client.prepare_cached(SWEEP)).await?;
     let mut dropped = 0;
     loop {
-        let chunk = answered(client.execute(&statement, &[&retention.as_secs_f64(), &CHUNK])).await?;
+        let chunk = with_timeout(client.execute(&statement, &[&retention.as_secs_f64(), &CHUNK])).await?;
         dropped += chunk;
         if chunk == 0 {
             return Ok(dropped);

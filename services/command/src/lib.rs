@@ -1,18 +1,35 @@
-//! The command service: it takes commands, decides them, and writes what happened to the journal in PostgreSQL, from
-//! where the relay publishes it to the stream. It alone touches PostgreSQL.
+//! The command service takes commands, decides them, and writes what happened to the journal in PostgreSQL, from
+//! where the relay publishes it to the stream. It is the only service that uses PostgreSQL.
+//!
+//! One command, `cmd.order.create`, passes through these files:
+//!
+//! 1. [`runtime::micro`] receives the request, and calls `intake`, which parses it and puts it into the bounded queue,
+//!    or refuses it at once.
+//! 2. A `lane` takes what is waiting, as one batch, and retries, splits or refuses what fails.
+//! 3. `batch` decides the batch's commands one after the other, on aggregates from `state_cache` or from the database,
+//!    and writes states, claims, ledger entries and events in one transaction.
+//! 4. `journal` has the SQL of that transaction. Its last statement takes the journal's head, and with it the
+//!    positions.
+//! 5. Once the transaction has committed, the lane passes the events to the `handover`, which keeps them in memory for
+//!    the relay of the same replica, or wakes the relay in another; and the lane answers the requesters.
+//! 6. The `relay` publishes the events to the stream in the order of their positions. `outbox` turns them into
+//!    messages; what did not come through the handover, it reads from the journal.
+//!
+//! `ledger` deletes old entries of the command ledger, `migrations` keeps the schema up to date, and `postgres` knows
+//! whether the server is up.
 
 mod batch;
 mod config;
 mod handover;
 mod intake;
 mod journal;
-mod known;
 mod lane;
 mod ledger;
 mod migrations;
 mod outbox;
 mod postgres;
 mod relay;
+mod state_cache;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -30,20 +47,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use config::{Config, Task};
 use handover::Handover;
 use intake::Intake;
-use known::Known;
 use lane::Lane;
 use postgres::Postgres;
 use relay::Relay;
+use state_cache::StateCache;
 
-/// How long a migration may take, before it is tried again: a server that hangs says nothing.
-const MIGRATED_WITHIN: Duration = Duration::from_secs(1_800);
+/// How long a migration may take before it is tried again, since a server that hangs sends no error.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(1_800);
 
-/// Serves commands until `shutdown`; then takes no more, finishes what was taken, and returns.
+/// Serves commands until `shutdown`; then accepts no more, finishes those that were accepted, and returns.
 ///
 /// # Errors
-/// If the configuration is wrong. A server that is away is waited for.
+/// If the configuration is wrong. Servers that are down are waited for.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
-    // Boxed, the service is compiled here, once, and not again in every program that runs it.
+    // Boxed, the service's future is compiled once, in this crate, and not again in every program that runs it.
     Box::pin(async move {
         serve_again(&config.nats, "command", &shutdown, || Box::pin(serve_until(config.clone(), shutdown.clone())))
             .await
@@ -51,7 +68,7 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    // A lane has one connection; another asks for a transaction's fate, a third sweeps the ledger.
+    // Each lane has one connection. One more is for resolving transactions in doubt, and one for sweeping the ledger.
     let postgres = Postgres::new(&config.postgres_url()?, usize::from(config.lanes) + 2)?;
     let nats = Nats::connect(&config.nats, "command").await?;
     let starting = async {
@@ -64,7 +81,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         None => return Ok(()),
     }
 
-    // What has not ended by the deadline ends with these: it must not go on beside a service that begins anew.
+    // Dropping the sets aborts the tasks that have not ended by the deadline: they must not run beside a restarted
+    // service.
     let (mut background, mut lanes) = (JoinSet::new(), JoinSet::new());
     let stop_background = CancellationToken::new();
     let handover = Handover::default();
@@ -75,50 +93,50 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     background.spawn(ledger::run(postgres.clone(), retention, stop_background.clone()));
 
     let replies = TaskTracker::new();
-    let (intake, waiting) = Intake::new(&config, postgres.clone(), replies.clone());
-    let waiting = Arc::new(Mutex::new(waiting));
+    let (intake, queue) = Intake::new(&config, postgres.clone(), replies.clone());
+    let queue = Arc::new(Mutex::new(queue));
     for _ in 0..config.lanes {
         let lane = Lane {
-            waiting: Arc::clone(&waiting),
+            queue: Arc::clone(&queue),
             batch_commands: config.batch_commands,
             postgres: postgres.clone(),
             nats: nats.clone(),
             handover: handover.clone(),
             replies: replies.clone(),
             session: None,
-            known: Known::default(),
-            caution: 0,
-            held_up: HashMap::new(),
+            cache: StateCache::default(),
+            pessimistic_batches: 0,
+            contended: HashMap::new(),
         };
         lanes.spawn(lane.run());
     }
     let service = tokio::select! {
         service = serve(&nats, &config, &intake) => service?,
         () = shutdown.cancelled() => return Ok(()),
-        gone = nats.gone() => return Err(gone.into()),
+        closed = nats.closed() => return Err(closed.into()),
     };
     drop(intake);
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        gone = nats.gone() => Err(gone.into()),
+        closed = nats.closed() => Err(closed.into()),
     };
     drop(ready);
     let stopping = async {
         service.stop().await;
-        // The endpoints held the queue's senders: the lanes end when they have taken the last command.
+        // The endpoints held the queue's senders, so the lanes end once they have taken the last command.
         while lanes.join_next().await.is_some() {}
         replies.close();
         replies.wait().await;
-        // The relay publishes what the lanes have committed last.
+        // The relay still publishes what the lanes have committed last.
         stop_background.cancel();
         while background.join_next().await.is_some() {}
         service.close().await;
         nats.close().await;
     };
     if timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
-        tracing::warn!("stopped before everything was finished: the deadline has passed");
+        tracing::warn!("the shutdown deadline has passed: stopped before everything was finished");
     }
     ended
 }
@@ -126,19 +144,19 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
 /// Brings the database's schema up to date.
 ///
 /// # Errors
-/// If a migration fails. A server that is away is waited for.
+/// If a migration fails. A server that is down is waited for.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     prepare(&Postgres::new(&config.postgres_url()?, 1)?).await
 }
 
 async fn prepare(postgres: &Postgres) -> anyhow::Result<()> {
     loop {
-        postgres.answers().await;
+        postgres.wait_until_up().await;
         let Ok(mut client) = postgres.get().await else { continue };
-        match timeout(MIGRATED_WITHIN, migrations::migrate(&mut client)).await {
+        match timeout(MIGRATION_TIMEOUT, migrations::migrate(&mut client)).await {
             Ok(Err(error)) if postgres::is_lost(&error) => {}
             Ok(migrated) => return Ok(migrated?),
-            // Its connection is of no more use: the server may still be at it.
+            // The connection cannot be reused: the server may still be busy with the migration.
             Err(_) => drop(Object::take(client)),
         }
     }

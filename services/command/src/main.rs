@@ -1,4 +1,4 @@
-//! The command service: parse, trace, run.
+//! The command service: reads its settings, sets up logging, and runs.
 
 use command_service::{Config, Task, migrate, run};
 

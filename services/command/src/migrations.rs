@@ -1,4 +1,4 @@
-//! The schema's migrations, each run once, whoever comes first: replicas that start together wait for one another.
+//! The migrations of the schema. Each runs exactly once: replicas that start together wait for one another.
 
 use domain::{Claim, State};
 use tokio_postgres::{Client, Error, Transaction};
@@ -6,26 +6,26 @@ use uuid::Uuid;
 
 enum Migration {
     Statements(&'static str),
-    /// Claims as the present rules make them of the states.
-    ClaimAnew,
+    /// Derives all claims from the states again, by the present rules.
+    RebuildClaims,
 }
 
-/// In order; what has been released is never changed, only added to.
+/// In order. A released migration is never changed; new ones are added.
 const MIGRATIONS: &[(i32, Migration)] = &[
     (1, Migration::Statements(include_str!("../migrations/0001_journal.sql"))),
     (2, Migration::Statements(include_str!("../migrations/0002_identity.sql"))),
-    // Addresses were compared in lower case, SKUs as they were; since then by what the eye sees.
-    (3, Migration::ClaimAnew),
+    // Addresses used to be compared in lower case, and SKUs as they were; now both are compared by how they look.
+    (3, Migration::RebuildClaims),
 ];
 
-/// Any number, the same for all replicas.
+/// The key of the advisory lock that lets one replica migrate at a time. An arbitrary number.
 const LOCK: i64 = 0x7761_7465_7273;
 
 /// # Errors
 /// If a statement fails; then nothing of this run has been applied.
 pub async fn migrate(client: &mut Client) -> Result<(), Error> {
     let transaction = client.transaction().await?;
-    // A table may be large, and another replica may be at it.
+    // No time limits: a table may be large, and another replica may be migrating.
     transaction.batch_execute("set local statement_timeout = 0; set local lock_timeout = 0").await?;
     transaction.execute("select pg_advisory_xact_lock($1)", &[&LOCK]).await?;
     transaction
@@ -40,17 +40,17 @@ pub async fn migrate(client: &mut Client) -> Result<(), Error> {
     for (version, migration) in MIGRATIONS.iter().filter(|(version, _)| *version > applied) {
         match migration {
             Migration::Statements(statements) => transaction.batch_execute(statements).await?,
-            Migration::ClaimAnew => claim_anew(&transaction).await?,
+            Migration::RebuildClaims => rebuild_claims(&transaction).await?,
         }
         transaction.execute("insert into migrations (version) values ($1)", &[version]).await?;
-        tracing::info!(version, "schema migrated");
+        tracing::info!(version, "applied a schema migration");
     }
     transaction.commit().await
 }
 
-/// Where two held what is now one value, it stays with the one who has it in this form, else with who was there first. The
-/// other keeps the address or SKU, without a claim.
-async fn claim_anew(transaction: &Transaction<'_>) -> Result<(), Error> {
+/// If two aggregates claim what is now the same value, the claim goes to the one that has the value in its present
+/// form, otherwise to the older one. The other keeps its address or SKU without a claim.
+async fn rebuild_claims(transaction: &Transaction<'_>) -> Result<(), Error> {
     let (mut scopes, mut values, mut ids) = (Vec::new(), Vec::new(), Vec::new());
     for row in transaction.query(CLAIMANTS, &[]).await? {
         let (id, kind, state): (Uuid, &str, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
@@ -60,7 +60,7 @@ async fn claim_anew(transaction: &Transaction<'_>) -> Result<(), Error> {
                 values.push(value);
                 ids.push(id);
             }),
-            Err(error) => tracing::error!(%id, kind, %error, "a stored state cannot be read: its claims are gone"),
+            Err(error) => tracing::error!(%id, kind, %error, "a stored state cannot be read: its claims are lost"),
         }
     }
     transaction.execute("delete from claims where octet_length(value) > char_length(value)", &[]).await?;
@@ -68,7 +68,7 @@ async fn claim_anew(transaction: &Transaction<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Who holds a value that is not ASCII, in the order of their first events. What is ASCII is compared as it was.
+/// The holders of values that are not ASCII, in the order of their first events. ASCII values are compared as before.
 const CLAIMANTS: &str = "
     select aggregates.id, kind, state::text
     from aggregates

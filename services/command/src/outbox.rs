@@ -1,4 +1,5 @@
-//! The journal as the relay reads it: events as the messages that they are in the stream, always the same to the byte.
+//! The outbox is the journal as the relay reads it: events as the messages that the stream stores, always byte for
+//! byte the same, whether they were handed over or read.
 
 use std::time::SystemTime;
 
@@ -11,23 +12,23 @@ use wire::{Envelope, Subjects, event_headers};
 
 use crate::{handover::Committed, journal::unsigned};
 
-/// Events that are read at once at most.
+/// The largest number of events that are read at once.
 const MOST_EVENTS: i64 = 500;
-/// Bytes of payload that are read at once, but for a single event that has more.
+/// Bytes of payload that are read at once; a single event may have more.
 const MOST_BYTES: i64 = 4 << 20;
 
-/// An event on its way into the stream.
+/// An event as a message for the stream.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct OutgoingEvent {
     pub position: u64,
     pub subject: String,
     pub headers: HeaderMap,
     pub payload: Bytes,
 }
 
-impl Outgoing {
-    /// Whether the stream's message is this event. The headers that steered its publishing do not count.
-    pub fn is(&self, message: &StreamMessage) -> bool {
+impl OutgoingEvent {
+    /// Whether the stream's message is this event. Headers that only controlled its publishing are ignored.
+    pub fn matches(&self, message: &StreamMessage) -> bool {
         let same = |name: &async_nats::HeaderName| self.headers.get(name.clone()) == message.headers.get(name.clone());
         *self.subject == *message.subject
             && self.payload == message.payload
@@ -35,7 +36,7 @@ impl Outgoing {
     }
 }
 
-/// What all of a journal's messages have in common.
+/// What all messages of one journal have in common.
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// The journal's identity.
@@ -56,14 +57,14 @@ pub async fn head(client: &Client) -> Result<u64, Error> {
 }
 
 /// The next events after the position.
-pub async fn read(client: &Client, origin: &Origin, after: u64) -> Result<Vec<Outgoing>, Error> {
+pub async fn read(client: &Client, origin: &Origin, after: u64) -> Result<Vec<OutgoingEvent>, Error> {
     let after = i64::try_from(after).unwrap_or(i64::MAX);
     let rows = client.query(NEXT, &[&after, &MOST_EVENTS, &MOST_BYTES]).await?;
     rows.iter().map(|row| outgoing(row, origin)).collect()
 }
 
-/// Events as they were committed in this replica: the same messages as if they were read.
-pub fn of(committed: Committed, origin: &Origin) -> impl Iterator<Item = Outgoing> {
+/// Converts events that this replica has committed to the same messages as if they had been read.
+pub fn from_committed(committed: Committed, origin: &Origin) -> impl Iterator<Item = OutgoingEvent> {
     let Committed { at, events, after } = committed;
     (after + 1..).zip(events).map(move |(position, event)| {
         let envelope = Envelope {
@@ -77,7 +78,7 @@ pub fn of(committed: Committed, origin: &Origin) -> impl Iterator<Item = Outgoin
             command_id: event.command_id.as_deref(),
             traceparent: event.traceparent.as_deref(),
         };
-        Outgoing {
+        OutgoingEvent {
             position,
             subject: origin.subjects.event(event.aggregate, event.name),
             headers: event_headers(&envelope),
@@ -99,7 +100,7 @@ const NEXT: &str = "
     where bytes_before < $3
     order by position";
 
-fn outgoing(row: &Row, origin: &Origin) -> Result<Outgoing, Error> {
+fn outgoing(row: &Row, origin: &Origin) -> Result<OutgoingEvent, Error> {
     let at: SystemTime = row.try_get(6)?;
     let millis = at.duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_millis()).unwrap_or_default();
     let position = unsigned(row.try_get(10)?);
@@ -114,7 +115,7 @@ fn outgoing(row: &Row, origin: &Origin) -> Result<Outgoing, Error> {
         command_id: row.try_get(8)?,
         traceparent: row.try_get(9)?,
     };
-    Ok(Outgoing {
+    Ok(OutgoingEvent {
         position,
         subject: origin.subjects.event(row.try_get(0)?, row.try_get(3)?),
         headers: event_headers(&envelope),

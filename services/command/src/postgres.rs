@@ -1,52 +1,52 @@
-//! The connection to PostgreSQL, and whether it is there: while it is away, commands are refused at once.
+//! The connections to PostgreSQL, and whether the server is up: while it is down, commands are refused at once.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use runtime::{Backoff, Repeats};
+use runtime::{Backoff, LogThrottle};
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{NoTls, config::Host, error::SqlState};
 
-/// How long to wait for a connection before the server counts as away.
+/// How long to wait for a connection before the server counts as down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long an answer is waited for: a server that is hung, or behind a route that swallows everything, does not close the
-/// connection, nor does it heed its own time-outs. The statements take milliseconds.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// How long to wait for a response. A server that hangs, or that is behind a route which drops all packets, does not
+/// close the connection, and does not enforce its own timeouts. The statements take milliseconds.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How soon a server answers that has only much to do.
-const SOON: Duration = Duration::from_secs(1);
+/// How long a server that is merely busy may take to respond.
+const PROMPT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A statement that takes longer is a fault: the batches' own take milliseconds. So is a lock that is waited for so long:
-/// other lanes hold theirs for milliseconds. All statements find their rows by keys; but a plan that is made while a table
-/// is small, and kept while it grows, would read all of it each time, and so such plans are ruled out.
+/// Statements take milliseconds, so one that exceeds the timeout is a fault. Locks of other lanes are held for
+/// milliseconds too. All statements find their rows by index; but a plan that was made while a table was small, and
+/// is kept while the table grows, would scan the whole table every time, so such plans are disabled.
 const SESSION: &str = "-c statement_timeout=10s -c idle_in_transaction_session_timeout=30s -c lock_timeout=1s \
     -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off";
 
-/// The server has not answered in time; it may still do what it was asked.
+/// The server did not respond in time; it may still carry out the request.
 #[derive(Debug, thiserror::Error)]
-#[error("PostgreSQL did not answer within {} seconds", ANSWER_WITHIN.as_secs())]
-pub struct Silent;
+#[error("PostgreSQL did not respond within {} seconds", RESPONSE_TIMEOUT.as_secs())]
+pub struct TimedOut;
 
-/// Waits for an answer of the server, but not for ever.
+/// Waits for a response of the server, for a limited time.
 ///
 /// # Errors
-/// [`Silent`], or what the server says. After it, the connection is of no more use: its answer may come later.
-pub async fn answered<T, E>(asked: impl Future<Output = Result<T, E>>) -> anyhow::Result<T>
+/// [`TimedOut`], or the server's error. After a timeout the connection must not be reused: the response may come later.
+pub async fn with_timeout<T, E>(asked: impl Future<Output = Result<T, E>>) -> anyhow::Result<T>
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    match timeout(ANSWER_WITHIN, asked).await {
+    match timeout(RESPONSE_TIMEOUT, asked).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(Silent.into()),
+        Err(_) => Err(TimedOut.into()),
     }
 }
 
-/// A pool of connections that knows whether the server is there.
+/// A pool of connections, and whether the server is up.
 #[derive(Clone)]
 pub struct Postgres {
     pool: Pool,
-    /// Where the server is, for the log.
+    /// The server's address, for the log.
     address: Arc<str>,
     up: Arc<watch::Sender<bool>>,
 }
@@ -64,7 +64,7 @@ impl Postgres {
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(CONNECT_TIMEOUT))
             .create_timeout(Some(CONNECT_TIMEOUT))
-            // A connection that was given back while it was silent is not used again before it answers.
+            // A connection that was returned while the server was not responding is checked before it is used again.
             .recycle_timeout(Some(CONNECT_TIMEOUT))
             .build()?;
         Ok(Self { pool, address, up: Arc::new(watch::channel(true).0) })
@@ -78,46 +78,46 @@ impl Postgres {
         *self.up.borrow()
     }
 
-    /// Says that the server did not answer. It is asked again until it does.
-    pub fn went_away(&self) {
+    /// Says that the server did not respond. From then on it is pinged until it does.
+    pub fn mark_down(&self) {
         if !self.up.send_replace(false) {
             return;
         }
-        tracing::error!(server = &*self.address, "PostgreSQL is away: commands are refused until it is back");
+        tracing::error!(server = &*self.address, "PostgreSQL is unreachable: commands are refused until it responds");
         let postgres = self.clone();
         tokio::spawn(async move {
-            postgres.answers().await;
-            postgres.is_back();
-            tracing::info!("PostgreSQL is back");
+            postgres.wait_until_up().await;
+            postgres.mark_up();
+            tracing::info!("PostgreSQL responds again");
         });
     }
 
-    /// Says that the server has answered.
-    pub fn is_back(&self) {
+    /// Says that the server has responded.
+    pub fn mark_up(&self) {
         self.up.send_replace(true);
     }
 
-    /// Whether the server answers, and soon.
-    pub async fn answers_now(&self) -> bool {
-        timeout(SOON, self.ask()).await.is_ok_and(|answer| answer.is_ok())
+    /// Whether the server responds promptly.
+    pub async fn responds(&self) -> bool {
+        timeout(PROMPT_RESPONSE_TIMEOUT, self.ping()).await.is_ok_and(|answer| answer.is_ok())
     }
 
-    async fn ask(&self) -> anyhow::Result<()> {
-        answered(self.pool.get().await?.simple_query("select 1")).await?;
+    async fn ping(&self) -> anyhow::Result<()> {
+        with_timeout(self.pool.get().await?.simple_query("select 1")).await?;
         Ok(())
     }
 
-    /// Returns when the server answers.
-    pub async fn answers(&self) {
-        let (mut backoff, mut repeats) = (Backoff::default(), Repeats::default());
+    /// Waits until the server responds.
+    pub async fn wait_until_up(&self) {
+        let (mut backoff, mut log_throttle) = (Backoff::default(), LogThrottle::default());
         loop {
-            match self.ask().await {
+            match self.ping().await {
                 Ok(()) => return,
                 Err(error) => {
                     let reason = reason(&error);
-                    if repeats.is_due(&reason) {
+                    if log_throttle.is_due(&reason) {
                         let server = &*self.address;
-                        tracing::warn!(server, reason, "no connection to PostgreSQL (POSTGRES_URL), trying again");
+                        tracing::warn!(server, reason, "cannot connect to PostgreSQL (POSTGRES_URL), retrying");
                     }
                 }
             }
@@ -129,7 +129,7 @@ impl Postgres {
 /// # Errors
 /// If the URL cannot be read.
 pub fn settings(url: &str) -> anyhow::Result<tokio_postgres::Config> {
-    // The error says what is wrong without quoting the URL, in which there is a password.
+    // The error must not quote the URL, which contains a password.
     let mut settings: tokio_postgres::Config = url.parse().context("cannot read POSTGRES_URL")?;
     settings
         .application_name("watershed command")
@@ -154,18 +154,18 @@ fn address(settings: &tokio_postgres::Config) -> String {
     hosts.map(|(index, it)| format!("{}:{}", host(it), port(index))).collect::<Vec<_>>().join(",")
 }
 
-/// Whether the error means that the connection or the server is gone, or that this server cannot write, rather than that
-/// it refused a statement.
+/// Whether the error means that the connection or the server is lost, or that the server is read-only, rather than
+/// that it refused a statement.
 pub fn is_lost(error: &tokio_postgres::Error) -> bool {
     let Some(code) = error.code() else {
         return true;
     };
-    // Connection exceptions, resources, operator intervention; a server in recovery.
+    // Connection exceptions, insufficient resources, operator intervention; a server in recovery.
     ["08", "53", "57P"].iter().any(|class| code.code().starts_with(class))
         || *code == SqlState::READ_ONLY_SQL_TRANSACTION
 }
 
-/// The whole chain of causes in one line; the drivers' own `Display` leaves the cause out.
+/// The error with all its causes in one line; the drivers' own `Display` leaves the causes out.
 pub fn reason(error: &anyhow::Error) -> String {
     format!("{error:#}")
 }

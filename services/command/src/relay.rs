@@ -1,11 +1,11 @@
-//! The relay: it publishes the journal to the stream, so that an event's position is its stream sequence. It stores
-//! nothing: the journal is the outbox, and the stream's last sequence is the cursor. Every message demands of the server
-//! that the stream's last sequence is the one before its position: so the server refuses a second relay, and all that
-//! follows a message which did not arrive, and nothing is lost, doubled or out of order.
+//! The relay publishes the journal to the stream, so that an event's position is its stream sequence. It stores
+//! nothing: the journal is the outbox, and the stream's last sequence is the cursor. Every message tells the server
+//! to accept it only if the stream's last sequence is the one before its position. So the server rejects a second
+//! relay, and every message after one that was lost, and no event is lost, duplicated or out of order.
 //!
-//! That demand alone would be met by a foreign message in the place of ours too: ours is refused then, and the next one
-//! taken. So every message is acknowledged, not only the last of many, and what was on its way when something went wrong
-//! is compared with the journal before anything more is published.
+//! That condition alone could be met by a foreign message in the place of one of ours: ours would be rejected, and
+//! the next one accepted. So every message is acknowledged, not only the last of many, and after any failure the
+//! messages that were in flight are compared with the journal before anything more is published.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use async_nats::{
     },
 };
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
-use runtime::{Backoff, Nats, Repeats};
+use runtime::{Backoff, LogThrottle, Nats};
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
@@ -29,21 +29,21 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config,
     handover::{Handover, Next},
-    outbox::{self, Origin, Outgoing},
-    postgres::{self, Postgres, answered},
+    outbox::{self, Origin, OutgoingEvent},
+    postgres::{self, Postgres, with_timeout},
 };
 
-/// Any number, the same for all replicas: who holds this lock of the database runs the relay.
+/// The key of the database's advisory lock: the replica that holds it runs the relay. An arbitrary number.
 const LOCK: i64 = 0x0072_656c_6179;
-/// How often a replica that does not run the relay asks whether it should.
-const STANDBY: Duration = Duration::from_secs(1);
+/// How often a replica that does not run the relay tries to take the lock.
+const STANDBY_POLL: Duration = Duration::from_secs(1);
 
-/// Messages on their way at most. Those that a server has not stored yet it holds in memory.
+/// The largest number of messages in flight. The server holds those in memory that it has not stored yet.
 const IN_FLIGHT: u64 = 2_000;
 /// How long the stream may take to acknowledge a message.
-const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
-/// Messages that are fetched at the same time to be compared.
-const COMPARED_AT_ONCE: usize = 64;
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many messages are fetched at the same time to be compared with the journal.
+const COMPARE_CONCURRENCY: usize = 64;
 
 pub struct Relay {
     config: Config,
@@ -51,39 +51,41 @@ pub struct Relay {
     jetstream: Context,
     handover: Handover,
     postgres: Postgres,
-    /// The last position that the stream has acknowledged to this replica.
+    /// The last position for which this replica has received the stream's acknowledgement.
     acknowledged: u64,
-    /// How often the connection to NATS had been lost when this replica began to lead: after another loss,
-    /// acknowledgements are missing.
+    /// How often the connection to NATS had been lost when this replica began to lead. After another loss,
+    /// acknowledgements may be missing.
     losses: u64,
 }
 
-/// The stream as the relay believes it to be when it will have taken all that is on its way.
-struct Stream {
+/// The state of the stream as far as the relay knows it.
+struct StreamState {
     origin: Origin,
+    /// Its last sequence once it has stored all messages in flight.
     last: u64,
+    /// The last position that it has acknowledged.
     acknowledged: u64,
-    /// There may be more in the journal that is not handed over.
+    /// Whether the journal may have further events that are not handed over.
     is_behind: bool,
     inbox: Subject,
     acknowledgements: Subscriber,
 }
 
-impl Stream {
-    /// Notes that the next message was taken.
-    fn note(&mut self, reply: &Message) -> anyhow::Result<()> {
+impl StreamState {
+    /// Processes the acknowledgement of the next message.
+    fn acknowledge(&mut self, reply: &Message) -> anyhow::Result<()> {
         let position = self.acknowledged + 1;
-        ensure!(reply.status != Some(StatusCode::NO_RESPONDERS), "there is no stream any more");
+        ensure!(reply.status != Some(StatusCode::NO_RESPONDERS), "the stream does not exist any more");
         match serde_json::from_slice(&reply.payload).context("the stream's acknowledgement cannot be read")? {
             Response::Ok(PublishAck { sequence, .. }) if sequence == position => self.acknowledged = position,
-            Response::Ok(PublishAck { sequence, .. }) => bail!("the stream took event {position} at {sequence}"),
-            Response::Err { error } => bail!("the stream did not take event {position}: {error}"),
+            Response::Ok(PublishAck { sequence, .. }) => bail!("the stream stored event {position} at {sequence}"),
+            Response::Err { error } => bail!("the stream rejected event {position}: {error}"),
         }
         Ok(())
     }
 }
 
-/// Why the relay publishes nothing: somebody's mistake, which only a person can mend.
+/// Why the relay publishes nothing: an operating mistake, which only a person can correct.
 #[derive(Debug, thiserror::Error)]
 pub enum Misaligned {
     #[error(
@@ -92,8 +94,8 @@ pub enum Misaligned {
     )]
     Ahead { stream: u64, journal: u64 },
     #[error(
-        "the stream's message {0} is not the journal's event {0}: somebody else has published into the stream, or it is \
-         another journal's, or an older version's. Delete the stream, and it will be made anew from the journal"
+        "the stream's message {0} is not the journal's event {0}: somebody else has published into the stream, or the \
+         stream is another journal's, or an older version's. Delete the stream: it is then recreated from the journal"
     )]
     Foreign(u64),
 }
@@ -104,23 +106,23 @@ impl Relay {
         Self { config, nats, jetstream, handover, postgres, acknowledged: 0, losses: 0 }
     }
 
-    /// Runs until `stop`, and then until the stream has all that the journal has, if that can be reached.
+    /// Runs until `stop`, and then, if possible, until the stream has all events of the journal.
     pub async fn run(mut self, stop: CancellationToken) {
-        let (mut backoff, mut repeats) = (Backoff::default(), Repeats::default());
+        let (mut backoff, mut log_throttle) = (Backoff::default(), LogThrottle::default());
         while !stop.is_cancelled() {
-            let failed = match self.lead(&stop, &mut backoff, &mut repeats).await {
+            let failed = match self.lead(&stop, &mut backoff, &mut log_throttle).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            self.handover.relay_is_here(false);
-            if failed.is::<postgres::Silent>() {
-                self.postgres.went_away();
+            self.handover.set_relay_is_here(false);
+            if failed.is::<postgres::TimedOut>() {
+                self.postgres.mark_down();
             }
             let reason = format!("{failed:#}");
-            if repeats.is_due(&reason) {
+            if log_throttle.is_due(&reason) {
                 match failed.downcast_ref::<Misaligned>() {
-                    Some(_) => tracing::error!(%reason, "the relay has stopped and publishes nothing"),
-                    None => tracing::warn!(%reason, "the relay was interrupted, trying again"),
+                    Some(_) => tracing::error!(%reason, "the relay has stopped: it publishes no events"),
+                    None => tracing::warn!(%reason, "the relay was interrupted, retrying"),
                 }
             }
             stop.run_until_cancelled(backoff.wait()).await;
@@ -132,15 +134,15 @@ impl Relay {
         &mut self,
         stop: &CancellationToken,
         backoff: &mut Backoff,
-        repeats: &mut Repeats,
+        log_throttle: &mut LogThrottle,
     ) -> anyhow::Result<()> {
-        // Whoever does not hear NATS must not keep the relay from a replica that does.
+        // A replica without a connection to NATS must not keep the lock from one that has one.
         if stop.run_until_cancelled(self.nats.up()).await.is_none() {
             return Ok(());
         }
         let client = self.connect().await?;
         while !try_lock(&client).await? {
-            if stop.run_until_cancelled(tokio::time::sleep(STANDBY)).await.is_none() {
+            if stop.run_until_cancelled(tokio::time::sleep(STANDBY_POLL)).await.is_none() {
                 return Ok(());
             }
         }
@@ -148,12 +150,12 @@ impl Relay {
         let mut committed = self.nats.client.subscribe(self.nats.subjects.committed()).await?;
         let inbox = Subject::from(self.nats.client.new_inbox());
         let acknowledgements = self.nats.client.subscribe(inbox.clone()).await?;
-        // Before the journal is read: what is committed afterwards is handed over.
-        self.handover.relay_is_here(true);
-        let origin = answered(Origin::read(&client, &self.nats.subjects)).await?;
-        let last = self.while_up(self.align(&client, &origin)).await?;
+        // This comes before the journal is read, so that events which are committed afterwards are handed over.
+        self.handover.set_relay_is_here(true);
+        let origin = with_timeout(Origin::read(&client, &self.nats.subjects)).await?;
+        let last = self.while_connected(self.align(&client, &origin)).await?;
         self.acknowledged = last;
-        let mut stream = Stream { origin, last, acknowledged: last, is_behind: true, inbox, acknowledgements };
+        let mut stream = StreamState { origin, last, acknowledged: last, is_behind: true, inbox, acknowledgements };
         tracing::info!(position = last, "this replica runs the relay");
         let mut is_stopping = false;
         loop {
@@ -164,7 +166,7 @@ impl Relay {
                     acknowledged = self.acknowledged(&mut stream) => {
                         acknowledged?;
                         backoff.reset();
-                        repeats.reset();
+                        log_throttle.reset();
                     }
                     () = handover.notified() => {}
                 }
@@ -177,31 +179,31 @@ impl Relay {
             tokio::select! {
                 () = stop.cancelled() => (is_stopping, stream.is_behind) = (true, true),
                 () = self.handover.notified() => {}
-                told = committed.next() => {
-                    told.context("the connection to NATS was closed")?;
+                woken = committed.next() => {
+                    woken.context("the connection to NATS was closed")?;
                     stream.is_behind = true;
                 }
                 () = tokio::time::sleep(self.config.relay_poll()) => {
-                    self.while_up(self.look_after(&client, &mut stream)).await?;
+                    self.while_connected(self.check_stream(&client, &mut stream)).await?;
                     self.acknowledged = stream.acknowledged;
                 }
             }
         }
     }
 
-    /// Publishes what there is.
-    async fn publish_all(&mut self, client: &Client, stream: &mut Stream) -> anyhow::Result<()> {
+    /// Publishes all events that there are.
+    async fn publish_all(&mut self, client: &Client, stream: &mut StreamState) -> anyhow::Result<()> {
         loop {
             match self.handover.next(stream.last) {
                 Next::Committed(committed) => {
-                    let outgoing: Vec<Outgoing> = outbox::of(committed, &stream.origin).collect();
+                    let outgoing: Vec<OutgoingEvent> = outbox::from_committed(committed, &stream.origin).collect();
                     self.publish(outgoing, stream).await?;
                 }
                 Next::Nothing if !stream.is_behind => return Ok(()),
-                next @ (Next::Elsewhere | Next::Nothing) => {
-                    let read = answered(outbox::read(client, &stream.origin, stream.last)).await?;
-                    let is_lacking = matches!(next, Next::Elsewhere) && read.is_empty();
-                    ensure!(!is_lacking, "the journal has nothing after position {}, and later events", stream.last);
+                next @ (Next::InJournal | Next::Nothing) => {
+                    let read = with_timeout(outbox::read(client, &stream.origin, stream.last)).await?;
+                    let is_missing = matches!(next, Next::InJournal) && read.is_empty();
+                    ensure!(!is_missing, "the journal has no event {}, but later ones", stream.last + 1);
                     stream.is_behind = !read.is_empty();
                     self.publish(read, stream).await?;
                 }
@@ -209,9 +211,9 @@ impl Relay {
         }
     }
 
-    /// Publishes messages, each behind the one before, as far as so many may be on their way.
-    async fn publish(&mut self, outgoing: Vec<Outgoing>, stream: &mut Stream) -> anyhow::Result<()> {
-        for Outgoing { position, subject, mut headers, payload } in outgoing {
+    /// Publishes events, each on the condition that the one before it is the stream's last.
+    async fn publish(&mut self, outgoing: Vec<OutgoingEvent>, stream: &mut StreamState) -> anyhow::Result<()> {
+        for OutgoingEvent { position, subject, mut headers, payload } in outgoing {
             while stream.last - stream.acknowledged >= IN_FLIGHT {
                 self.acknowledged(stream).await?;
             }
@@ -224,62 +226,64 @@ impl Relay {
         Ok(())
     }
 
-    /// Waits until the stream has taken something more of what is on its way. Nothing is lost if the call is cancelled.
-    async fn acknowledged(&mut self, stream: &mut Stream) -> anyhow::Result<()> {
+    /// Waits until the stream has acknowledged at least one more message. Cancelling the call loses nothing.
+    async fn acknowledged(&mut self, stream: &mut StreamState) -> anyhow::Result<()> {
         let first = tokio::select! {
             biased;
-            first = timeout(ACKNOWLEDGED_WITHIN, stream.acknowledgements.next()) => {
+            first = timeout(ACK_TIMEOUT, stream.acknowledgements.next()) => {
                 first.context("the stream does not answer")?.context("the connection to NATS was closed")?
             }
             () = self.nats.lost(self.losses) => bail!("the connection to NATS was lost"),
         };
-        stream.note(&first)?;
+        stream.acknowledge(&first)?;
         while let Some(Some(next)) = stream.acknowledgements.next().now_or_never() {
-            stream.note(&next)?;
+            stream.acknowledge(&next)?;
         }
         self.acknowledged = stream.acknowledged;
         Ok(())
     }
 
-    /// Asks something of NATS; where the connection is lost meanwhile, there will be no answer to wait for.
-    async fn while_up<T>(&self, asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    /// Waits for an answer from NATS, which will never come if the connection is lost meanwhile.
+    async fn while_connected<T>(&self, asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         tokio::select! {
             answer = asked => answer,
             () = self.nats.lost(self.losses) => bail!("the connection to NATS was lost"),
         }
     }
 
-    /// The stream's last sequence, after making sure that the stream is there and that it is this journal's.
+    /// Makes sure that the stream exists and is this journal's; returns its last sequence.
     async fn align(&self, client: &Client, origin: &Origin) -> anyhow::Result<u64> {
-        let stream = self.jetstream.get_or_create_stream(self.stream_config()).await.context("no stream")?;
+        let created = self.jetstream.get_or_create_stream(self.stream_config()).await;
+        let stream = created.context("the stream cannot be looked up or created")?;
         let last = stream.get_info().await?.state.last_sequence;
-        let journal = answered(outbox::head(client)).await?;
+        let journal = with_timeout(outbox::head(client)).await?;
         if last > journal {
             return Err(Misaligned::Ahead { stream: last, journal }.into());
         }
-        // Behind a foreign message there can be no more of ours than were on their way together. What was acknowledged
-        // here need not be looked at again, but for the last; unless the stream is another by now, and shorter.
+        // At most as many of our messages as were in flight can follow a foreign one. Those that were acknowledged to
+        // this replica need not be compared again, except the last, unless the stream is shorter now and so another
+        // one.
         let sound = if last < self.acknowledged { 0 } else { self.acknowledged };
         let mut compared = sound.min(last.saturating_sub(1)).max(last.saturating_sub(IN_FLIGHT));
         while compared < last {
-            let mut recorded = answered(outbox::read(client, origin, compared)).await?;
+            let mut recorded = with_timeout(outbox::read(client, origin, compared)).await?;
             recorded.retain(|recorded| recorded.position <= last);
-            compared = recorded.last().context("the journal lacks what the stream has")?.position;
-            for some in recorded.chunks(COMPARED_AT_ONCE) {
+            compared = recorded.last().context("the stream has events that the journal does not have")?.position;
+            for some in recorded.chunks(COMPARE_CONCURRENCY) {
                 try_join_all(some.iter().map(|recorded| compare(&stream, recorded))).await?;
             }
         }
         Ok(last)
     }
 
-    /// Nothing has happened for a while: something may have been committed unheard, the stream may have been deleted, or
-    /// somebody may have written into it.
-    async fn look_after(&self, client: &Client, stream: &mut Stream) -> anyhow::Result<()> {
+    /// Checks the stream after a while without events: an event may have been committed without the relay being
+    /// woken, the stream may have been deleted, or somebody may have published into it.
+    async fn check_stream(&self, client: &Client, stream: &mut StreamState) -> anyhow::Result<()> {
         stream.is_behind = true;
         let found = self.jetstream.get_stream_no_info(&self.config.nats.stream).await?;
         let unchanged = found.get_info().await.is_ok_and(|info| info.state.last_sequence == stream.last);
         if !unchanged {
-            tracing::warn!(position = stream.last, "the stream is not where the relay left it");
+            tracing::warn!(position = stream.last, "the stream has changed since the relay last published to it");
             stream.last = self.align(client, &stream.origin).await?;
             stream.acknowledged = stream.last;
         }
@@ -295,7 +299,7 @@ impl Relay {
             discard: DiscardPolicy::New,
             storage: StorageType::File,
             num_replicas: self.config.stream_replicas,
-            // Without these, a hole could come between two positions.
+            // Deleting or purging messages would leave a gap between two positions.
             deny_delete: true,
             deny_purge: true,
             ..StreamConfig::default()
@@ -304,8 +308,8 @@ impl Relay {
 
     async fn connect(&self) -> anyhow::Result<Client> {
         let settings = postgres::settings(&self.config.postgres_url()?)?;
-        let (client, connection) = answered(settings.connect(NoTls)).await?;
-        // It ends with the client, or makes the client's next statement fail.
+        let (client, connection) = with_timeout(settings.connect(NoTls)).await?;
+        // The task ends with the client. If it fails, so does the client's next statement.
         tokio::spawn(connection);
         Ok(client)
     }
@@ -313,13 +317,13 @@ impl Relay {
 
 /// # Errors
 /// [`Misaligned::Foreign`] if the stream has another message in the place of the event.
-async fn compare(stream: &jetstream::stream::Stream, recorded: &Outgoing) -> anyhow::Result<()> {
+async fn compare(stream: &jetstream::stream::Stream, recorded: &OutgoingEvent) -> anyhow::Result<()> {
     let published = stream.get_raw_message(recorded.position).await;
     let published = published.with_context(|| format!("message {} of the stream cannot be read", recorded.position))?;
-    if recorded.is(&published) { Ok(()) } else { Err(Misaligned::Foreign(recorded.position).into()) }
+    if recorded.matches(&published) { Ok(()) } else { Err(Misaligned::Foreign(recorded.position).into()) }
 }
 
 async fn try_lock(client: &Client) -> anyhow::Result<bool> {
-    let row = answered(client.query_one("select pg_try_advisory_lock($1)", &[&LOCK])).await?;
+    let row = with_timeout(client.query_one("select pg_try_advisory_lock($1)", &[&LOCK])).await?;
     Ok(row.try_get(0)?)
 }

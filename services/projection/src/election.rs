@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{anyhow, ensure};
 use futures_util::future::{BoxFuture, join_all};
-use runtime::{Nats, Repeats};
+use runtime::{LogThrottle, Nats};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -37,7 +37,7 @@ pub struct Election {
     /// When a free lease was first seen free.
     free_since: HashMap<&'static str, Instant>,
     valid_until: watch::Sender<Instant>,
-    namesakes: Repeats,
+    namesakes: LogThrottle,
 }
 
 struct Leader {
@@ -60,7 +60,7 @@ impl Election {
             renew_at: now,
             free_since: HashMap::new(),
             valid_until,
-            namesakes: Repeats::default(),
+            namesakes: LogThrottle::default(),
         }
     }
 
@@ -97,7 +97,7 @@ impl Election {
         let now = Instant::now();
         if self.renew_at <= now {
             // A replica without a connection to NATS must leave the views to one that has a connection.
-            let heard = timeout(self.leases.duration() / 3, self.nats.hears(&self.stream)).await;
+            let heard = timeout(self.leases.duration() / 3, self.nats.responds(&self.stream)).await;
             ensure!(heard == Ok(true), "NATS does not answer");
             self.leases.renew().await?;
             self.renew_at = now + self.leases.duration() / 3;

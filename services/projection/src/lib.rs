@@ -78,7 +78,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let service = tokio::select! {
         service = serve(&nats, &replica) => service,
         () = shutdown.cancelled() => return Ok(()),
-        gone = nats.gone() => return Err(gone.into()),
+        gone = nats.closed() => return Err(gone.into()),
     };
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
@@ -96,7 +96,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let stopping = async {
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
-            gone = nats.gone() => Err(gone.into()),
+            gone = nats.closed() => Err(gone.into()),
         };
         drop(ready);
         stop.cancel();

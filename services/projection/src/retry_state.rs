@@ -1,13 +1,13 @@
 //! What a loop that retries remembers of its failures. The invariants: the wait grows with each retry, and a failure that
-//! repeats is logged once, not each time.
+//! log_throttle is logged once, not each time.
 
 use mongodb::error::ErrorKind;
-use runtime::{Backoff, Repeats};
+use runtime::{Backoff, LogThrottle};
 
 #[derive(Default)]
 pub struct RetryState {
     backoff: Backoff,
-    repeats: Repeats,
+    log_throttle: LogThrottle,
 }
 
 impl RetryState {
@@ -15,12 +15,12 @@ impl RetryState {
     pub fn log_once(&mut self, error: &anyhow::Error) -> Option<String> {
         let text = describe(error);
         tracing::debug!(detail = ?error, "{text}");
-        self.repeats.is_due(&text).then_some(text)
+        self.log_throttle.is_due(&text).then_some(text)
     }
 
     /// Whether a failure has been logged since the last [`Self::reset`].
     pub fn is_failing(&self) -> bool {
-        self.repeats.is_failing()
+        self.log_throttle.is_failing()
     }
 
     /// Waits before the next try, longer each time.

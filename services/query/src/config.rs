@@ -1,4 +1,4 @@
-//! What can be set, as a flag or an environment variable.
+//! The settings of the query service, each a flag and an environment variable.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub struct Config {
     /// Requests that are being answered at the same time; more are refused as overloaded
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_in_flight: u32,
-    /// Bytes of one reply at most; to be less than what the NATS server allows
+    /// Bytes that one reply may have at most; must be less than the NATS server allows
     #[arg(long, env = "MAX_REPLY_BYTES", default_value_t = 1_000_000)]
     pub max_reply_bytes: usize,
 }

@@ -1,4 +1,16 @@
-//! The query service: answers queries from the views, and does nothing else. Any number of replicas share the work.
+//! The query service answers queries from the views, and does nothing else. Any number of replicas share the work.
+//!
+//! One query, `qry.order.get`, passes through these files:
+//!
+//! 1. [`runtime::micro`] receives the request, and calls the endpoint's `responder` in the order of arrival.
+//! 2. The responder refuses the request if too many are in flight or MongoDB is down; otherwise it parses the headers
+//!    and the body into a plan: get one document, list a page, or make a report.
+//! 3. `positions` says which generation of the view serves and how far it has come. A query with `Min-Position` waits
+//!    here until its view has caught up.
+//! 4. `lookup` gathers the gets that wait together into one `find`; `page` reads a list, `report` an aggregation. All
+//!    three read through `store`, which bounds every read in time.
+//! 5. `json` writes the stored BSON as JSON without building a tree, and the reply is sent with the view's position.
+//!    `reply` has the failures that this service can answer instead.
 
 mod config;
 mod json;
@@ -30,12 +42,13 @@ use crate::{
     store::Store,
 };
 
-/// Runs the service until `shutdown`.
+/// Serves queries until `shutdown`; then accepts no more, answers those that were accepted, and returns.
 ///
 /// # Errors
-/// If the configuration cannot be used, or a part of the service ended by itself.
+/// If the configuration cannot be used, or one of the service's tasks ended unexpectedly. Servers that are down are
+/// waited for.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
-    // Boxed, the service is compiled here, once, and not again in every program that runs it.
+    // Boxed, the service's future is compiled once, in this crate, and not again in every program that runs it.
     Box::pin(async move {
         serve_again(&config.nats, "query", &shutdown, || Box::pin(serve_until(config.clone(), shutdown.clone()))).await
     })
@@ -57,8 +70,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        gone = nats.gone() => Err(gone.into()),
-        _ = background.join_next() => Err(ended_by_itself(&nats).await),
+        closed = nats.closed() => Err(closed.into()),
+        _ = background.join_next() => Err(task_ended(&nats).await),
     };
     drop(ready);
     let stopping = async {
@@ -69,16 +82,17 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         nats.close().await;
     };
     if timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
-        tracing::warn!("stopped at the deadline, with requests unanswered");
+        tracing::warn!("the shutdown deadline has passed: stopped with requests unanswered");
     }
     ended
 }
 
-/// What listens ends with the connection, sooner than that is known.
-async fn ended_by_itself(nats: &Nats) -> anyhow::Error {
-    match timeout(Duration::from_secs(1), nats.gone()).await {
-        Ok(gone) => gone.into(),
-        Err(_) => anyhow!("a part of the service ended by itself"),
+/// Says why a background task ended. The tasks that use the connection to NATS end with it, a little before
+/// [`Nats::closed`] reports that.
+async fn task_ended(nats: &Nats) -> anyhow::Error {
+    match timeout(Duration::from_secs(1), nats.closed()).await {
+        Ok(closed) => closed.into(),
+        Err(_) => anyhow!("a background task of the service ended unexpectedly"),
     }
 }
 
@@ -95,7 +109,7 @@ fn responders(config: &Config, shared: &Arc<Shared>, positions: &mut Positions) 
         .collect()
 }
 
-/// Waits for both servers, then serves.
+/// Waits for NATS and MongoDB, then serves.
 async fn start(
     config: &Config,
     nats: &Nats,
@@ -107,8 +121,8 @@ async fn start(
     let mut background = JoinSet::new();
     let announcements = nats.client.subscribe(nats.subjects.checkpoints()).await?;
     background.spawn(positions.clone().listen(nats.subjects.clone(), announcements));
-    positions.first_look(store).await;
-    background.spawn(positions.keep_looking(store.clone()));
+    positions.wait_for_first_refresh(store).await;
+    background.spawn(positions.keep_refreshing(store.clone()));
 
     let endpoints = responders.into_iter().map(|responder| Endpoint {
         description: endpoint(nats, &responder),

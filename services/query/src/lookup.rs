@@ -1,8 +1,9 @@
-//! Documents by their ids, or by another key. Those that are asked for at the same time share one `find`; one that is asked for alone is
-//! fetched at once: nobody waits for a batch to fill, only for one of the few finds in flight to come back.
+//! Lookups find documents by their ids, or by another key. Those that wait at the same time share one `find`.
+//! A lookup that comes alone is sent at once: nothing waits for a batch to fill, only for one of the few finds in
+//! flight to return.
 //!
-//! A find takes requests that were queued before it started, and their positions were known by then: it shows at least
-//! what they say.
+//! A find serves only requests that were queued before it started. Their view positions were known by then, so it shows
+//! at least everything up to the position that each reply states.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,28 +21,28 @@ use wire::Failure;
 
 use crate::{
     json,
-    positions::Reached,
+    positions::ViewPosition,
     reply::{self, internal, too_large},
     store::{MAX_TIME, Store},
 };
 
-/// Finds of one view in flight. The second uses the round trip of the first; more make the batches small.
-const FINDS: usize = 2;
-/// Keys in one find at most.
+/// Finds in flight for one view. The second uses the round trip of the first; more would make the batches small.
+const MAX_FINDS: usize = 2;
+/// The largest number of keys in one find.
 const BATCH: usize = 256;
 
 /// A request for one document.
-pub struct Wanted {
+pub struct LookupRequest {
     pub request: Request,
     pub noun: &'static str,
     pub key: Key,
-    /// The view as it was when the request was queued.
-    pub reached: Reached,
-    /// Held until the reply is out.
+    /// The view's generation and position when the request was queued.
+    pub view_position: ViewPosition,
+    /// Counts the request as in flight until its reply has been sent.
     pub permit: OwnedSemaphorePermit,
 }
 
-/// The lookups in one view.
+/// The lookups in one view, which are batched together.
 pub struct Lookup {
     view: &'static str,
     store: Store,
@@ -52,8 +53,8 @@ pub struct Lookup {
 
 #[derive(Default)]
 struct Queue {
-    wanted: VecDeque<Wanted>,
-    /// Tasks that take from the queue until it is empty.
+    requests: VecDeque<LookupRequest>,
+    /// The number of tasks that take from the queue until it is empty.
     finds: usize,
 }
 
@@ -64,43 +65,46 @@ impl Lookup {
         Self { view, store, max_reply_bytes, tasks, queue: Mutex::default() }
     }
 
-    /// Sees to it that the request is answered.
-    pub fn add(self: &Arc<Self>, wanted: Wanted) {
+    /// Makes sure that the request will be answered; does not wait for the answer.
+    pub fn add(self: &Arc<Self>, wanted: LookupRequest) {
         let mut queue = self.queue();
-        queue.wanted.push_back(wanted);
-        if queue.finds < FINDS {
+        queue.requests.push_back(wanted);
+        if queue.finds < MAX_FINDS {
             queue.finds += 1;
             self.tasks.spawn(Arc::clone(self).work());
         }
     }
 
     async fn work(self: Arc<Self>) {
-        while let Some((reached, batch)) = self.take() {
-            let found = self.find(reached, &batch).await;
+        while let Some((view_position, batch)) = self.take() {
+            let found = self.find(view_position.generation, &batch).await;
             for wanted in batch {
                 self.answer(wanted, &found).await;
             }
         }
     }
 
-    /// Takes what waits, as far as it is for the same field of the same generation. If nothing waits, the task has ended.
-    fn take(&self) -> Option<(Reached, Vec<Wanted>)> {
+    /// Takes the waiting requests up to the first for another field or generation. If none wait, counts the calling
+    /// task as ended.
+    fn take(&self) -> Option<(ViewPosition, Vec<LookupRequest>)> {
         let mut queue = self.queue();
-        let Some(Wanted { reached, key, .. }) = queue.wanted.front() else {
+        let Some(LookupRequest { view_position, key, .. }) = queue.requests.front() else {
             queue.finds -= 1;
             return None;
         };
-        let (reached, field) = (*reached, key.field);
-        let same = |wanted: &&Wanted| (wanted.reached.generation, wanted.key.field) == (reached.generation, field);
-        let count = queue.wanted.iter().take(BATCH).take_while(same).count();
-        Some((reached, queue.wanted.drain(..count).collect()))
+        let (view_position, field) = (*view_position, key.field);
+        let same = |wanted: &&LookupRequest| {
+            (wanted.view_position.generation, wanted.key.field) == (view_position.generation, field)
+        };
+        let count = queue.requests.iter().take(BATCH).take_while(same).count();
+        Some((view_position, queue.requests.drain(..count).collect()))
     }
 
-    /// The documents of a batch as JSON, by key; what is not there is left out.
-    async fn find(&self, reached: Reached, batch: &[Wanted]) -> Result<Found, Failure> {
-        let Some(Wanted { key: Key { field, .. }, .. }) = batch.first() else { return Ok(Found::new()) };
-        let collection = self.store.collection(self.view, reached);
-        // One more than can come: the server then sees the end, and keeps no cursor.
+    /// The documents of a batch as JSON, by key. Keys without a document are missing from the result.
+    async fn find(&self, generation: i32, batch: &[LookupRequest]) -> Result<Found, Failure> {
+        let Some(LookupRequest { key: Key { field, .. }, .. }) = batch.first() else { return Ok(Found::new()) };
+        let collection = self.store.collection(self.view, generation);
+        // One more than there can be: so the server sees that the result has ended, and keeps no cursor.
         let batch_size = u32::try_from(batch.len() + 1).unwrap_or(u32::MAX);
         let find = collection.find(any_of(field, batch)).batch_size(batch_size).max_time(MAX_TIME).batch();
         let mut replies = self.store.read(self.view, find).await?;
@@ -122,30 +126,30 @@ impl Lookup {
         if body.len() > self.max_reply_bytes { Err(too_large(self.max_reply_bytes)) } else { Ok(body.into()) }
     }
 
-    async fn answer(&self, wanted: Wanted, found: &Result<Found, Failure>) {
-        let Wanted { request, noun, key, reached, permit } = wanted;
+    async fn answer(&self, wanted: LookupRequest, found: &Result<Found, Failure>) {
+        let LookupRequest { request, noun, key, view_position, permit } = wanted;
         let response = match found {
             Err(failure) => Err(failure.clone()),
             Ok(found) => match found.get(&key.value) {
-                Some(Ok(body)) => Ok(Reply { position: reached.position, body: body.clone() }),
+                Some(Ok(body)) => Ok(Reply { position: view_position.position, body: body.clone() }),
                 Some(Err(failure)) => Err(failure.clone()),
-                None => Err(reply::not_found(noun, &key, reached)),
+                None => Err(reply::not_found(noun, &key, view_position.position)),
             },
         };
         request.respond(response).await;
         drop(permit);
     }
 
-    /// Nothing that holds this lock can leave the queue half changed.
+    /// A panic cannot poison the queue: no code that holds this lock can leave the queue half changed.
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn any_of(field: &str, batch: &[Wanted]) -> Document {
+fn any_of(field: &str, batch: &[LookupRequest]) -> Document {
     match batch {
-        // The server has a shorter way for a single id.
-        [Wanted { key, .. }] => doc! { field: &key.value },
+        // MongoDB has a faster plan for a single value than for `$in`.
+        [LookupRequest { key, .. }] => doc! { field: &key.value },
         batch => {
             let mut values: Vec<&str> = batch.iter().map(|wanted| wanted.key.value.as_str()).collect();
             values.sort_unstable();

@@ -1,4 +1,4 @@
-//! The query service: parse, trace, run.
+//! The query service: reads its settings, sets up logging, and runs.
 
 use query_service::{Config, run};
 

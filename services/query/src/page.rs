@@ -1,5 +1,5 @@
-//! Lists, page by page: `{"items":[…],"next":"…"}`, with `next` only where more follows. A page ends early rather than
-//! grow past the bound of a reply.
+//! A page of a list: `{"items":[…],"next":"…"}`, with `next` only where more items follow. A page ends early rather
+//! than exceed the size limit of a reply.
 
 use bson::{RawDocument, RawDocumentBuf};
 use bytes::Bytes;
@@ -9,25 +9,24 @@ use views::List;
 use wire::Failure;
 
 use crate::{
-    json::{self, Unencodable},
-    positions::Reached,
+    json::{self, EncodeError},
     reply::{internal, too_large},
     store::{MAX_TIME, Store},
 };
 
-/// Bytes that are kept free for `next`.
+/// Bytes that are reserved for `next`.
 const NEXT_ROOM: usize = 4_096;
 
 /// Reads a page.
 ///
 /// # Errors
-/// What is to be answered instead; it has been logged.
-pub async fn read(store: &Store, view: &str, reached: Reached, list: List, max_bytes: usize) -> Result<Bytes, Failure> {
+/// The failure to answer with, after it has been logged.
+pub async fn read(store: &Store, view: &str, generation: i32, list: List, max_bytes: usize) -> Result<Bytes, Failure> {
     let List { filter, sort, hint, limit, cursor } = list;
-    let _turn = store.turn().await;
-    let collection = store.collection(view, reached);
-    // A document more than the page has, to see whether there is one. The batch has room for another: the server then
-    // sees the end, and keeps no cursor.
+    let _permit = store.read_permit().await;
+    let collection = store.collection(view, generation);
+    // One document more than the page holds shows whether there is a next page. The batch has room for yet another: so
+    // the server sees that the result has ended, and keeps no cursor.
     let batch_size = u32::try_from(limit + 2).unwrap_or(u32::MAX);
     let find = collection.find(filter).sort(sort).hint(Hint::Keys(hint)).limit(limit + 1);
     let mut replies = store.read(view, find.batch_size(batch_size).max_time(MAX_TIME).batch()).await?;
@@ -47,7 +46,7 @@ pub async fn read(store: &Store, view: &str, reached: Reached, list: List, max_b
             let next = cursor.next(previous).map_err(|error| internal(view, error))?;
             return page.end(Some(&next)).map_err(|error| internal(view, error));
         }
-        // Only a page of megabytes comes in more than one reply.
+        // Only a page of several megabytes comes in more than one batch.
         last = previous.map(ToOwned::to_owned);
     }
     page.end(None).map_err(|error| internal(view, error))
@@ -66,8 +65,8 @@ impl Page {
         Self { body: br#"{"items":["#.to_vec(), items: 0, limit, max_bytes }
     }
 
-    /// Whether the document fits, and was added.
-    fn add(&mut self, document: &RawDocument) -> Result<bool, Unencodable> {
+    /// Adds the document if it fits; returns whether it did.
+    fn add(&mut self, document: &RawDocument) -> Result<bool, EncodeError> {
         if self.items == self.limit {
             return Ok(false);
         }
@@ -84,7 +83,7 @@ impl Page {
         Ok(true)
     }
 
-    fn end(mut self, next: Option<&str>) -> Result<Bytes, Unencodable> {
+    fn end(mut self, next: Option<&str>) -> Result<Bytes, EncodeError> {
         self.body.push(b']');
         if let Some(next) = next {
             self.body.extend_from_slice(br#","next":"#);

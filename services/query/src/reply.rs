@@ -1,22 +1,20 @@
-//! The failures of this service's own.
+//! The failures that are this service's own; all others come from `wire` and `views`.
 
 use std::fmt::Display;
 
 use views::Key;
 use wire::{Code, Failure};
 
-use crate::positions::Reached;
-
-pub fn not_found(noun: &str, key: &Key, reached: Reached) -> Failure {
+pub fn not_found(noun: &str, key: &Key, position: u64) -> Failure {
     let (name, asked) = (key.name(), &*key.asked);
     let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the {name} {asked}"));
-    failure.with(name, asked).with("position", reached.position)
+    failure.with(name, asked).with("position", position)
 }
 
-/// A report over no documents.
-pub fn nothing(view: &str, reached: Reached) -> Failure {
+/// The failure of a report that has no documents to report on.
+pub fn nothing(view: &str, position: u64) -> Failure {
     let message = format!("the view {view} has nothing that the query asks for");
-    Failure::new(Code::NotFound, message).with("position", reached.position)
+    Failure::new(Code::NotFound, message).with("position", position)
 }
 
 pub fn not_built(view: &str) -> Failure {
@@ -38,11 +36,11 @@ pub fn overloaded(max_in_flight: u32) -> Failure {
     Failure::new(Code::Overloaded, format!("{max_in_flight} queries are being answered already: try again later"))
 }
 
-pub fn away() -> Failure {
-    Failure::new(Code::Unavailable, "the views' database is away: try again later")
+pub fn unavailable() -> Failure {
+    Failure::new(Code::Unavailable, "the views' database is unavailable: try again later")
 }
 
-/// A fault of ours, which is logged here.
+/// Logs a fault of the service itself, and returns the failure to answer with.
 pub fn internal(view: &str, error: impl Display) -> Failure {
     tracing::error!(view, %error, "a query cannot be answered");
     Failure::new(Code::Internal, "the view cannot be read")

@@ -1,4 +1,4 @@
-//! Reports: an aggregation over a bounded number of documents, made into one reply by the view that it reads.
+//! A report is an aggregation over a bounded number of documents, which its view renders as one reply.
 
 use bson::RawDocumentBuf;
 use bytes::Bytes;
@@ -7,28 +7,28 @@ use views::Report;
 use wire::Failure;
 
 use crate::{
-    positions::Reached,
+    positions::ViewPosition,
     reply::{internal, nothing, too_large},
     store::{MAX_TIME, Store},
 };
 
-/// Documents in one reply of the server: all of them, as a rule.
+/// Documents in one batch of the server's cursor: usually all of them.
 const BATCH: u32 = 10_000;
 
-/// Makes a report.
+/// Reads a report and renders it.
 ///
 /// # Errors
-/// What is to be answered instead; it has been logged.
+/// The failure to answer with, after it has been logged.
 pub async fn read(
     store: &Store,
     view: &str,
-    reached: Reached,
+    view_position: ViewPosition,
     report: Report,
     max_bytes: usize,
 ) -> Result<Bytes, Failure> {
     let Report { pipeline, render } = report;
-    let _turn = store.turn().await;
-    let collection = store.collection(view, reached);
+    let _permit = store.read_permit().await;
+    let collection = store.collection(view, view_position.generation);
     let aggregate = collection.aggregate(pipeline).batch_size(BATCH).max_time(MAX_TIME).batch();
     let mut replies = store.read(view, aggregate).await?;
     let mut documents: Vec<RawDocumentBuf> = Vec::new();
@@ -37,6 +37,8 @@ pub async fn read(
             documents.push(document?.to_owned());
         }
     }
-    let body = render(&documents).map_err(|error| internal(view, error))?.ok_or_else(|| nothing(view, reached))?;
+    let body = render(&documents)
+        .map_err(|error| internal(view, error))?
+        .ok_or_else(|| nothing(view, view_position.position))?;
     if body.len() > max_bytes { Err(too_large(max_bytes)) } else { Ok(body.into()) }
 }

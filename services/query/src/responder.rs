@@ -1,5 +1,5 @@
-//! An endpoint: what is done with a request, from its headers to its reply. Each request is answered exactly once, and
-//! what is being answered at the same time is bounded.
+//! A responder serves one endpoint: it takes a request from its headers to its reply. Each request is answered exactly
+//! once, and the number of requests in flight is bounded.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,9 +11,9 @@ use wire::{Failure, RequestHeaders};
 
 use crate::{
     Config,
-    lookup::{Lookup, Wanted},
+    lookup::{Lookup, LookupRequest},
     page,
-    positions::{self, Position, Reached},
+    positions::{self, PositionReceiver, ViewPosition},
     reply, report,
     store::Store,
 };
@@ -45,65 +45,70 @@ impl Shared {
 pub struct Responder {
     pub view: &'static str,
     pub query: &'static Query,
-    pub position: Position,
+    pub position: PositionReceiver,
     pub lookup: Arc<Lookup>,
     pub shared: Arc<Shared>,
 }
 
-/// A request that was understood.
-struct Asked {
+/// A request whose headers and body have been parsed.
+struct ParsedRequest {
     plan: Plan,
     min_position: u64,
-    /// Held until the reply is out.
+    /// Counts the request as in flight until its reply has been sent.
     permit: OwnedSemaphorePermit,
 }
 
 impl Responder {
-    /// Sees to it that the request is answered, without waiting for that.
+    /// Makes sure that the request will be answered; does not wait for the answer.
     pub fn take(self: &Arc<Self>, request: Request) {
-        let reached = *self.position.borrow();
-        match (self.admit(&request), reached) {
+        let view_position = *self.position.borrow();
+        match (self.admit(&request), view_position) {
             (Err(failure), _) => {
                 self.shared.tasks.spawn(request.respond(Err(failure)));
             }
-            // By far the most frequent case needs no task of its own.
-            (Ok(Asked { plan: Plan::Get(key), min_position, permit }), Some(reached))
-                if reached.position >= min_position =>
+            // By far the most frequent case, a get that need not wait for its view, needs no task of its own.
+            (Ok(ParsedRequest { plan: Plan::Get(key), min_position, permit }), Some(view_position))
+                if view_position.position >= min_position =>
             {
-                self.look_up(request, key, reached, permit);
+                self.look_up(request, key, view_position, permit);
             }
-            (Ok(asked), _) => {
-                self.shared.tasks.spawn(Arc::clone(self).answer(request, asked));
+            (Ok(parsed), _) => {
+                self.shared.tasks.spawn(Arc::clone(self).answer(request, parsed));
             }
         }
     }
 
-    fn admit(&self, request: &Request) -> Result<Asked, Failure> {
+    fn admit(&self, request: &Request) -> Result<ParsedRequest, Failure> {
         let permit = Arc::clone(&self.shared.in_flight).try_acquire_owned();
         let permit = permit.map_err(|_| reply::overloaded(self.shared.max_in_flight))?;
         self.shared.store.check()?;
         let headers = RequestHeaders::parse(&request.headers)?;
         let plan = (self.query.plan)(&request.payload)?;
-        Ok(Asked { plan, min_position: headers.min_position.unwrap_or(0), permit })
+        Ok(ParsedRequest { plan, min_position: headers.min_position.unwrap_or(0), permit })
     }
 
-    fn look_up(&self, request: Request, key: Key, reached: Reached, permit: OwnedSemaphorePermit) {
-        self.lookup.add(Wanted { request, noun: self.query.noun, key, reached, permit });
+    fn look_up(&self, request: Request, key: Key, view_position: ViewPosition, permit: OwnedSemaphorePermit) {
+        self.lookup.add(LookupRequest { request, noun: self.query.noun, key, view_position, permit });
     }
 
-    async fn answer(self: Arc<Self>, request: Request, asked: Asked) {
+    async fn answer(self: Arc<Self>, request: Request, parsed: ParsedRequest) {
         let Self { view, position, shared, .. } = &*self;
-        let Asked { plan, min_position, permit } = asked;
-        let reached = match positions::wait(view, position.clone(), min_position, shared.min_position_wait).await {
-            Ok(reached) => reached,
+        let ParsedRequest { plan, min_position, permit } = parsed;
+        let view_position = match positions::wait(view, position.clone(), min_position, shared.min_position_wait).await
+        {
+            Ok(view_position) => view_position,
             Err(failure) => return request.respond(Err(failure)).await,
         };
         let body = match plan {
-            Plan::Get(key) => return self.look_up(request, key, reached, permit),
-            Plan::List(list) => page::read(&shared.store, view, reached, list, shared.max_reply_bytes).await,
-            Plan::Report(report) => report::read(&shared.store, view, reached, report, shared.max_reply_bytes).await,
+            Plan::Get(key) => return self.look_up(request, key, view_position, permit),
+            Plan::List(list) => {
+                page::read(&shared.store, view, view_position.generation, list, shared.max_reply_bytes).await
+            }
+            Plan::Report(report) => {
+                report::read(&shared.store, view, view_position, report, shared.max_reply_bytes).await
+            }
         };
-        request.respond(body.map(|body| Reply { position: reached.position, body })).await;
+        request.respond(body.map(|body| Reply { position: view_position.position, body })).await;
         drop(permit);
     }
 }

@@ -1,5 +1,5 @@
-//! MongoDB, as this service uses it: only read, only from the primary, each read bounded in time. While it is away,
-//! reads are refused at once.
+//! The connection to MongoDB as this service uses it: it only reads, only from the primary, and every read is bounded
+//! in time. While MongoDB is down, queries are refused at once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,46 +18,43 @@ use tokio::{
 use views::layout;
 use wire::{Code, Failure};
 
-use crate::{
-    positions::Reached,
-    reply::{self, internal},
-};
+use crate::reply::{self, internal};
 
-/// The server stops a read that takes longer: an index serves each, so it takes milliseconds.
+/// How long MongoDB may work on a read before it stops it. An index serves every read, so they take milliseconds.
 pub const MAX_TIME: Duration = Duration::from_secs(3);
-/// How long a read waits for a primary. A failover that is over by then is not noticed outside.
+/// How long a read waits for a primary to be elected. Clients do not notice a failover that takes less.
 pub const SELECTION: Duration = Duration::from_secs(2);
-/// A connection that does not answer at all is given up after this.
-const GIVE_UP: Duration = Duration::from_secs(5);
-/// Between two looks of the driver at the server: what makes it give a hung one up.
+/// How long a read may take as a whole, when the connection does not answer at all.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the driver checks the server, which is how it notices that a server hangs.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 const CONNECTIONS: u32 = 64;
-/// Pages and reports that are read at the same time. The other connections are left to the lookups and to the look at
-/// the positions, which must not queue behind a thousand lists.
-const TURNS: usize = 48;
+/// How many pages and reports are read at the same time. The other connections are left to lookups and to reading the
+/// positions, neither of which must queue behind a thousand lists.
+const READ_PERMITS: usize = 48;
 
-/// The server's codes for what the driver retries: it is stopping, stepping down, or cannot reach its peers.
-const AWAY_CODES: [i32; 13] = [6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436];
+/// The server's error codes that the driver would retry: it is stopping, stepping down, or cannot reach its peers.
+const UNAVAILABLE_CODES: [i32; 13] = [6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436];
 const MAX_TIME_EXPIRED: i32 = 50;
 
-/// The views' database, and whether its server is there.
+/// The views' database, and whether its server is up.
 #[derive(Clone)]
 pub struct Store {
-    /// Where the server is, for the log.
+    /// The server's address, for the log.
     pub address: Arc<str>,
     database: Database,
     up: Arc<watch::Sender<bool>>,
-    turns: Arc<Semaphore>,
+    read_permits: Arc<Semaphore>,
 }
 
 impl Store {
-    /// Starts to connect; counts as away until [`Store::is_back`].
+    /// Starts to connect. The server counts as down until [`Store::mark_up`].
     ///
     /// # Errors
     /// If the URL cannot be read.
     pub async fn new(url: &str, database: &str) -> anyhow::Result<Self> {
-        // The driver's error may quote the URL, and with it the password.
+        // The driver's error may quote the URL, and with it the password, so it is left out.
         let mut options = ClientOptions::parse(url).await.map_err(|_| anyhow!("cannot read MONGODB_URL"))?;
         let address = options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         options.app_name = Some("watershed query".to_owned());
@@ -65,8 +62,8 @@ impl Store {
         options.server_selection_timeout = Some(SELECTION);
         options.connect_timeout = Some(SELECTION);
         options.heartbeat_freq = Some(HEARTBEAT);
-        // Every commit that was announced is visible to a local read from the primary, also from one that has just been
-        // elected, whose majority snapshot may lag for a moment.
+        // Every commit that was announced is visible to a local read from the primary, even from one that has just been
+        // elected and whose majority snapshot may lag for a moment.
         options.selection_criteria = Some(ReadPreference::Primary.into());
         options.read_concern = Some(ReadConcern::local());
         let client = Client::with_options(options).map_err(|_| anyhow!("cannot use MONGODB_URL"))?;
@@ -74,7 +71,7 @@ impl Store {
             address: address.into(),
             database: client.database(database),
             up: Arc::new(watch::channel(false).0),
-            turns: Arc::new(Semaphore::new(TURNS)),
+            read_permits: Arc::new(Semaphore::new(READ_PERMITS)),
         })
     }
 
@@ -82,37 +79,37 @@ impl Store {
         &self.database
     }
 
-    /// The collection of a view's generation.
-    pub fn collection(&self, view: &str, reached: Reached) -> Collection<RawDocumentBuf> {
-        self.database.collection(&layout::collection(view, reached.generation))
+    /// The collection that holds a generation of a view.
+    pub fn collection(&self, view: &str, generation: i32) -> Collection<RawDocumentBuf> {
+        self.database.collection(&layout::collection(view, generation))
     }
 
-    /// Waits for the turn of a page or a report.
-    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
-        self.turns.acquire().await.ok()
+    /// Waits for the permit that a page or a report needs.
+    pub async fn read_permit(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.read_permits.acquire().await.ok()
     }
 
-    /// Carries a read out.
+    /// Runs a read.
     ///
     /// # Errors
-    /// What is to be answered instead; it has been logged.
+    /// The failure to answer with, after it has been logged.
     pub async fn read<T>(&self, view: &str, read: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
         self.check()?;
-        match timeout(GIVE_UP, read).await {
+        match timeout(READ_TIMEOUT, read).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.failure(view, &error)),
             Err(_) => {
-                tracing::warn!(view, "a read was given up: MongoDB did not answer in time");
-                Err(reply::away())
+                tracing::warn!(view, "a read timed out: MongoDB did not answer");
+                Err(reply::unavailable())
             }
         }
     }
 
-    /// The documents of a reply, where they lie in it.
+    /// The documents of a reply, borrowed from it.
     ///
     /// # Errors
-    /// If the reply is broken; it has been logged.
+    /// If the reply is broken, after that has been logged.
     pub fn documents<'a>(
         &self,
         view: &str,
@@ -121,57 +118,57 @@ impl Store {
         let documents = reply.doc_slices().map_err(|error| self.failure(view, &error))?;
         Ok(documents.into_iter().map(move |document| {
             let document = document.map_err(|error| internal(view, error))?;
-            document.as_document().ok_or_else(|| internal(view, "MongoDB sent something else than documents"))
+            document.as_document().ok_or_else(|| internal(view, "MongoDB sent something other than documents"))
         }))
     }
 
     /// # Errors
-    /// If MongoDB is away.
+    /// If MongoDB is down.
     pub fn check(&self) -> Result<(), Failure> {
-        if *self.up.borrow() { Ok(()) } else { Err(reply::away()) }
+        if *self.up.borrow() { Ok(()) } else { Err(reply::unavailable()) }
     }
 
-    /// Logs what went wrong with a read, and says what to answer.
+    /// Logs why a read failed, and returns the failure to answer with.
     pub fn failure(&self, view: &str, error: &Error) -> Failure {
         match error.kind.as_ref() {
             ErrorKind::Command(command) if command.code == MAX_TIME_EXPIRED => {
-                tracing::warn!(view, "a read was stopped by MongoDB: it took too long");
+                tracing::warn!(view, "MongoDB stopped a read that exceeded its time limit");
                 Failure::new(Code::Overloaded, format!("the query took longer than {} seconds", MAX_TIME.as_secs()))
             }
             _ if no_primary(error) => {
-                self.is_away(error);
-                reply::away()
+                self.mark_down(error);
+                reply::unavailable()
             }
             _ => internal(view, &error.kind),
         }
     }
 
-    /// MongoDB did not answer: reads are refused until [`Store::is_back`].
-    pub fn is_away(&self, error: &Error) {
-        if self.set_up(false) {
-            tracing::error!(error = %error.kind, "MongoDB is away: queries are refused until it is back");
+    /// Says that MongoDB did not answer: queries are refused until [`Store::mark_up`].
+    pub fn mark_down(&self, error: &Error) {
+        if self.set_is_up(false) {
+            tracing::error!(error = %error.kind, "MongoDB is unreachable: queries are refused until it answers again");
         }
     }
 
-    /// MongoDB answered.
-    pub fn is_back(&self) {
-        if self.set_up(true) {
-            tracing::info!("MongoDB answers");
+    /// Says that MongoDB answered.
+    pub fn mark_up(&self) {
+        if self.set_is_up(true) {
+            tracing::info!("connected to MongoDB");
         }
     }
 
-    /// Whether that is news.
-    fn set_up(&self, up: bool) -> bool {
+    /// Whether this changed the state.
+    fn set_is_up(&self, up: bool) -> bool {
         self.up.send_if_modified(|was| std::mem::replace(was, up) != up)
     }
 
-    /// Tells when it goes away or comes back.
+    /// A receiver that is notified when MongoDB goes down or comes back.
     pub fn changes(&self) -> watch::Receiver<bool> {
         self.up.subscribe()
     }
 }
 
-/// Whether the error means that no primary answers, rather than that one refused this read.
+/// Whether the error means that no primary can be reached, rather than that the primary refused this read.
 fn no_primary(error: &Error) -> bool {
     match error.kind.as_ref() {
         ErrorKind::Io(_)
@@ -179,8 +176,8 @@ fn no_primary(error: &Error) -> bool {
         | ErrorKind::ServerSelection { .. }
         | ErrorKind::DnsResolve { .. }
         | ErrorKind::Authentication { .. } => true,
-        ErrorKind::Command(command) => AWAY_CODES.contains(&command.code),
-        // The driver's enum, which may grow.
+        ErrorKind::Command(command) => UNAVAILABLE_CODES.contains(&command.code),
+        // The enum is the driver's and non-exhaustive.
         _ => false,
     }
 }

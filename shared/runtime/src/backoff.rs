@@ -1,4 +1,4 @@
-//! How long to wait before the next try: from 50 ms, doubled each time, to 2 s.
+//! An exponential backoff: the delay before a retry is 50 ms at first, and doubles up to 2 s.
 
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// Waits; the next wait is twice as long.
+    /// Waits, and doubles the next delay.
     pub async fn wait(&mut self) {
         let wait = self.next;
         self.next = (wait * 2).min(LONGEST);
         tokio::time::sleep(wait).await;
     }
 
-    /// A try succeeded.
+    /// Starts again with the first delay, after a success.
     pub fn reset(&mut self) {
         *self = Self::default();
     }

@@ -1,10 +1,10 @@
-//! The clock, which only the services read.
+//! The clock. Only the services read it; the domain is given the time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use domain::Timestamp;
 
-/// The present moment, to the millisecond.
+/// The present time, to the millisecond.
 pub fn now() -> Timestamp {
     let millis = match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),

@@ -1,5 +1,5 @@
-//! What every service can be told about this replica of it, and how settings are read. Invariant: a variable that is
-//! empty counts as one that is not set, and no password is ever shown.
+//! The settings of a replica that all services have, and how settings are read. Invariant: an empty variable counts as
+//! unset, and no password is ever shown.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,21 +10,21 @@ use uuid::Uuid;
 
 #[derive(Clone, clap::Args)]
 pub struct ReplicaConfig {
-    /// Name of this replica, unique among them: letters, digits, `-` and `_` [default: made at the start]
+    /// Name of this replica, unique among all replicas: letters, digits, `-` and `_` [default: generated at the start]
     #[arg(long = "replica", env = "REPLICA", value_parser = replica_name)]
     name: Option<String>,
-    /// A file that is there while the service is ready
+    /// A file that exists while the service is ready
     #[arg(long, env = "READY_FILE")]
     pub ready_file: Option<PathBuf>,
-    /// Milliseconds that stopping may take
+    /// Milliseconds that shutting down may take
     #[arg(long, env = "SHUTDOWN_MS", default_value_t = 10_000)]
     shutdown_ms: u64,
 }
 
 impl ReplicaConfig {
-    /// A new name each time, if none is configured.
+    /// The configured name, or else a new one at each call.
     pub fn name(&self) -> String {
-        // Not clap's default, which is the same for all replicas in one process.
+        // A default of clap's would be the same for all replicas in one process.
         self.name.clone().unwrap_or_else(|| Uuid::now_v7().to_string())
     }
 
@@ -33,7 +33,7 @@ impl ReplicaConfig {
     }
 }
 
-/// It is a token of subjects.
+/// Checks a name, which must be a token of a subject.
 fn replica_name(text: &str) -> Result<String, String> {
     let is_token = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if (1..=64).contains(&text.len()) && text.chars().all(is_token) {
@@ -42,15 +42,15 @@ fn replica_name(text: &str) -> Result<String, String> {
     Err("expected 1 to 64 letters, digits, '-' or '_'".to_owned())
 }
 
-/// A password from a file, such as Docker and Kubernetes mount secrets.
+/// A password from a file, as Docker and Kubernetes mount secrets.
 #[derive(Clone)]
 pub struct Password(String);
 
 impl Password {
-    /// Reads the file. Newlines at its end do not belong to the password, as the servers' images have it too.
+    /// Reads the file. Newlines at its end are not part of the password, as in the servers' images.
     ///
     /// # Errors
-    /// If the file cannot be read or holds nothing.
+    /// If the file cannot be read or is empty.
     pub fn from_file(path: &str) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("the file cannot be read: {error}"))?;
         match text.trim_end_matches('\n') {
@@ -60,21 +60,21 @@ impl Password {
     }
 }
 
-/// The URL, or comma-separated URLs, with the password, if there is one, in place of that of the first user named.
+/// Puts the password, if there is one, into the URL, or into the first of comma-separated URLs that names a user.
 ///
 /// # Errors
-/// If there is a password, but no user is named.
+/// If there is a password, but the URL names no user.
 pub fn with_password(url: &str, password: Option<&Password>) -> anyhow::Result<String> {
     let Some(Password(password)) = password else {
         return Ok(url.to_owned());
     };
-    // The error does not quote the URL, in which there may be another password.
+    // The error must not quote the URL, which may contain another password.
     let (before, behind) =
         around_password(url).context("a file with a password is given, but the URL names no user")?;
     Ok(format!("{before}:{}@{behind}", utf8_percent_encode(password, NON_ALPHANUMERIC)))
 }
 
-/// What stands before the password of the first user who is named, and what stands behind it and its `@`.
+/// The parts of the URL before and after the first user's password, without the `:` and the `@` around it.
 fn around_password(url: &str) -> Option<(&str, &str)> {
     let mut start = 0;
     for server in url.split_inclusive(',') {
@@ -91,18 +91,18 @@ fn around_password(url: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// The settings from the command line and the environment; the process ends here if they cannot be read.
+/// Reads the settings from the command line and the environment; exits if they cannot be read.
 pub fn settings<C: clap::Parser>() -> C {
     let mut command = C::command().mut_args(|setting| {
         let variable = setting.get_env().and_then(std::env::var_os);
-        // Whoever passes variables on, as docker-compose.yml does, may pass one that is not set as an empty one.
+        // Docker Compose, for one, passes on unset variables as empty ones.
         if variable.is_some_and(|value| value.is_empty()) { setting.env(Resettable::<OsStr>::Reset) } else { setting }
     });
     let mut matches = command.clone().get_matches();
     C::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
-/// For settings that make no sense at 0.
+/// Parses a setting that must not be 0.
 ///
 /// # Errors
 /// If the text is not a whole number, or is 0.
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_takes_the_place_of_the_url_s() {
+    fn a_password_replaces_the_one_in_the_url() {
         for (url, expected) in [
             ("nats://command:old@nats:4222", "nats://command:new@nats:4222"),
             ("nats://command@nats:4222", "nats://command:new@nats:4222"),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_wants_a_user() {
+    fn a_password_requires_a_user() {
         for url in ["nats://nats:4222", "nats://:old@nats:4222", "postgres://localhost/d?x=a@b", "", "a,b"] {
             let error = format!("{:#}", replaced(url, "secret").unwrap_err());
             assert!(error.contains("names no user") && !error.contains("secret") && !error.contains("old"), "{error}");
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn newlines_at_the_end_of_a_file_are_not_the_password_s() {
+    fn trailing_newlines_of_a_file_are_not_part_of_the_password() {
         let path = std::env::temp_dir().join(format!("watershed-password-{}", Uuid::now_v7()));
         let read = || Password::from_file(path.to_str().unwrap());
         for (content, expected) in [

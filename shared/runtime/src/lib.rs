@@ -1,14 +1,14 @@
-//! What every service is run with: the NATS connection, the micro service protocol, telemetry, shutdown.
+//! What all services need to run: the connections to NATS, the micro service protocol, settings, logging and shutdown.
 
 mod backoff;
 mod clock;
 mod config;
 mod listener;
+mod log_throttle;
 pub mod micro;
 mod nats;
 mod protocol;
 mod ready;
-mod repeats;
 mod shutdown;
 mod telemetry;
 mod tls;
@@ -16,12 +16,13 @@ mod tls;
 pub use backoff::Backoff;
 pub use clock::now;
 pub use config::{Password, ReplicaConfig, at_least_one, settings, with_password};
-pub use nats::{Gone, Nats, NatsConfig, nats_options, serve_again};
+pub use log_throttle::LogThrottle;
+pub use nats::{ConnectionClosed, Nats, NatsConfig, nats_options, serve_again};
 pub use ready::Ready;
-pub use repeats::Repeats;
 pub use shutdown::on_signal;
 pub use telemetry::trace;
 
-/// Gives memory back some seconds after it was last used, which the C library's keeps in pieces.
+/// jemalloc returns memory to the system some seconds after its last use, whereas the C library's allocator fragments
+/// it.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

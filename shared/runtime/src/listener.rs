@@ -1,10 +1,12 @@
-//! The connection by which requests arrive and replies leave: this project's own, and used for nothing else.
+//! The connection by which a service receives requests and sends replies. It is this project's own client, and used for
+//! nothing else.
 //!
-//! Clients choose the headers and the reply subject of a request. The client library ends its connection, or panics, at
-//! many that it cannot read, and forgets a subscription before the server has heard that it ended, so that what was on its
-//! way is lost. Here neither can be. The invariants: what a client sent is handed on as it came, and ends nothing; after
-//! [`Listener::stop_taking`] the server sends no more, and all that it had sent has been handed on; a reply is written
-//! whole, and again where the connection was lost while it was being written.
+//! Clients choose the headers and the reply subject of a request. The client library closes its connection, or
+//! panics, on many that it cannot read; and it forgets a subscription before the server has processed that it ended,
+//! so that messages in flight are lost. Neither can happen here. The invariants: a client's message is passed on
+//! unchanged, and can never end the connection; after [`Listener::drain`] the server sends no more, and all messages
+//! that it had sent have been passed on; a reply is written whole, and written again if the connection was lost while
+//! it was being written.
 
 use std::{
     convert::Infallible,
@@ -25,81 +27,81 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Backoff, Repeats,
+    Backoff, LogThrottle,
     nats::{Credentials, Servers, address},
     protocol::{Connect, Delivery, Info, Operation, ProtocolError, take_operation},
     tls,
 };
 
-/// A server that is silent for so long is asked whether it is there, and is gone if it does not say so as long again.
+/// A server that sends nothing for so long is pinged; if it does not answer for as long again, the connection is lost.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the server may take to say that it has taken what was sent, when the service stops.
-const LAST_WORD: Duration = Duration::from_secs(5);
-/// Bytes that are read at once.
-const READ: usize = 64 << 10;
-/// Bytes of replies that may wait to be written. Whoever has more to say waits.
-const MAX_WAITING: usize = 16 << 20;
+/// How long to wait for the server to process what was sent, when the service stops.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest number of bytes that are read at once.
+const READ_BYTES: usize = 64 << 10;
+/// Bytes of replies that may wait to be written; [`Publisher::publish`] waits while there are more.
+const MAX_BUFFERED: usize = 16 << 20;
 
-/// What is listened to.
+/// A subscription, and the handler of its messages.
 pub struct Subscription {
     pub subject: String,
     pub queue_group: Option<&'static str>,
-    /// Must not block: it hands the message on.
+    /// Must not block, but pass the message on.
     pub handle: Box<dyn FnMut(Delivery) + Send>,
 }
 
-/// The connection, which is made anew whenever it is lost.
+/// The connection, which is reopened whenever it is lost.
 pub struct Listener {
     shared: Arc<Shared>,
     subscriptions: usize,
     task: AbortOnDropHandle<()>,
 }
 
-/// Where replies go. It is there before its connection, for those who are listened for to hold.
+/// The sending side of the connection. It exists before its listener, so that the listener's handlers can hold it.
 #[derive(Clone, Default)]
 pub struct Publisher(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    outbox: Mutex<Outbox>,
-    /// There is something in the outbox.
-    filled: Notify,
-    /// There is room in the outbox.
-    emptied: Notify,
-    heard: watch::Sender<Heard>,
+    send_buffer: Mutex<SendBuffer>,
+    /// Notified when something is added to the send buffer.
+    not_empty: Notify,
+    /// Notified when there is room in the send buffer.
+    not_full: Notify,
+    status: watch::Sender<Status>,
 }
 
-/// Says that nobody listens any more, also if a handler has panicked.
-struct Ended {
+/// Says that the listener has ended, even if a handler has panicked.
+struct EndGuard {
     shared: Arc<Shared>,
     ended: CancellationToken,
 }
 
-impl Drop for Ended {
+impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.shared.heard.send_modify(|heard| heard.state = State::Down);
+        self.shared.status.send_modify(|status| status.state = State::Down);
         self.ended.cancel();
     }
 }
 
-/// What is to be written. Nothing that holds its lock can leave it half changed.
+/// The data to be written. A panic cannot poison it: no code that holds its lock can leave it half changed.
 #[derive(Default)]
-struct Outbox {
-    /// Messages, which stay when the connection is lost.
+struct SendBuffer {
+    /// Messages, which are kept if the connection is lost.
     messages: BytesMut,
-    /// What is written behind them, and is of this connection alone.
+    /// Protocol operations, which are written after the messages, and belong to the present connection alone.
     control: BytesMut,
-    /// Sent on this connection.
+    /// The number of pings that were sent on this connection.
     pings: u64,
-    /// Its answer is the last thing that is listened for.
+    /// The ping whose answer is the last thing to be read.
     last: Option<Ping>,
 }
 
-/// What the server has said.
+/// The connection's status, as far as the server has reported it.
 #[derive(Clone, Copy, Default)]
-struct Heard {
-    /// Which connection this is, 1 for the first.
+struct Status {
+    /// The number of this connection, 1 for the first.
     connection: u64,
     state: State,
     pongs: u64,
@@ -110,12 +112,12 @@ struct Heard {
 enum State {
     #[default]
     Down,
-    /// The server has not yet said that it has taken the subscriptions.
-    Begun,
+    /// The server has not confirmed the subscriptions yet.
+    Subscribing,
     Up,
 }
 
-/// A `PING`, by whose answer it is known that the server has taken all before it.
+/// A `PING`, whose answer shows that the server has processed everything before it.
 #[derive(Clone, Copy)]
 struct Ping {
     connection: u64,
@@ -123,25 +125,26 @@ struct Ping {
 }
 
 impl Ping {
-    fn is_over(&self, heard: &Heard) -> bool {
-        heard.connection != self.connection || heard.state == State::Down || heard.pongs >= self.number
+    /// Whether it has been answered, or never will be.
+    fn is_settled(&self, status: &Status) -> bool {
+        status.connection != self.connection || status.state == State::Down || status.pongs >= self.number
     }
 }
 
-/// Why there is no connection.
+/// Why the connection was lost, or could not be opened.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+enum ConnectionError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
-    #[error("the server refused: {0}")]
+    #[error("the server reported an error: {0}")]
     Refused(String),
-    #[error("the server ended the connection")]
-    Ended,
-    #[error("the server does not answer")]
-    Silent,
-    #[error("the server is about to stop")]
+    #[error("the server closed the connection")]
+    Closed,
+    #[error("the server does not respond")]
+    TimedOut,
+    #[error("the server is shutting down")]
     LameDuck,
 }
 
@@ -153,8 +156,8 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Listener {
-    /// Starts to connect, and goes on trying. `name` is what the server shows of the connection. Nobody listens any more when
-    /// `ended` is cancelled: it was closed, or a handler has panicked.
+    /// Starts to connect, and keeps trying. `name` is the connection's name in the server's monitoring. `ended` is
+    /// cancelled when the listener has ended: because it was closed, or because a handler has panicked.
     pub fn start(
         servers: Servers,
         name: String,
@@ -164,7 +167,7 @@ impl Listener {
     ) -> Self {
         let (shared, count) = (publisher.0, subscriptions.len());
         let listening = run(Arc::clone(&shared), servers, name, subscriptions);
-        let guard = Ended { shared: Arc::clone(&shared), ended };
+        let guard = EndGuard { shared: Arc::clone(&shared), ended };
         let task = tokio::spawn(async move {
             let _guard = guard;
             listening.await;
@@ -172,62 +175,62 @@ impl Listener {
         Self { shared, subscriptions: count, task: AbortOnDropHandle::new(task) }
     }
 
-    /// Waits until the server has taken all subscriptions.
+    /// Waits until the server has confirmed all subscriptions.
     pub async fn up(&self) {
         // The sender lives in `self`.
-        let _ = self.shared.heard.subscribe().wait_for(|heard| heard.state == State::Up).await;
+        let _ = self.shared.status.subscribe().wait_for(|status| status.state == State::Up).await;
     }
 
-    /// Ends the subscriptions; returns when the server has said that it sends no more, and everything that came before was
-    /// handed on. A server that does not answer is not waited for.
-    pub async fn stop_taking(&self) {
+    /// Ends the subscriptions; returns when the server has confirmed that, and all messages that it sent before have
+    /// been passed on. Gives up on a server that does not respond.
+    pub async fn drain(&self) {
         let ping = {
-            let mut outbox = self.shared.outbox();
-            let ping = self.shared.unsubscribe(&mut outbox, self.subscriptions);
-            outbox.last = Some(ping);
+            let mut send_buffer = self.shared.send_buffer();
+            let ping = self.shared.unsubscribe(&mut send_buffer, self.subscriptions);
+            send_buffer.last = Some(ping);
             ping
         };
-        if !self.shared.pong(ping).await {
-            // The handlers, for whose end others wait, end with it.
+        if !self.shared.wait_for_pong(ping).await {
+            // Aborting the task drops the handlers, whose end others wait for.
             self.task.abort();
         }
     }
 
-    /// Waits until the server has taken all replies, and closes the connection.
+    /// Waits until the server has received all replies, and closes the connection.
     pub async fn close(self) {
-        let ping = self.shared.ping(&mut self.shared.outbox());
-        self.shared.pong(ping).await;
+        let ping = self.shared.ping(&mut self.shared.send_buffer());
+        self.shared.wait_for_pong(ping).await;
     }
 }
 
 impl Publisher {
-    /// Bytes of a message at most, headers included.
+    /// The largest message that the server accepts, in bytes, headers included.
     pub fn max_payload(&self) -> usize {
-        self.0.heard.borrow().max_payload
+        self.0.status.borrow().max_payload
     }
 
-    /// Publishes a message; waits while too much waits to be written. The headers are a whole block, or nothing.
+    /// Publishes a message; waits while the send buffer is full. `headers` is a complete header block, or empty.
     pub async fn publish(&self, subject: &str, headers: &[u8], payload: &[u8]) {
         loop {
-            let mut emptied = pin!(self.0.emptied.notified());
-            emptied.as_mut().enable();
+            let mut not_full = pin!(self.0.not_full.notified());
+            not_full.as_mut().enable();
             if self.try_publish(subject, headers, payload) {
                 return;
             }
-            emptied.await;
+            not_full.await;
         }
     }
 
-    /// Publishes a message if there is room for it.
+    /// Publishes a message if the send buffer has room; returns whether it had.
     pub fn try_publish(&self, subject: &str, headers: &[u8], payload: &[u8]) -> bool {
         {
-            let messages = &mut self.0.outbox().messages;
-            if messages.len() >= MAX_WAITING {
+            let messages = &mut self.0.send_buffer().messages;
+            if messages.len() >= MAX_BUFFERED {
                 return false;
             }
             append_message(messages, subject, headers, payload);
         }
-        self.0.filled.notify_one();
+        self.0.not_empty.notify_one();
         true
     }
 }
@@ -246,31 +249,31 @@ fn append_message(messages: &mut BytesMut, subject: &str, headers: &[u8], payloa
 }
 
 impl Shared {
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    fn send_buffer(&self) -> MutexGuard<'_, SendBuffer> {
+        self.send_buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ping(&self, outbox: &mut Outbox) -> Ping {
-        outbox.control.extend_from_slice(b"PING\r\n");
-        outbox.pings += 1;
-        self.filled.notify_one();
-        Ping { connection: self.heard.borrow().connection, number: outbox.pings }
+    fn ping(&self, send_buffer: &mut SendBuffer) -> Ping {
+        send_buffer.control.extend_from_slice(b"PING\r\n");
+        send_buffer.pings += 1;
+        self.not_empty.notify_one();
+        Ping { connection: self.status.borrow().connection, number: send_buffer.pings }
     }
 
-    /// Asks the server to send no more; its answer comes behind all that it has sent.
-    fn unsubscribe(&self, outbox: &mut Outbox, subscriptions: usize) -> Ping {
+    /// Tells the server to send no more. It answers the returned ping after everything that it has sent.
+    fn unsubscribe(&self, send_buffer: &mut SendBuffer, subscriptions: usize) -> Ping {
         for number in 1..=subscriptions {
-            outbox.control.extend_from_slice(format!("UNSUB {number}\r\n").as_bytes());
+            send_buffer.control.extend_from_slice(format!("UNSUB {number}\r\n").as_bytes());
         }
-        self.ping(outbox)
+        self.ping(send_buffer)
     }
 
-    /// Waits until the `PING` was answered, or will not be; `false` if that cannot be told in time.
-    async fn pong(&self, ping: Ping) -> bool {
-        timeout(LAST_WORD, self.heard.subscribe().wait_for(|heard| ping.is_over(heard))).await.is_ok()
+    /// Waits until the ping has been answered, or never will be; `false` if the server did not respond in time.
+    async fn wait_for_pong(&self, ping: Ping) -> bool {
+        timeout(FLUSH_TIMEOUT, self.status.subscribe().wait_for(|status| ping.is_settled(status))).await.is_ok()
     }
 
-    /// Begins a connection: what is written first.
+    /// Starts a connection; returns the bytes to write first.
     fn begin(
         &self,
         name: &str,
@@ -292,39 +295,39 @@ impl Shared {
         };
         let connect = serde_json::to_string(&connect).unwrap_or_default();
         let mut first = BytesMut::from(format!("CONNECT {connect}\r\n").as_bytes());
-        let mut outbox = self.outbox();
-        outbox.control.clear();
-        outbox.pings = 1;
-        if outbox.last.is_none() {
+        let mut send_buffer = self.send_buffer();
+        send_buffer.control.clear();
+        send_buffer.pings = 1;
+        if send_buffer.last.is_none() {
             for (number, Subscription { subject, queue_group, .. }) in (1..).zip(subscriptions) {
                 let group = queue_group.map(|group| format!("{group} ")).unwrap_or_default();
                 first.extend_from_slice(format!("SUB {subject} {group}{number}\r\n").as_bytes());
             }
         }
         first.extend_from_slice(b"PING\r\n");
-        self.heard.send_modify(|heard| {
-            let connection = heard.connection + 1;
-            *heard = Heard { connection, state: State::Begun, pongs: 0, max_payload: info.max_payload };
+        self.status.send_modify(|status| {
+            let connection = status.connection + 1;
+            *status = Status { connection, state: State::Subscribing, pongs: 0, max_payload: info.max_payload };
         });
         first
     }
 
-    /// Waits for something to write.
+    /// Waits until there is something to write; returns the messages and the protocol operations.
     async fn next_to_write(&self) -> (Bytes, Bytes) {
         loop {
             {
-                let mut outbox = self.outbox();
-                if !outbox.messages.is_empty() || !outbox.control.is_empty() {
-                    return (outbox.messages.split().freeze(), outbox.control.split().freeze());
+                let mut send_buffer = self.send_buffer();
+                if !send_buffer.messages.is_empty() || !send_buffer.control.is_empty() {
+                    return (send_buffer.messages.split().freeze(), send_buffer.control.split().freeze());
                 }
             }
-            self.filled.notified().await;
+            self.not_empty.notified().await;
         }
     }
 
-    /// Messages that may not have been written go before all others.
+    /// Puts messages that may not have been written in front of all others.
     fn put_back(&self, messages: &[u8]) {
-        let waiting = &mut self.outbox().messages;
+        let waiting = &mut self.send_buffer().messages;
         let later = waiting.split();
         waiting.extend_from_slice(messages);
         waiting.extend_from_slice(&later);
@@ -333,45 +336,45 @@ impl Shared {
 
 async fn run(shared: Arc<Shared>, mut servers: Servers, name: String, mut subscriptions: Vec<Subscription>) {
     let mut backoff = Backoff::default();
-    let mut repeats = Repeats::default();
+    let mut log_throttle = LogThrottle::default();
     loop {
         let server = servers.next();
-        let lost = match timeout(CONNECT_TIMEOUT, connect(&server)).await {
+        let error = match timeout(CONNECT_TIMEOUT, connect(&server)).await {
             Ok(Ok((stream, info))) => {
                 servers.learn(&info.connect_urls);
-                let lost = serve(&shared, &name, &servers, stream, &info, &mut subscriptions).await;
-                if shared.heard.borrow().state == State::Up {
+                let error = serve(&shared, &name, &servers, stream, &info, &mut subscriptions).await;
+                if shared.status.borrow().state == State::Up {
                     backoff.reset();
-                    repeats.reset();
+                    log_throttle.reset();
                 }
-                lost
+                error
             }
-            Ok(Err(lost)) => lost,
-            Err(_) => Lost::Silent,
+            Ok(Err(error)) => error,
+            Err(_) => ConnectionError::TimedOut,
         };
-        if shared.outbox().last.is_some() {
+        if shared.send_buffer().last.is_some() {
             subscriptions.clear();
         }
-        shared.heard.send_modify(|heard| heard.state = State::Down);
-        if repeats.is_due(&lost.to_string()) {
-            tracing::warn!(server = address(&server), reason = %lost, "no connection for requests, trying again");
+        shared.status.send_modify(|status| status.state = State::Down);
+        if log_throttle.is_due(&error.to_string()) {
+            tracing::warn!(server = address(&server), reason = %error, "no connection to NATS for requests, retrying");
         }
         backoff.wait().await;
     }
 }
 
-/// Connects, and hears the server's first word.
-async fn connect(server: &ServerAddr) -> Result<(Box<dyn Stream>, Info), Lost> {
+/// Connects, and reads the server's `INFO`.
+async fn connect(server: &ServerAddr) -> Result<(Box<dyn Stream>, Info), ConnectionError> {
     let mut stream = TcpStream::connect((server.host(), server.port())).await?;
     stream.set_nodelay(true)?;
     let mut read = BytesMut::new();
     let info = loop {
         match take_operation(&mut read)? {
             Some(Operation::Info(info)) => break info,
-            Some(Operation::Error(reason)) => return Err(Lost::Refused(reason)),
-            Some(_) => return Err(ProtocolError::Unknown("no INFO first".to_owned()).into()),
-            // A server that wants TLS says nothing more before it.
-            None if stream.read_buf(&mut read).await? == 0 => return Err(Lost::Ended),
+            Some(Operation::Error(reason)) => return Err(ConnectionError::Refused(reason)),
+            Some(_) => return Err(ProtocolError::Unknown("something before its INFO".to_owned()).into()),
+            // A server that requires TLS sends nothing else before the handshake.
+            None if stream.read_buf(&mut read).await? == 0 => return Err(ConnectionError::Closed),
             None => {}
         }
     };
@@ -382,7 +385,7 @@ async fn connect(server: &ServerAddr) -> Result<(Box<dyn Stream>, Info), Lost> {
     Ok((Box::new(stream), info))
 }
 
-/// Listens and writes until the connection is lost.
+/// Reads and writes until the connection is lost.
 async fn serve(
     shared: &Shared,
     name: &str,
@@ -390,29 +393,29 @@ async fn serve(
     stream: Box<dyn Stream>,
     info: &Info,
     subscriptions: &mut Vec<Subscription>,
-) -> Lost {
+) -> ConnectionError {
     let (reading, mut writing) = split(stream);
     let first = shared.begin(name, servers.credentials(), subscriptions, info);
     if let Err(error) = writing.write_all(&first).await {
         return error.into();
     }
-    let Err(lost) = tokio::select! {
+    let Err(error) = tokio::select! {
         ended = listen(shared, reading, subscriptions, servers.are_several()) => ended,
         ended = write(shared, writing) => ended,
     };
-    lost
+    error
 }
 
 async fn listen(
     shared: &Shared,
     mut reading: Reading,
     subscriptions: &mut Vec<Subscription>,
-    can_leave: bool,
-) -> Result<Infallible, Lost> {
-    let mut read = BytesMut::with_capacity(READ);
-    let mut is_asked = false;
+    has_alternatives: bool,
+) -> Result<Infallible, ConnectionError> {
+    let mut read = BytesMut::with_capacity(READ_BYTES);
+    let mut ping_sent = false;
     let mut refused = None;
-    let mut repeats = Repeats::default();
+    let mut log_throttle = LogThrottle::default();
     let mut leaving: Option<Ping> = None;
     loop {
         while let Some(operation) = take_operation(&mut read)? {
@@ -423,57 +426,57 @@ async fn listen(
                     }
                 }
                 Operation::Ping => {
-                    shared.outbox().control.extend_from_slice(b"PONG\r\n");
-                    shared.filled.notify_one();
+                    shared.send_buffer().control.extend_from_slice(b"PONG\r\n");
+                    shared.not_empty.notify_one();
                 }
                 Operation::Pong => {
-                    let mut heard = *shared.heard.borrow();
-                    (heard.pongs, heard.state) = (heard.pongs + 1, State::Up);
-                    if shared.outbox().last.is_some_and(|last| last.is_over(&heard)) {
-                        // Whoever waits for the last request waits for its handler to be gone.
+                    let mut status = *shared.status.borrow();
+                    (status.pongs, status.state) = (status.pongs + 1, State::Up);
+                    if shared.send_buffer().last.is_some_and(|last| last.is_settled(&status)) {
+                        // Others wait for the last request by waiting until the handlers have been dropped.
                         subscriptions.clear();
                     }
-                    shared.heard.send_replace(heard);
+                    shared.status.send_replace(status);
                 }
-                // Who may not listen is of no use, and must not count as ready.
-                Operation::Error(reason) if shared.heard.borrow().state == State::Begun => {
-                    return Err(Lost::Refused(reason));
+                // A service that may not subscribe cannot serve, and must not count as ready.
+                Operation::Error(reason) if shared.status.borrow().state == State::Subscribing => {
+                    return Err(ConnectionError::Refused(reason));
                 }
-                // Where it ends the connection, the server ends it. It may speak of one message only.
+                // An error may concern a single message only. If it ends the connection, the server closes it.
                 Operation::Error(reason) => {
-                    // Behind a quotation mark stands what it was refused for.
-                    if repeats.is_due(reason.split('"').next().unwrap_or_default()) {
-                        tracing::error!(reason, "NATS refused something of the connection for requests (NATS_URL)");
+                    // The subject, which may differ each time, follows a quotation mark.
+                    if log_throttle.is_due(reason.split('"').next().unwrap_or_default()) {
+                        tracing::error!(reason, "NATS reported an error on the connection for requests (NATS_URL)");
                     }
                     refused = Some(reason);
                 }
-                Operation::Info(info) if info.lame_duck_mode && can_leave && leaving.is_none() => {
-                    leaving = Some(shared.unsubscribe(&mut shared.outbox(), subscriptions.len()));
+                Operation::Info(info) if info.lame_duck_mode && has_alternatives && leaving.is_none() => {
+                    leaving = Some(shared.unsubscribe(&mut shared.send_buffer(), subscriptions.len()));
                 }
                 Operation::Info(_) => {}
             }
         }
-        if leaving.as_ref().is_some_and(|ping| ping.is_over(&shared.heard.borrow())) {
-            return Err(Lost::LameDuck);
+        if leaving.as_ref().is_some_and(|ping| ping.is_settled(&shared.status.borrow())) {
+            return Err(ConnectionError::LameDuck);
         }
-        read.reserve(READ);
+        read.reserve(READ_BYTES);
         match timeout(PING_INTERVAL, reading.read_buf(&mut read)).await {
-            Ok(Ok(0)) => return Err(refused.map_or(Lost::Ended, Lost::Refused)),
-            Ok(Ok(_)) => (is_asked, refused) = (false, None),
+            Ok(Ok(0)) => return Err(refused.map_or(ConnectionError::Closed, ConnectionError::Refused)),
+            Ok(Ok(_)) => (ping_sent, refused) = (false, None),
             Ok(Err(error)) => return Err(error.into()),
-            Err(_) if is_asked => return Err(Lost::Silent),
+            Err(_) if ping_sent => return Err(ConnectionError::TimedOut),
             Err(_) => {
-                shared.ping(&mut shared.outbox());
-                is_asked = true;
+                shared.ping(&mut shared.send_buffer());
+                ping_sent = true;
             }
         }
     }
 }
 
-async fn write(shared: &Shared, mut writing: Writing) -> Result<Infallible, Lost> {
+async fn write(shared: &Shared, mut writing: Writing) -> Result<Infallible, ConnectionError> {
     loop {
         let (messages, control) = shared.next_to_write().await;
-        shared.emptied.notify_waiters();
+        shared.not_full.notify_waiters();
         let mut unwritten = Unwritten { shared, messages };
         writing.write_all(&unwritten.messages).await?;
         unwritten.messages.clear();
@@ -482,7 +485,7 @@ async fn write(shared: &Shared, mut writing: Writing) -> Result<Infallible, Lost
     }
 }
 
-/// Messages that are being written: put back if the connection is lost meanwhile.
+/// Messages that are being written, and are put back if the connection is lost meanwhile.
 struct Unwritten<'a> {
     shared: &'a Shared,
     messages: Bytes,

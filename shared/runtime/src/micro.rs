@@ -1,8 +1,8 @@
-//! NATS micro services (ADR-32): endpoints, and `$SRV.PING`, `INFO` and `STATS` for `nats micro`.
+//! A NATS micro service (ADR-32): its endpoints, and the answers to `$SRV.PING`, `INFO` and `STATS` for `nats micro`.
 //!
-//! The client library has them too, but counts an error only where it sends it with an empty body, takes a lock and copies
-//! the endpoint's name for each request, and listens on a connection of its own, of which [`crate::listener`] tells. Here every error
-//! is counted, and has its body.
+//! The client library has micro services too. But it counts an error only if it sends it with an empty body, takes a
+//! lock and copies the endpoint's name for every request, and receives requests on a connection with the weaknesses
+//! that [`crate::listener`] describes. Here every error is counted, and has a body.
 
 use std::{
     collections::BTreeMap,
@@ -25,27 +25,27 @@ use crate::{
     protocol::Delivery,
 };
 
-/// Bytes of a reply that are left to its headers, which the server counts too.
+/// Bytes of a reply that are reserved for its headers, which the server's limit includes.
 const HEADER_ROOM: usize = 1024;
-/// Bytes of a reply subject at most: a client's own have some fifty.
+/// The longest reply subject that is accepted, in bytes. Those of real clients have about fifty.
 const MAX_INBOX: usize = 512;
 
-/// What `nats micro info` says of the service.
+/// The description of the service in `nats micro info`.
 #[derive(Clone, Debug)]
 pub struct Description {
     /// Also the queue group of its endpoints.
     pub name: &'static str,
     pub description: &'static str,
-    /// Semantic.
+    /// A semantic version.
     pub version: &'static str,
-    /// Of this replica, unique.
+    /// The name of this replica, which must be unique.
     pub id: String,
 }
 
 /// One endpoint of the service.
 #[derive(Clone, Debug)]
 pub struct EndpointDescription {
-    /// Letters, digits, `-`, `_`.
+    /// Letters, digits, `-` and `_`.
     pub name: String,
     pub subject: String,
     pub description: String,
@@ -53,8 +53,8 @@ pub struct EndpointDescription {
     pub schema: String,
 }
 
-/// An endpoint, and what is done with its requests, in the order of their arrival. `handle` must not block: it hands the
-/// request on, to a queue or a task.
+/// An endpoint with its handler, which is called with the requests in the order of their arrival. It must not block,
+/// but pass the request on to a queue or a task.
 pub struct Endpoint {
     pub description: EndpointDescription,
     pub handle: Box<dyn FnMut(Request) + Send>,
@@ -65,8 +65,8 @@ pub struct Service {
     listener: Listener,
 }
 
-/// An endpoint's figures.
-struct Figures {
+/// An endpoint's statistics.
+struct EndpointStats {
     description: EndpointDescription,
     queue_group: &'static str,
     requests: AtomicU64,
@@ -75,55 +75,57 @@ struct Figures {
     last_error: Mutex<String>,
 }
 
-/// A request, to be answered once.
+/// A request, which must be answered once.
 pub struct Request {
-    /// As they came, from `NATS/1.0` on; empty if there are none.
+    /// The header block as it was received, from `NATS/1.0` on; empty if there is none.
     pub headers: Bytes,
     pub payload: Bytes,
     reply: Option<String>,
     received: Instant,
     publisher: Publisher,
-    figures: Arc<Figures>,
+    stats: Arc<EndpointStats>,
 }
 
-/// The body of a reply.
+/// A successful reply.
 pub struct Reply {
-    /// For the header `Position`.
+    /// The value of the header `Position`.
     pub position: u64,
     pub body: Bytes,
 }
 
-/// What is answered.
+/// The answer to a request.
 pub type Response = Result<Reply, Failure>;
 
 impl Service {
-    /// Serves the endpoints, and answers to `$SRV`, from when this returns.
+    /// Starts to serve; returns when the endpoints and `$SRV` are being served.
     pub async fn start(nats: &Nats, description: Description, endpoints: Vec<Endpoint>) -> Self {
         let queue_group = description.name;
-        let (figures, handles): (Vec<Arc<Figures>>, Vec<_>) =
-            endpoints.into_iter().map(|it| (Arc::new(Figures::new(it.description, queue_group)), it.handle)).unzip();
+        let (stats, handles): (Vec<Arc<EndpointStats>>, Vec<_>) = endpoints
+            .into_iter()
+            .map(|it| (Arc::new(EndpointStats::new(it.description, queue_group)), it.handle))
+            .unzip();
         let mut subscriptions = Vec::new();
         let publisher = Publisher::default();
-        for (figures, mut handle) in figures.iter().cloned().zip(handles) {
+        for (stats, mut handle) in stats.iter().cloned().zip(handles) {
             let publisher = publisher.clone();
             subscriptions.push(Subscription {
-                subject: figures.description.subject.clone(),
+                subject: stats.description.subject.clone(),
                 queue_group: Some(queue_group),
                 handle: Box::new(move |delivery| {
-                    if let Some(request) = Request::new(delivery, &publisher, &figures) {
+                    if let Some(request) = Request::new(delivery, &publisher, &stats) {
                         handle(request);
                     }
                 }),
             });
         }
-        let about = Arc::new(About { description, started: now(), endpoints: figures });
+        let service_info = Arc::new(ServiceInfo { description, started: now(), endpoints: stats });
         for verb in [Verb::Ping, Verb::Info, Verb::Stats] {
-            for subject in about.subjects(verb) {
-                let (publisher, about) = (publisher.clone(), Arc::clone(&about));
+            for subject in service_info.subjects(verb) {
+                let (publisher, service_info) = (publisher.clone(), Arc::clone(&service_info));
                 let handle = Box::new(move |Delivery { reply, .. }: Delivery| {
                     if let Some(reply) = reply.as_ref().and_then(inbox) {
-                        let answer = about.answer(verb).to_string();
-                        // Where it finds no room, whoever asked will ask again.
+                        let answer = service_info.answer(verb).to_string();
+                        // If there is no room in the send buffer, the requester times out and asks again.
                         if answer.len() <= publisher.max_payload() {
                             publisher.try_publish(reply, &[], answer.as_bytes());
                         }
@@ -133,23 +135,23 @@ impl Service {
             }
         }
         let name = format!("watershed {queue_group}, requests");
-        let listener = Listener::start(nats.servers.clone(), name, subscriptions, publisher, nats.gone.clone());
+        let listener = Listener::start(nats.servers.clone(), name, subscriptions, publisher, nats.closed.clone());
         listener.up().await;
         Self { listener }
     }
 
-    /// Takes no more requests; returns when all that were sent here have been handed to their handlers.
+    /// Takes no more requests; returns when all that the server had sent have been passed to their handlers.
     pub async fn stop(&self) {
-        self.listener.stop_taking().await;
+        self.listener.drain().await;
     }
 
-    /// Returns when the server has taken all replies.
+    /// Waits until the server has received all replies, and closes the connection.
     pub async fn close(self) {
         self.listener.close().await;
     }
 }
 
-/// What is asked of the service itself.
+/// A request of the micro protocol, about the service itself.
 #[derive(Clone, Copy)]
 enum Verb {
     Ping,
@@ -157,14 +159,14 @@ enum Verb {
     Stats,
 }
 
-/// What the service says of itself.
-struct About {
+/// What the service tells about itself.
+struct ServiceInfo {
     description: Description,
     started: Timestamp,
-    endpoints: Vec<Arc<Figures>>,
+    endpoints: Vec<Arc<EndpointStats>>,
 }
 
-impl About {
+impl ServiceInfo {
     fn subjects(&self, verb: Verb) -> [String; 3] {
         let verb = match verb {
             Verb::Ping => "PING",
@@ -189,14 +191,14 @@ impl About {
             Verb::Stats => {
                 answer["type"] = "io.nats.micro.v1.stats_response".into();
                 answer["started"] = self.started.to_string().into();
-                answer["endpoints"] = self.endpoints.iter().map(|endpoint| endpoint.statistics()).collect();
+                answer["endpoints"] = self.endpoints.iter().map(|endpoint| endpoint.to_json()).collect();
             }
         }
         answer
     }
 }
 
-impl Figures {
+impl EndpointStats {
     fn new(description: EndpointDescription, queue_group: &'static str) -> Self {
         Self {
             description,
@@ -223,7 +225,7 @@ impl Figures {
         }
     }
 
-    fn statistics(&self) -> Value {
+    fn to_json(&self) -> Value {
         let (requests, nanos) = (self.requests.load(Relaxed), self.processing_nanos.load(Relaxed));
         json!({
             "name": self.description.name,
@@ -239,31 +241,32 @@ impl Figures {
 }
 
 impl Request {
-    /// `None` where the reply subject cannot be read: nobody can be told what became of the request, and it is not done.
-    fn new(delivery: Delivery, publisher: &Publisher, figures: &Arc<Figures>) -> Option<Self> {
+    /// Reads a request; `None` if its reply subject is not UTF-8. Such a request is not carried out, since nobody
+    /// could be told the outcome.
+    fn new(delivery: Delivery, publisher: &Publisher, stats: &Arc<EndpointStats>) -> Option<Self> {
         let Delivery { subscription: _, reply, headers, payload } = delivery;
         let reply = reply.map(|reply| String::from_utf8(reply.to_vec())).transpose();
         let Ok(reply) = reply else {
-            figures.count(Duration::ZERO, Some(&Failure::new(Code::Malformed, "the reply subject is not UTF-8")));
+            stats.count(Duration::ZERO, Some(&Failure::new(Code::Malformed, "the reply subject is not UTF-8")));
             return None;
         };
-        let (publisher, figures) = (publisher.clone(), Arc::clone(figures));
-        Some(Self { headers, payload, reply, received: Instant::now(), publisher, figures })
+        let (publisher, stats) = (publisher.clone(), Arc::clone(stats));
+        Some(Self { headers, payload, reply, received: Instant::now(), publisher, stats })
     }
 
     /// The endpoint's subject.
     pub fn subject(&self) -> &str {
-        &self.figures.description.subject
+        &self.stats.description.subject
     }
 
-    /// Answers, and counts. A request without a reply subject is counted alone.
+    /// Sends the answer, and counts the request. One without a reply subject is only counted.
     pub async fn respond(self, response: Response) {
-        let Self { reply, received, publisher, figures, .. } = self;
+        let Self { reply, received, publisher, stats, .. } = self;
         let response = response.and_then(|reply| match reply.body.len() + HEADER_ROOM <= publisher.max_payload() {
             true => Ok(reply),
             false => Err(Failure::new(Code::TooLarge, "the reply is larger than the server allows: ask for less")),
         });
-        figures.count(received.elapsed(), response.as_ref().err());
+        stats.count(received.elapsed(), response.as_ref().err());
         let Some(inbox) = reply.as_ref().and_then(inbox) else { return };
         match response {
             Ok(Reply { position, body }) => publisher.publish(inbox, &position_headers(position), &body).await,
@@ -272,14 +275,14 @@ impl Request {
     }
 }
 
-/// The requester names the subject of the reply, and a service may publish what the requester may not: only an inbox is
-/// answered to. Without this, a client could have a reply published as an event.
+/// The reply subject, if it is an inbox. The requester chooses it, and the service may publish to subjects to which the
+/// requester may not: without this check, a client could have a reply published as an event.
 fn inbox(reply: &impl AsRef<[u8]>) -> Option<&str> {
     let subject = std::str::from_utf8(reply.as_ref()).ok()?;
     (subject.starts_with("_INBOX.") && subject.len() <= MAX_INBOX).then_some(subject)
 }
 
-/// Nothing that holds these locks can leave what they guard half written.
+/// A panic cannot poison these locks: no code that holds one can leave its data half changed.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

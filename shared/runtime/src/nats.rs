@@ -1,6 +1,7 @@
-//! The connection to NATS that publishes and reads events, and talks to JetStream. Requests come by one of their own
-//! ([`crate::micro`]): no client may publish to what is subscribed to here. A lost connection is waited out, logged once,
-//! and never fatal; start-up waits too. One that has ended for good is an error ([`Nats::gone`]).
+//! The connection to NATS that publishes and reads events, and talks to JetStream. Requests arrive on a connection of
+//! their own ([`crate::micro`]), since clients must not be able to send anything to this one. While the server is
+//! down, the connection is retried and the outage logged once; at the start too. A connection that is closed for good
+//! is an error ([`Nats::closed`]).
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -17,18 +18,18 @@ use tokio_util::sync::CancellationToken;
 use wire::{Prefix, Subjects};
 
 use crate::{
-    Repeats,
+    LogThrottle,
     config::{Password, with_password},
 };
 
-/// How long a dead peer may go unnoticed is twice this.
+/// The interval of pings. A dead server is noticed after two of them.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Between two tries to connect: the library's own wait grows to 4 s, which a client sees as an outage.
+/// The delays between two attempts to connect. The library's own grow to 4 s, which clients would notice as an outage.
 const FIRST_RECONNECT: Duration = Duration::from_millis(50);
 const LONGEST_RECONNECT: Duration = Duration::from_millis(500);
-/// How long a new connection may take in the place of one that has ended for good.
+/// How long to try to open a new connection in place of one that was closed for good.
 const NEW_CONNECTION: Duration = Duration::from_secs(10);
-/// How long an answer of the server, or of JetStream, is waited for.
+/// How long to wait for a response of the server, or of JetStream.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, clap::Args)]
@@ -52,7 +53,7 @@ impl NatsConfig {
     /// The servers, with the user and password.
     ///
     /// # Errors
-    /// If the password is in a file, but no user is named.
+    /// If the password is in a file, but the URL names no user.
     pub fn url(&self) -> anyhow::Result<String> {
         with_password(&self.url, self.password.as_ref()).context("NATS_URL")
     }
@@ -65,18 +66,19 @@ pub struct Nats {
     pub subjects: Subjects,
     pub(crate) servers: Servers,
     link: watch::Receiver<Link>,
-    pub(crate) gone: CancellationToken,
+    pub(crate) closed: CancellationToken,
 }
 
-/// The connection has ended for good, or that of the requests: nothing comes by it any more, and nothing goes.
+/// The connection to NATS, or the one for requests, is closed for good: nothing can be sent or received any more.
 #[derive(Debug, thiserror::Error)]
-#[error("the connection to NATS has ended")]
-pub struct Gone;
+#[error("the connection to NATS is closed")]
+pub struct ConnectionClosed;
 
-/// Runs a service; again, when its connection has ended for good and another can be had. `role` is as in [`Nats::connect`].
+/// Runs a service, and starts it again if its connection was closed for good and a new one can be opened. `role` is
+/// as in [`Nats::connect`].
 ///
 /// # Errors
-/// What the service ends with.
+/// The service's error, if it was another, or if there is no new connection.
 pub async fn serve_again(
     config: &NatsConfig,
     role: &str,
@@ -85,10 +87,10 @@ pub async fn serve_again(
 ) -> anyhow::Result<()> {
     loop {
         let ended = serve().await;
-        if !ended.as_ref().is_err_and(|error| error.is::<Gone>()) {
+        if !ended.as_ref().is_err_and(|error| error.is::<ConnectionClosed>()) {
             return ended;
         }
-        tracing::error!("the connection to NATS has ended for good: the service begins anew");
+        tracing::error!("the connection to NATS was closed for good: restarting the service");
         let nats = Nats::connect(config, role).await?;
         match shutdown.run_until_cancelled(timeout(NEW_CONNECTION, nats.up())).await {
             None => return Ok(()),
@@ -100,14 +102,14 @@ pub async fn serve_again(
 }
 
 impl Nats {
-    /// Starts to connect, and goes on trying. `role` is the service's name: `command`, `projection` or `query`.
+    /// Starts to connect, and keeps trying. `role` is the service's name: `command`, `projection` or `query`.
     ///
     /// # Errors
     /// If the URL cannot be read.
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
         let servers = Servers::parse(&config.url()?)?;
         let (sender, link) = watch::channel(Link::default());
-        let log = Arc::new(EventLog { link: sender, servers: servers.to_string(), repeats: Mutex::default() });
+        let log = Arc::new(EventLog { link: sender, servers: servers.to_string(), log_throttle: Mutex::default() });
         let options = servers
             .options()
             .name(format!("watershed {role}"))
@@ -120,80 +122,81 @@ impl Nats {
                 let log = Arc::clone(&log);
                 async move { log.note(&event) }
             });
-        // The library's own error may quote the URL, and with it the password.
+        // The library's own error may quote the URL, and with it the password, so it is left out.
         let connecting = options.connect(servers.configured.clone()).await;
         let client = connecting.map_err(|error| anyhow!("NATS_URL: {}", error.kind()))?;
-        // Nothing ever comes by this subscription. It ends with the task that has the connection, also if that panics.
+        // Nothing is ever sent to this subject. The subscription ends with the task that runs the connection, even if
+        // that task panics.
         let mut witness = client.subscribe(client.new_inbox()).await?;
-        let gone = CancellationToken::new();
-        let ended = gone.clone();
+        let closed = CancellationToken::new();
+        let ended = closed.clone();
         tokio::spawn(async move {
             while witness.next().await.is_some() {}
             ended.cancel();
         });
-        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), servers, link, gone })
+        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), servers, link, closed })
     }
 
     /// Waits until the connection is up.
     pub async fn up(&self) {
-        // The sender lives in the client's callback, and the client lives in `self`.
+        // `wait_for` cannot fail: the sender is kept by the client's callback, and the client by `self`.
         let _ = self.link.clone().wait_for(|link| link.is_up).await;
     }
 
-    /// How often the connection has been lost: to be asked before something is asked of NATS, for [`Nats::lost`].
+    /// How often the connection has been lost. To be read before a request to NATS, for [`Nats::lost`].
     pub fn losses(&self) -> u64 {
         self.link.borrow().losses
     }
 
-    /// Waits until the connection is lost that was there when so many had been. A loss that is over by now counts too: what
-    /// was on its way then does not come.
+    /// Waits until the connection has been lost more than `losses` times. A loss that has been repaired meanwhile
+    /// counts too, since the responses that were in flight will never arrive.
     pub async fn lost(&self, losses: u64) {
         let mut link = self.link.clone();
         tokio::select! {
             _ = link.wait_for(|link| link.losses != losses) => {}
-            () = self.gone.cancelled() => {}
+            () = self.closed.cancelled() => {}
         }
     }
 
-    /// Waits until the connection has ended for good, which no server's absence makes it do.
-    pub async fn gone(&self) -> Gone {
-        self.gone.cancelled().await;
-        Gone
+    /// Waits until the connection is closed for good. An unreachable server does not close it.
+    pub async fn closed(&self) -> ConnectionClosed {
+        self.closed.cancelled().await;
+        ConnectionClosed
     }
 
     pub fn is_up(&self) -> bool {
-        self.link.borrow().is_up && !self.gone.is_cancelled()
+        self.link.borrow().is_up && !self.closed.is_cancelled()
     }
 
-    /// Whether NATS answers. Asked for is what is known of a stream, which may be whatever it is.
-    pub async fn hears(&self, stream: &str) -> bool {
+    /// Whether NATS responds. It is asked for information about a stream, which need not exist.
+    pub async fn responds(&self, stream: &str) -> bool {
         let answered = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), Bytes::new());
-        self.is_up() && answered.await.is_ok_and(|_| !self.gone.is_cancelled())
+        self.is_up() && answered.await.is_ok_and(|_| !self.closed.is_cancelled())
     }
 
-    /// Sends what is still to be sent and closes the connection.
+    /// Sends what is still buffered, and closes the connection.
     pub async fn close(&self) {
         let closing = async {
             let _ = self.client.flush().await;
             let _ = self.client.drain().await;
         };
-        // While the server is away there is nothing to wait for.
+        // Sending is bounded in time, since the server may be down.
         let _ = timeout(Duration::from_secs(2), closing).await;
     }
 }
 
-/// What is known of the connection. A state alone would not tell of a loss that is over before somebody looks.
+/// The state of the connection. The number of losses shows even one that was repaired before anybody looked.
 #[derive(Clone, Copy, Debug, Default)]
 struct Link {
     is_up: bool,
     losses: u64,
 }
 
-/// What the connection tells of itself. A trouble that lasts is logged once, and then at long intervals.
+/// Logs the connection's events. An error that persists is logged once, and then at long intervals.
 struct EventLog {
     link: watch::Sender<Link>,
     servers: String,
-    repeats: Mutex<Repeats>,
+    log_throttle: Mutex<LogThrottle>,
 }
 
 impl EventLog {
@@ -201,38 +204,38 @@ impl EventLog {
         match event {
             Event::Connected => {
                 self.link.send_modify(|link| link.is_up = true);
-                self.repeats().reset();
+                self.log_throttle().reset();
                 tracing::info!("connected to NATS");
             }
             Event::Disconnected => {
                 self.link.send_modify(|link| *link = Link { is_up: false, losses: link.losses + 1 });
-                tracing::warn!("lost the connection to NATS, trying again");
+                tracing::warn!("the connection to NATS was lost, reconnecting");
             }
-            // A permission that is missing, for one: the caller of what was forbidden sees a time-out only.
-            Event::ServerError(error) => self.complain(&error.to_string()),
-            Event::ClientError(error) => self.complain(&error.to_string()),
+            // A missing permission, for example: the caller of the forbidden operation only sees a timeout.
+            Event::ServerError(error) => self.log_error(&error.to_string()),
+            Event::ClientError(error) => self.log_error(&error.to_string()),
             Event::SlowConsumer(subscription) => {
-                tracing::error!(subscription, "messages were dropped: a subscription was not read fast enough");
+                tracing::error!(subscription, "slow consumer: messages of a subscription were dropped");
             }
             Event::LameDuckMode | Event::Draining | Event::Closed => tracing::debug!(%event, "NATS"),
         }
     }
 
-    fn complain(&self, error: &str) {
-        // The library says the same of a server that refuses and of a connection that was refused.
+    fn log_error(&self, error: &str) {
+        // The library reports an error of the server and a refused connection with different prefixes.
         let reason = error.trim_start_matches("nats: ");
-        if self.repeats().is_due(reason) {
-            tracing::error!(servers = self.servers, reason, "trouble with NATS (NATS_URL), trying again");
+        if self.log_throttle().is_due(reason) {
+            tracing::error!(servers = self.servers, reason, "NATS reported an error (NATS_URL), retrying");
         }
     }
 
-    /// Nothing that holds this lock can leave it half changed.
-    fn repeats(&self) -> std::sync::MutexGuard<'_, Repeats> {
-        self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic cannot poison the lock: no code that holds it can leave the data half changed.
+    fn log_throttle(&self) -> std::sync::MutexGuard<'_, LogThrottle> {
+        self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The servers that the URL names, and those of their cluster, to be tried in turns.
+/// The servers in the URL, and those that they report of their cluster, to be tried in turn.
 #[derive(Clone, Debug)]
 pub struct Servers {
     configured: Vec<ServerAddr>,
@@ -241,14 +244,14 @@ pub struct Servers {
     credentials: Option<Credentials>,
 }
 
-/// How a service proves who it is.
+/// The user and password by which a service authenticates.
 #[derive(Clone)]
 pub struct Credentials {
     pub user: String,
     pub password: String,
 }
 
-/// Without the password.
+/// Shows the user, but not the password.
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.user.fmt(f)
@@ -256,7 +259,7 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Servers {
-    /// Reads a comma-separated list of URLs, the first with the user and password, which the library would leave aside.
+    /// Reads comma-separated URLs, of which the first has the user and password. The library would ignore these.
     ///
     /// # Errors
     /// If a URL cannot be read.
@@ -280,7 +283,7 @@ impl Servers {
         self.credentials.as_ref()
     }
 
-    /// The next to be tried.
+    /// The next server to try.
     pub(crate) fn next(&mut self) -> ServerAddr {
         let all: Vec<&ServerAddr> = self.configured.iter().chain(&self.learned).collect();
         let server = all[self.tried % all.len()].clone();
@@ -288,12 +291,12 @@ impl Servers {
         server
     }
 
-    /// Whether there is another to go to.
+    /// Whether there is more than one server.
     pub(crate) fn are_several(&self) -> bool {
         self.configured.len() + self.learned.len() > 1
     }
 
-    /// Notes what a server says of its cluster: `host:port`.
+    /// Adds the servers of the cluster that a server has reported, each as `host:port`.
     pub(crate) fn learn(&mut self, addresses: &[String]) {
         let learned = addresses.iter().filter_map(|address| address.parse().ok());
         let known = |server: &ServerAddr| self.configured.iter().any(|it| address(it) == address(server));
@@ -301,19 +304,19 @@ impl Servers {
     }
 }
 
-/// The addresses, without user and password.
+/// Shows the addresses of the configured servers, without user and password.
 impl std::fmt::Display for Servers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.configured.iter().map(address).collect::<Vec<_>>().join(","))
     }
 }
 
-/// Where a server is, without user and password.
+/// The server's address, without user and password.
 pub(crate) fn address(server: &ServerAddr) -> String {
     format!("{}:{}", server.host(), server.port())
 }
 
-/// Reads a comma-separated list of server URLs, the first with the user and password.
+/// Reads comma-separated server URLs, of which the first has the user and password.
 ///
 /// # Errors
 /// If a URL cannot be read.
@@ -331,7 +334,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_loss_that_is_over_before_anybody_looks_is_seen() {
+    async fn a_loss_that_was_repaired_before_anybody_looked_is_noticed() {
         #[derive(clap::Parser)]
         struct Settings {
             #[command(flatten)]
@@ -342,7 +345,7 @@ mod tests {
         let mut nats = Nats::connect(&nats, "query").await.unwrap();
         let (sender, link) = watch::channel(Link { is_up: true, losses: 0 });
         nats.link = link;
-        let log = EventLog { link: sender, servers: String::new(), repeats: Mutex::default() };
+        let log = EventLog { link: sender, servers: String::new(), log_throttle: Mutex::default() };
         let before = nats.losses();
         log.note(&Event::Disconnected);
         log.note(&Event::Connected);

@@ -1,17 +1,18 @@
-//! The part of the NATS client protocol by which requests arrive and replies leave. The invariant: a message ends where
-//! the server says that it ends, and what a client put into it, be it its headers or its reply subject, is not looked at
-//! before. So there is nothing that a client can send after which the connection cannot be read any more.
+//! The part of the NATS client protocol that is needed to receive requests and send replies. The invariant: a message
+//! ends where the server says that it ends, and the parts that a client controls, the headers and the reply subject,
+//! are not interpreted. So no client can send anything that makes the rest of the connection unreadable.
 
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-/// The longest line that the server sends is its `INFO`, with the addresses of a cluster in it.
+/// The longest line that is accepted. The longest that a server sends is its `INFO`, which lists its cluster.
 const MAX_LINE: usize = 1 << 20;
 
-/// Below so many bytes a message is copied: one that waits would keep all that was read together with it.
+/// Messages with fewer bytes are copied, since a waiting one would otherwise keep the whole buffer that it was read
+/// into.
 const SMALL: usize = 4 << 10;
 
-/// What the server says.
+/// A protocol operation that the server sends.
 #[derive(Debug)]
 pub enum Operation {
     Info(Info),
@@ -21,31 +22,31 @@ pub enum Operation {
     Message(Delivery),
 }
 
-/// A message as it arrived: bytes that nobody has checked.
+/// A message as it was received; nothing in it has been checked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// Which subscription it is for.
+    /// The number of the subscription that it was sent to.
     pub subscription: usize,
     pub reply: Option<Bytes>,
-    /// From `NATS/1.0` to the empty line; empty if there are none.
+    /// The header block, from `NATS/1.0` to the empty line; empty if there is none.
     pub headers: Bytes,
     pub payload: Bytes,
 }
 
-/// What the server tells of itself, as far as it is needed here.
+/// The fields of the server's `INFO` that are needed here.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Info {
     pub max_payload: usize,
     pub tls_required: bool,
-    /// It is about to stop, and wants its clients to go elsewhere.
+    /// The server is about to stop, and asks its clients to leave.
     #[serde(rename = "ldm")]
     pub lame_duck_mode: bool,
-    /// The other servers of its cluster: `host:port`.
+    /// The other servers of its cluster, each as `host:port`.
     pub connect_urls: Vec<String>,
 }
 
-/// What a client tells of itself.
+/// The arguments of `CONNECT`.
 #[derive(Serialize)]
 pub struct Connect<'a> {
     pub name: &'a str,
@@ -53,7 +54,7 @@ pub struct Connect<'a> {
     pub pass: Option<&'a str>,
     pub lang: &'static str,
     pub version: &'static str,
-    /// 1: the server may send `INFO` again.
+    /// 1 means that the client understands further `INFO` operations.
     pub protocol: u8,
     pub verbose: bool,
     pub pedantic: bool,
@@ -61,21 +62,21 @@ pub struct Connect<'a> {
     pub no_responders: bool,
 }
 
-/// Why the server cannot be understood.
+/// Why the server's bytes cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
-    #[error("this is no NATS server: it said {0:?}")]
+    #[error("this is not a NATS server: it sent {0:?}")]
     Unknown(String),
-    #[error("a line of more than {MAX_LINE} bytes")]
+    #[error("the server sent a line of more than {MAX_LINE} bytes")]
     Overlong,
-    #[error("its INFO cannot be read: {0}")]
+    #[error("the server's INFO cannot be read: {0}")]
     Info(#[from] serde_json::Error),
 }
 
-/// Takes the next operation out of what has been read; `None` if it is not there as a whole.
+/// Takes the next operation from the bytes that have been read; `None` if it is not complete yet.
 ///
 /// # Errors
-/// If this is not what a NATS server says.
+/// If a NATS server would not send this.
 pub fn take_operation(read: &mut BytesMut) -> Result<Option<Operation>, ProtocolError> {
     while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
         let line = read[..end].strip_suffix(b"\r").unwrap_or(&read[..end]);
@@ -101,8 +102,9 @@ pub fn take_operation(read: &mut BytesMut) -> Result<Option<Operation>, Protocol
     if read.len() > MAX_LINE { Err(ProtocolError::Overlong) } else { Ok(None) }
 }
 
-/// `MSG <subject> <sid> [reply] <bytes>`, or `HMSG` with the bytes of the headers before those of both together. The server
-/// has split the client's line at blanks and tabs: none of its words has one in it, whatever else it has.
+/// Reads `MSG <subject> <sid> [reply] <bytes>`, or `HMSG`, which has the length of the headers before the total
+/// length. The server has split the client's line at spaces and tabs, so no argument contains one, whatever else it
+/// contains.
 fn take_message(read: &mut BytesMut, line_length: usize) -> Result<Option<Operation>, ProtocolError> {
     let line = &read[..line_length];
     let broken = || unknown(line);
@@ -156,9 +158,9 @@ mod tests {
 
     #[test]
     fn each_operation_is_read() {
-        let said = "INFO {\"max_payload\":7,\"ldm\":true,\"connect_urls\":[\"a:1\"],\"x\":1}\r\nPING\r\n+OK\r\nPONG\r\n\
+        let sent = "INFO {\"max_payload\":7,\"ldm\":true,\"connect_urls\":[\"a:1\"],\"x\":1}\r\nPING\r\n+OK\r\nPONG\r\n\
             -ERR 'Permissions Violation'\r\nMSG a 3 2\r\nhi\r\n";
-        let operations = all(BytesMut::from(said));
+        let operations = all(BytesMut::from(sent));
         let [
             Operation::Info(info),
             Operation::Ping,
@@ -176,8 +178,8 @@ mod tests {
     }
 
     #[test]
-    fn what_no_nats_server_says_is_an_error() {
-        for said in [
+    fn anything_that_no_nats_server_sends_is_an_error() {
+        for sent in [
             "HTTP/1.1 400 Bad Request\r\n",
             "SSH-2.0\r\n",
             "INFO {\r\n",
@@ -185,12 +187,12 @@ mod tests {
             "HMSG a 1 9 3\r\n",
             "MSG a x 1\r\n",
         ] {
-            assert!(take_operation(&mut BytesMut::from(said)).is_err(), "{said}");
+            assert!(take_operation(&mut BytesMut::from(sent)).is_err(), "{sent}");
         }
         assert!(take_operation(&mut BytesMut::from(&vec![b'x'; MAX_LINE + 1][..])).is_err());
     }
 
-    /// What a client may have made of its reply subject: the server splits its line at these four.
+    /// Any reply subject that a client can choose: the server splits its line at these four characters.
     fn reply() -> impl Strategy<Value = Vec<u8>> {
         let allowed = any::<u8>().prop_filter("no separator", |byte| !b" \t\r\n".contains(byte));
         vec(allowed, 1..40)
@@ -202,7 +204,7 @@ mod tests {
             messages in vec((reply(), vec(any::<u8>(), 0..60), vec(any::<u8>(), 0..60)), 1..8),
             piece in 1_usize..50,
         ) {
-            let mut said = Vec::new();
+            let mut sent = Vec::new();
             let mut expected = Vec::new();
             for (subscription, (reply, headers, payload)) in messages.into_iter().enumerate() {
                 let length = headers.len() + payload.len();
@@ -211,12 +213,12 @@ mod tests {
                     own => [format!("HMSG s {subscription} ").as_bytes(), &reply, format!(" {own} {length}\r\n").as_bytes()]
                         .concat(),
                 };
-                said.extend([&line[..], &headers, &payload, b"\r\n"].concat());
+                sent.extend([&line[..], &headers, &payload, b"\r\n"].concat());
                 let (reply, headers, payload) = (Some(reply.into()), headers.into(), payload.into());
                 expected.push(Delivery { subscription, reply, headers, payload });
             }
             let (mut read, mut arrived) = (BytesMut::new(), Vec::new());
-            for piece in said.chunks(piece) {
+            for piece in sent.chunks(piece) {
                 read.extend_from_slice(piece);
                 while let Some(operation) = take_operation(&mut read).unwrap() {
                     let Operation::Message(delivery) = operation else { panic!("{operation:?}") };

@@ -1,8 +1,8 @@
-//! A file that is there while the service is ready, for scripts and supervisors to wait for.
+//! A file that exists while the service is ready, for scripts and supervisors to wait for.
 
 use std::path::{Path, PathBuf};
 
-/// Removes the file again when it is dropped.
+/// Says that the service is ready; removes the file when dropped.
 pub struct Ready(Option<PathBuf>);
 
 impl Ready {
@@ -14,7 +14,7 @@ impl Ready {
         if let Some(file) = file {
             std::fs::write(file, std::process::id().to_string())?;
         }
-        tracing::info!("ready");
+        tracing::info!("the service is ready");
         Ok(Self(file.map(Path::to_owned)))
     }
 }
@@ -22,7 +22,7 @@ impl Ready {
 impl Drop for Ready {
     fn drop(&mut self) {
         if let Some(file) = &self.0 {
-            // It may be gone with its directory already; then it says what it should.
+            // If the file was removed with its directory, there is nothing left to do.
             let _ = std::fs::remove_file(file);
         }
     }

@@ -1,12 +1,12 @@
-//! SIGTERM and SIGINT, as a token that `run` and everything under it waits for.
+//! SIGTERM and SIGINT as a cancellation token, which `run` and all its tasks wait for.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT. A second one ends the process at once.
+/// A token that the first SIGTERM or SIGINT cancels. A second one ends the process at once.
 ///
 /// # Errors
-/// If the handlers cannot be installed.
+/// If the signal handlers cannot be installed.
 pub fn on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -19,11 +19,11 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
                 _ = interrupt.recv() => {}
             }
             if first {
-                tracing::info!("stopping");
+                tracing::info!("received a signal to stop: shutting down");
                 cancelled.cancel();
             }
         }
-        tracing::warn!("stopped at once by a second signal");
+        tracing::warn!("received a second signal: exiting at once");
         std::process::exit(1);
     });
     Ok(token)

@@ -1,14 +1,14 @@
-//! Logs: one line per event on standard output, as text or, with `LOG_FORMAT=json`, as JSON; `RUST_LOG` filters.
+//! Logging: one line per event on standard output, as text or, with `LOG_FORMAT=json`, as JSON. `RUST_LOG` filters it.
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// Sets the process's logging up.
+/// Sets up logging for the process.
 pub fn trace() {
-    // An empty one counts as one that is not set, as for every setting.
+    // An empty variable counts as unset, as for every setting.
     let mut levels = std::env::var("RUST_LOG").ok().filter(|it| !it.is_empty()).unwrap_or_else(|| "info".to_owned());
-    // What the client library has to say is said by `nats`, but once.
+    // `nats` logs the events of the client library, and throttles them.
     if !levels.contains("async_nats") {
         levels.push_str(",async_nats=off");
     }

@@ -1,4 +1,4 @@
-//! TLS to the NATS server, by the certificates that this machine trusts.
+//! TLS to the NATS server, with the certificate authorities that this machine trusts.
 
 use std::{io, sync::Arc};
 
@@ -9,8 +9,10 @@ use tokio_rustls::{
     rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
 };
 
+/// Performs the TLS handshake.
+///
 /// # Errors
-/// If the server cannot be trusted, or does not answer.
+/// If the server's certificate is not trusted, or the connection fails.
 pub async fn connect(host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let mut trusted = RootCertStore::empty();
     trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

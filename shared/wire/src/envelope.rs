@@ -1,4 +1,4 @@
-//! An event on its way through the stream: the payload is the event's own JSON, all else stands in headers, and the
+//! The form of an event in the stream: the payload is the event's own JSON, everything else is in headers, and the
 //! stream sequence is the position.
 
 use async_nats::{HeaderMap, HeaderValue};
@@ -7,16 +7,16 @@ use uuid::Uuid;
 
 use crate::{ACTOR, POSITION, Subjects, TRACEPARENT, headers::header_text};
 
-/// Of an event: the aggregate that it happened to.
+/// Header of an event: the aggregate that it belongs to.
 pub const AGGREGATE_ID: &str = "Aggregate-Id";
-/// Of an event: the identity of the journal that it is from.
+/// Header of an event: the identity of the journal that it comes from.
 pub const JOURNAL: &str = "Journal";
 const AGGREGATE_VERSION: &str = "Aggregate-Version";
 const EVENT_SCHEMA: &str = "Event-Schema";
 const RECORDED_AT: &str = "Recorded-At";
 const COMMAND_ID: &str = "Command-Id";
 
-/// What the journal knows of an event besides its subject and payload.
+/// Everything that the journal has of an event, except its subject and payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
     pub journal: Uuid,
@@ -30,7 +30,7 @@ pub struct Envelope<'a> {
     pub traceparent: Option<&'a str>,
 }
 
-/// A message in the stream that is not an event which this program understands.
+/// Why a message in the stream cannot be read as an event that this program knows.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
     #[error("the subject {0:?} is not that of an event")]
@@ -58,7 +58,7 @@ pub fn event_headers(envelope: &Envelope<'_>) -> HeaderMap {
     headers
 }
 
-/// A message in the stream that no journal's relay has published there, or the relay of another.
+/// A message in the stream that this journal's relay has not published.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stream's message {position} is not the journal's event {position}: {reason}")]
 pub struct Foreign {
@@ -67,15 +67,15 @@ pub struct Foreign {
     pub reason: String,
 }
 
-/// The journal that a message of the stream says to be from, where it says that it is the event at its place.
+/// The journal that a message in the stream comes from, as its headers say.
 ///
 /// # Errors
-/// If it does not.
+/// If the headers do not say that the message is the event at this position of a journal.
 pub fn journal_of(position: u64, headers: Option<&HeaderMap>) -> Result<Uuid, Foreign> {
     let foreign = |reason: String| Foreign { position, reason };
-    let said: u64 = header(headers, POSITION).map_err(|error| foreign(error.to_string()))?;
-    if said != position {
-        return Err(foreign(format!("it says that it is at position {said}")));
+    let stated: u64 = header(headers, POSITION).map_err(|error| foreign(error.to_string()))?;
+    if stated != position {
+        return Err(foreign(format!("it says that it is at position {stated}")));
     }
     header(headers, JOURNAL).map_err(|error| foreign(error.to_string()))
 }
@@ -83,7 +83,7 @@ pub fn journal_of(position: u64, headers: Option<&HeaderMap>) -> Result<Uuid, Fo
 /// Reads an event from the stream.
 ///
 /// # Errors
-/// If the message is not an event, or of a kind, name or schema that this program does not know.
+/// If the message is not an event, or of an aggregate, name or schema version that this program does not know.
 pub fn decode_event(
     subjects: &Subjects,
     position: u64,
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_does_not_say_that_it_is_the_event_at_its_place_is_foreign() {
+    fn a_message_without_its_position_or_journal_is_foreign() {
         let headers = |position: &str, journal: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert(POSITION, position);

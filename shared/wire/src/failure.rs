@@ -1,4 +1,5 @@
-//! Why a request failed: a stable code, the HTTP status with that meaning, a message for people, details for programs.
+//! Why a request failed: a stable code, the HTTP status of that meaning, a message for people, and details for
+//! programs.
 
 use std::{borrow::Cow, fmt};
 
@@ -6,36 +7,36 @@ use domain::{Malformed, Rejection, RejectionKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// A failure, as it goes into the body of the reply and into the command ledger.
+/// A failure, as it is sent in a reply and kept in the command ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The HTTP status with that meaning.
+    /// The HTTP status that has the meaning of `code`.
     pub status: u16,
-    /// Stable, documented in the README.
+    /// Stable and documented.
     pub code: Cow<'static, str>,
     pub message: String,
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub details: Map<String, Value>,
 }
 
-/// The failures that come from the services themselves; those of the business rules are [`Rejection`]s.
+/// The failures of the services themselves. Those of the business rules are [`Rejection`]s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// The request or a header of it cannot be read, or a value lies out of bounds.
+    /// The request or one of its headers cannot be read, or a value is out of bounds.
     Malformed,
-    /// What the query asks for is not in the view.
+    /// The view does not have what the query asks for.
     NotFound,
     /// The view did not reach `Min-Position` in time.
     ViewBehind,
-    /// The idempotency key came before, with another request.
+    /// The idempotency key was used before, with another request.
     CommandIdReused,
-    /// The request, what it would record, or the reply is larger than allowed.
+    /// The request, the event that it would record, or the reply is larger than allowed.
     TooLarge,
-    /// More is waiting than the service takes.
+    /// The service has too many requests waiting.
     Overloaded,
-    /// A server that the service needs is away, or the service is stopping.
+    /// A server that the service needs is down, or the service is stopping.
     Unavailable,
-    /// A fault of ours.
+    /// A fault of the service itself.
     Internal,
 }
 
@@ -112,8 +113,8 @@ impl From<Malformed> for Failure {
             None => failure,
         };
         let texts = [("field", malformed.field), ("expected", malformed.expected)];
-        let said = texts.into_iter().filter(|(_, text)| !text.is_empty());
-        said.fold(failure, |failure, (name, text)| failure.with(name, text))
+        let given = texts.into_iter().filter(|(_, text)| !text.is_empty());
+        given.fold(failure, |failure, (name, text)| failure.with(name, text))
     }
 }
 
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn details_leave_out_what_there_is_not() {
+    fn absent_details_are_left_out() {
         let failure = Failure::from(Malformed::new("id", Reason::Missing, ""));
         assert_eq!(json!(failure.details), json!({ "field": "id", "reason": "missing" }));
         let failure = Failure::from(Malformed::new("", Reason::NotJson, "one JSON object in UTF-8"));
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ledger_gives_back_what_it_was_given() {
+    fn a_failure_is_deserialised_as_it_was_serialised() {
         let failure = Failure::from(Rejection::refused("out_of_stock", "none left").with("available", 0));
         let json = serde_json::to_vec(&failure).unwrap();
         assert_eq!(serde_json::from_slice::<Failure>(&json).unwrap(), failure);

@@ -1,4 +1,4 @@
-//! The request headers, read strictly: a header that cannot be read is an error, not a header that is not there.
+//! The request headers, read strictly: a header that cannot be read is an error, and never counts as absent.
 
 use domain::{Malformed, Reason};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -7,18 +7,18 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 pub const MSG_ID: &str = "Nats-Msg-Id";
 /// Refuse the command unless its aggregate is at this version.
 pub const EXPECTED_VERSION: &str = "Expected-Version";
-/// Answer the query from a view at least that far.
+/// Answer the query from a view that has reached at least this position.
 pub const MIN_POSITION: &str = "Min-Position";
 /// Who sends the command, kept with its events: 1 to 128 characters.
 pub const ACTOR: &str = "Actor";
 /// W3C Trace Context, kept with the events.
 pub const TRACEPARENT: &str = "traceparent";
-/// In replies: of a command, its last event's position; of a query, that of the view which it read.
+/// Header of replies: the position of the command's last event, or of the view that the query has read.
 pub const POSITION: &str = "Position";
 
 const KNOWN: [&str; 5] = [MSG_ID, EXPECTED_VERSION, MIN_POSITION, ACTOR, TRACEPARENT];
 const MAX_LENGTH: usize = 128;
-/// Up to and with the flags.
+/// The length of a version 00 `traceparent`, up to and including the flags.
 const TRACEPARENT_LENGTH: usize = 55;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,12 +31,12 @@ pub struct RequestHeaders {
 }
 
 impl RequestHeaders {
-    /// Reads a header block as it came: `NATS/1.0`, then a line for each header, in whatever letter case its name is
-    /// written. Headers that are not known here are passed over, whatever is in them.
+    /// Reads a header block: `NATS/1.0`, then a line for each header. Letter case in the names does not matter. Unknown
+    /// headers are ignored, whatever they contain.
     ///
     /// # Errors
-    /// Names the header that cannot be read, or comes twice, and says what was expected. An invalid `traceparent` is left
-    /// out instead, as its specification demands.
+    /// If a header cannot be read or occurs twice; the error names it, and says what was expected. An invalid
+    /// `traceparent` is ignored instead, as its specification demands.
     pub fn parse(block: &[u8]) -> Result<Self, Malformed> {
         let mut read = Self::default();
         if block.is_empty() {
@@ -61,7 +61,7 @@ impl RequestHeaders {
     }
 }
 
-/// The lines of a header block, each as name and value. A line ends with CR and LF together: neither alone ends one.
+/// The lines of a header block, each as a name and a value. A line ends with CR LF; neither CR nor LF alone ends one.
 fn lines(block: &[u8]) -> Result<Vec<(&str, &[u8])>, Malformed> {
     let unreadable =
         || Malformed::new("", Reason::Invalid, "a header block of NATS/1.0, and lines of a name, a colon and a value");
@@ -95,9 +95,9 @@ fn split_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Visible ASCII and blanks, as a header's value has to be: there are clients that leave all headers of a message out where
-/// one value has something else in it. What is beyond is percent-encoded in UTF-8, and so are `"` and `%`, as the NATS
-/// binding of CloudEvents does it (section 3.1.3.2), but for blanks, which it would encode too.
+/// Encodes a text as visible ASCII and spaces, since some clients drop all headers of a message if the value of one has
+/// other characters. These are percent-encoded in UTF-8, and so are `"` and `%`, as in the NATS binding of CloudEvents
+/// (section 3.1.3.2), which however encodes spaces too.
 pub fn header_text(text: &str) -> String {
     const ENCODED: AsciiSet = CONTROLS.add(b'"').add(b'%');
     utf8_percent_encode(text, &ENCODED).to_string()
@@ -118,7 +118,7 @@ fn actor(value: &[u8]) -> Result<String, Malformed> {
     value.map(str::to_owned).ok_or_else(|| Malformed::new(ACTOR, Reason::Invalid, expected))
 }
 
-/// Up to `i64::MAX`, which is as far as the stores count.
+/// At most `i64::MAX`, which is the largest number that the stores can hold.
 fn number(name: &str, value: &[u8]) -> Result<u64, Malformed> {
     let digits = value.strip_prefix(b"-").unwrap_or(value);
     let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
@@ -129,9 +129,10 @@ fn number(name: &str, value: &[u8]) -> Result<u64, Malformed> {
         .ok_or_else(|| Malformed::new(name, reason, "a whole number from 0 to 9223372036854775807"))
 }
 
-/// `<version>-<trace id>-<parent id>-<flags>` in lower-case hexadecimal digits, by W3C Trace Context, level 1, section
-/// 3.2.2: version `ff` and identifiers of zeros are invalid; version `00` has nothing behind the flags; a later version may
-/// have, after another dash, and is read as far as `00` goes and passed on as `00` (section 3.2.4).
+/// `<version>-<trace id>-<parent id>-<flags>` in lower-case hexadecimal digits, by W3C Trace Context, level 1,
+/// section 3.2.2: version `ff` and identifiers of zeros are invalid, and in version `00` nothing follows the flags.
+/// In a later version, further fields may follow after a dash; it is read like version `00`, and passed on as such
+/// (section 3.2.4).
 fn traceparent(value: &[u8]) -> Option<String> {
     let value =
         std::str::from_utf8(value).ok().filter(|value| value.is_ascii() && value.len() >= TRACEPARENT_LENGTH)?;
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused_by_name() {
+    fn an_unreadable_header_is_refused_by_name() {
         let long = "x".repeat(129);
         let cases = [
             (MSG_ID, "", Reason::Invalid),
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_is_none_is_refused() {
+    fn an_invalid_header_block_is_refused() {
         let broken: [&[u8]; 8] = [
             b"NATS/1.0 abc\r\n\r\n",
             b"HTTP/1.1\r\n\r\n",
@@ -224,7 +225,7 @@ mod tests {
             let malformed = RequestHeaders::parse(block).unwrap_err();
             assert!(malformed.field.is_empty(), "{block:?}");
         }
-        // What is not known here is not looked at.
+        // The values of unknown headers are not checked.
         assert!(RequestHeaders::parse(&block(&[b"Other: \xff\r\x00"])).is_ok());
     }
 

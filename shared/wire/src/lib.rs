@@ -1,4 +1,5 @@
-//! What goes over NATS, the same for all three services: subjects, headers, envelopes, replies, errors.
+//! The formats of everything that is sent over NATS, the same for all services: subjects, headers, envelopes, replies
+//! and failures.
 
 mod envelope;
 mod failure;

@@ -1,4 +1,4 @@
-//! The replies: what a command's success says, and how a failure looks in the headers that NATS micro defines.
+//! The replies: the body of a command's success, and the headers of successes and failures, as NATS micro defines them.
 
 use async_nats::Message;
 use domain::Id;
@@ -9,15 +9,15 @@ use crate::{Failure, POSITION, headers::header_text};
 const SERVICE_ERROR: &str = "Nats-Service-Error";
 const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";
 
-/// What a command says when it succeeded. It returns no data.
+/// The reply to a command that succeeded. It contains no data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     /// The aggregate that the command was for.
     pub id: Id,
     /// That aggregate's version afterwards.
     pub version: u64,
-    /// The position of the command's last event: the `Min-Position` to read what it wrote. A command that changed
-    /// nothing gets the last position before it.
+    /// The position of the command's last event. A query with it as `Min-Position` sees what the command wrote. For a
+    /// command that changed nothing, the last position before it.
     pub position: u64,
 }
 
@@ -40,7 +40,7 @@ pub fn failure_headers(failure: &Failure) -> Vec<u8> {
     format!("NATS/1.0\r\n{SERVICE_ERROR}: {text}\r\n{SERVICE_ERROR_CODE}: {status}\r\n\r\n").into_bytes()
 }
 
-/// The status of a reply that tells of a failure; `None` of one that tells of success.
+/// The status of a reply that reports a failure; `None` for a success.
 pub fn failure_status(reply: &Message) -> Option<u16> {
     reply.headers.as_ref()?.get(SERVICE_ERROR_CODE)?.as_str().parse().ok()
 }
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_s_header_is_one_line_of_visible_ascii() {
+    fn a_failure_header_is_one_line_of_visible_ascii() {
         let headers = failure_headers(&Failure::new(Code::Malformed, "no\r\nsuch: \"thing\"\0, Zoë"));
         let expected = "NATS/1.0\r\nNats-Service-Error: malformed: no%0D%0Asuch: %22thing%22%00, Zo%C3%AB\r\n\
             Nats-Service-Error-Code: 400\r\n\r\n";

@@ -1,9 +1,9 @@
-//! The subjects, each written here and nowhere else. A prefix of one token may stand in front of all of them, so that
-//! tests and tenants can share a server.
+//! All subjects, each written here and nowhere else. A prefix of one token may precede all of them, so that tests and
+//! tenants can share a server.
 
 use std::{fmt, str::FromStr};
 
-/// One token in front of every subject, for a tenant or a test.
+/// A token that precedes every subject, for a tenant or a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix(String);
 
@@ -32,7 +32,7 @@ pub struct InvalidPrefix;
 /// All subjects of one installation.
 #[derive(Clone, Debug, Default)]
 pub struct Subjects {
-    /// Empty, or the prefix with a dot behind it.
+    /// Empty, or the prefix followed by a dot.
     prefix: String,
 }
 
@@ -56,12 +56,12 @@ impl Subjects {
         format!("{}evt.{aggregate}.{event}", self.prefix)
     }
 
-    /// The subjects of the stream.
+    /// The subjects that the stream stores.
     pub fn events(&self) -> String {
         format!("{}evt.>", self.prefix)
     }
 
-    /// The aggregate and the event that the subject names.
+    /// The aggregate and the event in an event's subject.
     pub fn parse_event<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
         subject.strip_prefix(&self.prefix)?.strip_prefix("evt.")?.split_once('.')
     }
@@ -71,17 +71,17 @@ impl Subjects {
         format!("{}view.{view}.checkpoint", self.prefix)
     }
 
-    /// The checkpoints of all views.
+    /// The subject that matches the checkpoints of all views.
     pub fn checkpoints(&self) -> String {
         self.checkpoint("*")
     }
 
-    /// The view that the subject names.
+    /// The view in a checkpoint's subject.
     pub fn parse_checkpoint<'a>(&self, subject: &'a str) -> Option<&'a str> {
         subject.strip_prefix(&self.prefix)?.strip_prefix("view.")?.strip_suffix(".checkpoint")
     }
 
-    /// `journal.committed`: one replica of the command service wakes the relay in another.
+    /// `journal.committed`, by which one replica of the command service wakes the relay in another.
     pub fn committed(&self) -> String {
         format!("{}journal.committed", self.prefix)
     }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_built_is_read_back() {
+    fn a_subject_is_parsed_as_it_was_built() {
         for prefix in [None, Some("t1".parse().unwrap())] {
             let subjects = Subjects::new(prefix.as_ref());
             assert_eq!(subjects.parse_event(&subjects.event("order", "placed")), Some(("order", "placed")));
