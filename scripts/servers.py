@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import nats_wire
+import clients
 import processes
-from mongo_wire import Connection, MongoError
+from clients import NotYet, WrongPassword
 from processes import Failure
 from programs import CHECKOUT, MONGOD, NATS, POSTGRES
 
@@ -24,18 +24,14 @@ if "WATERSHED_RUN" in os.environ:
     ENVIRONMENT["WATERSHED_RUN"] = os.environ["WATERSHED_RUN"]  # by which .ci/run finds what is left behind
 
 
-class NotYet(Exception):
-    """The server does not answer, or not as it should."""
-
-
 # What asking a server that is not (or not wholly) there can end in.
-NO_ANSWER = (NotYet, OSError, nats_wire.NatsError, MongoError, ValueError, subprocess.TimeoutExpired)
+NO_ANSWER = (NotYet, OSError, subprocess.TimeoutExpired)
 
 
 class Nats:
     name, port = "nats", 4222
     stop_signal = signal.SIGTERM
-    users = ("client", "command", "projection", "query", "operator", "sys")
+    users = ("client", "command", "projection", "query", "subscriber", "operator", "sys")
 
     def __init__(self, stack):
         self.stack = stack
@@ -52,9 +48,10 @@ class Nats:
         self.check(port)
 
     def check(self, port):
-        with nats_wire.Connection(self._url("operator", port), timeout=3) as connection:
-            if not connection.info.get("jetstream"):
-                raise NotYet("JetStream is off")
+        async def ask(connection, _):
+            await connection.jetstream().account_info()
+
+        clients.nats(self._url("operator", port), ask, timeout=3)
 
     def urls(self, port):
         names = {**{user: "NATS_%s_URL" % user.upper() for user in self.users}, "client": "NATS_URL"}
@@ -220,59 +217,56 @@ class MongoDB:
 
     def set_up(self, port):
         """Each step may have been done by a try before."""
-        with Connection(port) as connection:
-            self._log_in(connection, port)
-            config = connection.run("admin", {"replSetGetConfig": 1})["config"]
-            if config["members"][0]["host"] != "127.0.0.1:%d" % port:
-                config["members"][0]["host"] = "127.0.0.1:%d" % port
-                config["version"] += 1
-                connection.run("admin", {"replSetReconfig": config, "force": True})
-            self._check_writable(connection)
-            self._set_roles(connection)
+        try:
+            self._configure(port)
+        except WrongPassword:
+            self._make_admin(port)
+            self._configure(port)
 
     def check(self, port):
-        with Connection(port, timeout=5) as connection:
-            connection.login("admin", self.passwords["admin"])
-            self._check_writable(connection)
+        with clients.mongodb(port, "admin", self.passwords["admin"], timeout=5) as client:
+            self._check_writable(client)
 
     def urls(self, port):
         url = "mongodb://%s:%s@127.0.0.1:%d/watershed?authSource=admin&replicaSet=rs0&directConnection=false"
         names = {"operator": "MONGODB_URL", "projection": "MONGODB_PROJECTION_URL", "query": "MONGODB_QUERY_URL"}
         return {name: url % (user, self.passwords[user], port) for user, name in names.items()}
 
-    def _log_in(self, connection, port):
-        try:
-            connection.login("admin", self.passwords["admin"])
-        except MongoError as error:
-            if error.code != 18:  # AuthenticationFailed
-                raise
-            # There is no user yet. Until there is one, MongoDB lets a local connection make the first.
-            member = {"_id": 0, "host": "127.0.0.1:%d" % port}
-            try:
-                connection.run("admin", {"replSetInitiate": {"_id": "rs0", "members": [member]}})
-            except MongoError as initiated:
-                if initiated.code != 23:  # AlreadyInitialized
-                    raise
-            self._check_writable(connection)
-            admin = {"createUser": "admin", "pwd": self.passwords["admin"], "roles": ["root"]}
-            connection.run("admin", {**admin, "mechanisms": ["SCRAM-SHA-256"]})
-            connection.login("admin", self.passwords["admin"])
+    def _make_admin(self, port):
+        """Until there is a user, MongoDB lets a local connection make the first."""
+        member = {"_id": 0, "host": "127.0.0.1:%d" % port}
+        with clients.mongodb(port) as client:
+            # Code 23: AlreadyInitialized.
+            client.admin.command("replSetInitiate", {"_id": "rs0", "members": [member]}, allowable_errors=[23])
+            self._check_writable(client)
+            login = {"pwd": self.passwords["admin"], "mechanisms": ["SCRAM-SHA-256"]}
+            client.admin.command("createUser", "admin", **login, roles=["root"])
 
-    def _check_writable(self, connection):
-        if not connection.run("admin", {"hello": 1})["isWritablePrimary"]:
+    def _configure(self, port):
+        with clients.mongodb(port, "admin", self.passwords["admin"]) as client:
+            config = client.admin.command("replSetGetConfig")["config"]
+            if config["members"][0]["host"] != "127.0.0.1:%d" % port:
+                config["members"][0]["host"] = "127.0.0.1:%d" % port
+                config["version"] += 1
+                client.admin.command("replSetReconfig", config, force=True)
+            self._check_writable(client)
+            self._set_roles(client)
+
+    def _check_writable(self, client):
+        if not client.admin.command("hello")["isWritablePrimary"]:
             raise NotYet("it is not primary yet")
 
-    def _set_roles(self, connection):
+    def _set_roles(self, client):
         if self.stack.test_databases:
             roles = {"projection": ["readWriteAnyDatabase"], "query": ["readAnyDatabase"]}
         else:
             on = {"db": "watershed"}
             roles = {"projection": [{**on, "role": "readWrite"}], "query": [{**on, "role": "read"}]}
         roles["operator"] = ["readWriteAnyDatabase", "dbAdminAnyDatabase", "clusterMonitor"]
-        there = {user["user"] for user in connection.run("admin", {"usersInfo": 1})["users"]}
+        there = {user["user"] for user in client.admin.command("usersInfo", 1)["users"]}
         for user, granted in roles.items():
             if user in there:
-                connection.run("admin", {"updateUser": user, "roles": granted})
+                client.admin.command("updateUser", user, roles=granted)
             else:
                 login = {"pwd": self.passwords[user], "mechanisms": ["SCRAM-SHA-256"]}
-                connection.run("admin", {"createUser": user, **login, "roles": granted})
+                client.admin.command("createUser", user, **login, roles=granted)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::{self, consumer::pull};
 use bson::doc;
 use futures_util::StreamExt;
 use serde_json::json;
@@ -41,6 +42,54 @@ async fn a_client_can_neither_publish_events_nor_answer_for_a_service() {
             heard.is_err() || intruder.nats.statistics().in_messages.load(std::sync::atomic::Ordering::Relaxed) == 0
         );
     }
+    super::relay::assert_stream_is_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_reads_every_event_in_order_and_goes_on_where_it_stopped() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let product = system.product(1).await.id;
+    let restock = json!({"id": product, "quantity": 1});
+    let connect = async || {
+        let (options, servers) = runtime::nats_options(system.stack.url("NATS_SUBSCRIBER_URL")).unwrap();
+        options.custom_inbox_prefix("_INBOX_subscriber").connect(servers).await.unwrap()
+    };
+    let durable = pull::Config { durable_name: Some("subscriber".into()), ..Default::default() };
+    let mut read = Vec::new();
+    for last in [10, 20] {
+        while system.head().await < last {
+            system.accept("product.restock", restock.clone()).await;
+        }
+        // A new connection each time: the server remembers what was acknowledged.
+        let stream = jetstream::new(connect().await).get_stream(system.stream()).await.unwrap();
+        let consumer = stream.get_or_create_consumer("subscriber", durable.clone()).await.unwrap();
+        let mut events = consumer.messages().await.unwrap();
+        while read.last() != Some(&last) {
+            let event = tokio::time::timeout(tests::PATIENCE, events.next()).await.unwrap().unwrap().unwrap();
+            read.push(event.info().unwrap().stream_sequence);
+            event.double_ack().await.unwrap();
+        }
+    }
+    assert_eq!(read, (1..=20).collect::<Vec<u64>>());
+
+    // It can do nothing else.
+    let client = connect().await;
+    let streams = jetstream::new(client.clone());
+    let stream = streams.get_stream(system.stream()).await.unwrap();
+    // What is forbidden is not answered.
+    let soon = Duration::from_millis(500);
+    let deleted = tokio::time::timeout(soon, stream.delete_consumer("subscriber")).await;
+    assert!(!matches!(deleted, Ok(Ok(_))));
+    let other = pull::Config { durable_name: Some("other".into()), ..Default::default() };
+    let made = tokio::time::timeout(soon, stream.create_consumer(other)).await;
+    assert!(!matches!(made, Ok(Ok(_))));
+    let command = system.subjects.command("product", "restock");
+    for subject in [command, system.subjects.query("product", "get"), system.subjects.event("product", "restocked")] {
+        client.publish(subject, restock.to_string().into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    stays("nothing happens", 20, async || system.head().await).await;
     super::relay::assert_stream_is_journal(&system).await;
 }
 
