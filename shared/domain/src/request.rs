@@ -56,7 +56,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// As it stands in the details of a failure, documented in the README.
+    /// As it stands in the details of a failure, documented in `docs/requests.md`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
