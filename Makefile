@@ -3,29 +3,40 @@
 # MONGODB_QUERY_URL). The ports of those that are started otherwise: WATERSHED_{NATS,POSTGRES,MONGODB}_PORT.
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test lint bench soak retail new-aggregate new-view
+.PHONY: help run up down unit test fmt lint bench soak retail new-aggregate new-view
 
 SCRIPTS := scripts/stack scripts/watershed scripts/request scripts/new $(wildcard scripts/*.py)
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
-		printf '  make %-8s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
+		printf '  make %-14s %s\n' "$$name" "$$what"; done
 
-run: ## get the servers, build, migrate, and run the three services until Ctrl-C
-	@scripts/watershed run
+run: ## get the servers, build, migrate, and run the three services until Ctrl-C [DEV=1: built for debugging]
+	@scripts/watershed run $(if $(DEV),--dev)
 
 up: ## the same in the background; returns when every service is ready
-	@scripts/watershed up
+	@scripts/watershed up $(if $(DEV),--dev)
 
 down: ## stop what `make up` started; the data stays (scripts/stack down --wipe removes it)
 	@scripts/watershed down
+
+unit: ## the tests of the domain and of the views, in seconds and without servers
+	cargo test --package domain --package views --locked
 
 test: ## all tests, on servers and ports of their own
 	python3 scripts/test_stack.py
 	cargo test --workspace --locked
 
+# Cargo does not find the modules that a macro declares.
+LISTED := $(wildcard shared/domain/src/*.rs shared/views/src/*.rs)
+
+fmt: ## format the code
+	cargo fmt --all
+	rustfmt --edition 2024 $(LISTED)
+
 lint: ## formatting, clippy with warnings as errors, the scripts, docker-compose.yml
 	cargo fmt --all --check
+	rustfmt --edition 2024 --check $(LISTED)
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' $(SCRIPTS)
 	@for script in .ci/run scripts/docker/*.sh; do bash -n $$script || exit 1; done
