@@ -1,6 +1,6 @@
 //! `docs/extending.md` is true: what it adds, and what the skeletons are, is one file and one line each, and passes all
-//! that is held against every aggregate and every view; what is forgotten is noticed, and named. All of it happens in a copy of
-//! the project, which shares the dependencies that are built already.
+//! that is held against every aggregate and every view; what is forgotten is noticed, and named. All of it happens in a
+//! copy of the project, which shares the dependencies that are built already.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -149,7 +149,8 @@ impl Project {
     }
 }
 
-/// Makes the second a copy of the first, but for what has one of these names. What is the same already is not touched, so that it is not built again.
+/// Makes the second a copy of the first, but for what has one of these names. What is the same already is not touched,
+/// so that it is not built again.
 fn synchronize(from: &Path, to: &Path, but: &[&str]) {
     if from.is_file() {
         let text = fs::read(from).unwrap();
@@ -176,8 +177,8 @@ fn synchronize(from: &Path, to: &Path, but: &[&str]) {
     }
 }
 
-/// Hard-links every library and every record of the first directory into the second, where it is not there yet. Programs, which
-/// have no extension and are large, are left out, but for those of build scripts.
+/// Hard-links every library and every record of the first directory into the second, where it is not there yet.
+/// Programs, which have no extension and are large, are left out, but for those of build scripts.
 fn link(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

@@ -107,8 +107,8 @@ pub async fn vacuumed(system: &System) {
     let journal = system.journal().await;
     let deadline = Instant::now() + VACUUM_TIMEOUT;
     loop {
-        // Rows that a running transaction can still see are left to the next vacuum. Without `index_cleanup`, a few dead rows
-        // would stay in the indexes, and go on counting as dead.
+        // Rows that a running transaction can still see are left to the next vacuum. Without `index_cleanup`, a few
+        // dead rows would stay in the indexes, and go on counting as dead.
         let tables = journal.query_one(TABLES, &[]).await.unwrap().get::<_, String>(0);
         journal.batch_execute(&format!("vacuum (analyze, index_cleanup on) {tables}")).await.unwrap();
         let pending: i64 = journal.query_one(PENDING, &[]).await.unwrap().get(0);

@@ -30,8 +30,8 @@ impl Stack {
         Arc::new(Self::start(name, &[]))
     }
 
-    /// Servers for a measurement, with more memory for MongoDB. It is still less than MongoDB's default, which is half of
-    /// the machine's memory.
+    /// Servers for a measurement, with more memory for MongoDB. It is still less than MongoDB's default, which is half
+    /// of the machine's memory.
     pub fn measured(name: &str) -> Arc<Self> {
         Arc::new(Self::start(name, &["--mongodb-cache-gb", "4"]))
     }

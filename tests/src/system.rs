@@ -1,5 +1,5 @@
-//! An installation of Watershed for one test, with its own subject prefix, stream and databases. The test starts replicas of
-//! the services in its own process, or in child processes that it can kill.
+//! An installation of Watershed for one test, with its own subject prefix, stream and databases. The test starts
+//! replicas of the services in its own process, or in child processes that it can kill.
 
 use std::{
     fs::File,

@@ -1,5 +1,5 @@
-//! Servers that are absent, refuse the password, or speak another protocol. Each service logs that once, with the server's
-//! address and the variable that names the server, and never with the password.
+//! Servers that are absent, refuse the password, or speak another protocol. Each service logs that once, with the
+//! server's address and the variable that names the server, and never with the password.
 
 use tests::{System, eventually, stays};
 use tokio::{io::AsyncWriteExt, net::TcpListener};

@@ -1,5 +1,5 @@
-//! Hostile messages: nothing that a client can send ends a service, stops it from listening, or keeps the requests of others
-//! from being answered.
+//! Hostile messages: nothing that a client can send ends a service, stops it from listening, or keeps the requests of
+//! others from being answered.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},

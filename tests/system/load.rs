@@ -97,8 +97,9 @@ async fn no_command_reads_a_whole_table() {
     }
 }
 
-/// Lets this many clients send this many commands of all kinds each, which touch the same few products and users. Checks that
-/// every reply accepts the command or refuses it for a business reason, and that every accepted command is in the journal.
+/// Lets this many clients send this many commands of all kinds each, which touch the same few products and users.
+/// Checks that every reply accepts the command or refuses it for a business reason, and that every accepted command is
+/// in the journal.
 pub async fn mixed_load(system: &System, clients: usize, commands: usize) -> Vec<Accepted> {
     let mut products = Vec::new();
     let mut users = Vec::new();

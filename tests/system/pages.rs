@@ -167,7 +167,8 @@ impl Example {
     }
 }
 
-/// The lines `nats request SUBJECT 'BODY' -H Name:Value` of a text, each with the comments below it: headers, and the body.
+/// The lines `nats request SUBJECT 'BODY' -H Name:Value` of a text, each with the comments below it: headers, and the
+/// body.
 fn typed(text: &str) -> Vec<Example> {
     let mut examples: Vec<Example> = Vec::new();
     let mut is_below = false;

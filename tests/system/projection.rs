@@ -170,7 +170,8 @@ async fn a_batch_that_cannot_be_written_takes_no_other_view_with_it() {
     let (user, product) = (system.user().await.id, system.product(1_000).await.id);
     let _projection = system.projection().await;
     journal::caught_up(&system).await;
-    // Somebody has a hand in the view's documents, while the projection service believes that it has this one in memory.
+    // Somebody has a hand in the view's documents, while the projection service believes that it has this one in
+    // memory.
     let products = system.views().await.collection::<Document>(&layout::collection("products", 1));
     assert_eq!(products.delete_one(doc! { "_id": product.to_string() }).await.unwrap().deleted_count, 1);
     let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});

@@ -202,7 +202,8 @@ async fn a_foreign_message_at_a_takeover_is_found_and_repaired_by_deleting_the_s
     }
 }
 
-/// Publishes a message that does not come from the relay. If it is plausible, it claims the position behind the given one.
+/// Publishes a message that does not come from the relay. If it is plausible, it claims the position behind the given
+/// one.
 async fn forge(relay: &jetstream::Context, system: &System, behind: u64, is_plausible: bool) {
     let mut headers = async_nats::HeaderMap::new();
     if is_plausible {

@@ -1,5 +1,5 @@
-//! Rolling restarts: every request is answered, whichever replica stops meanwhile, and however slow the connection to NATS
-//! is.
+//! Rolling restarts: every request is answered, whichever replica stops meanwhile, and however slow the connection to
+//! NATS is.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},

@@ -1,4 +1,5 @@
-//! Settings: an empty variable counts as not set, passwords come from files, and docker-compose.yml passes on every setting.
+//! Settings: an empty variable counts as not set, passwords come from files, and docker-compose.yml passes on every
+//! setting.
 
 use std::{
     io::{BufRead, BufReader},

@@ -1,4 +1,5 @@
-//! Sums beyond 64 bits, which valid orders can reach within seconds: the views, their reports and their lists stay right.
+//! Sums beyond 64 bits, which valid orders can reach within seconds: the views, their reports and their lists stay
+//! right.
 
 use std::iter::repeat_n;
 

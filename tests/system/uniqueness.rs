@@ -1,4 +1,5 @@
-//! Unique values, e-mail addresses and SKUs: only one living aggregate holds each, even under races, and can release it.
+//! Unique values, e-mail addresses and SKUs: only one living aggregate holds each, even under races, and can release
+//! it.
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -67,7 +68,8 @@ async fn a_sku_is_free_again_while_others_ask_for_it() {
     let create = json!({"sku": "S1", "name": "Lantern", "price": price});
     for _ in 0..20 {
         let id = system.accept("product.create", create.clone()).await.id;
-        // One product releases the SKU while others claim it. Each gets a clear reply, and never do two of them hold it.
+        // One product releases the SKU while others claim it. Each gets a clear reply, and never do two of them hold
+        // it.
         let (deleted, taken) = tokio::join!(
             system.try_command("product.delete", json!({"id": id})),
             join_all((0..8).map(|_| system.try_command("product.create", create.clone()))),

@@ -1,5 +1,5 @@
-//! Invalid input gets a clear error that names the field, changes nothing, and does not affect other commands in its batch.
-//! Every endpoint can be discovered, and every error is counted.
+//! Invalid input gets a clear error that names the field, changes nothing, and does not affect other commands in its
+//! batch. Every endpoint can be discovered, and every error is counted.
 
 use futures_util::{StreamExt, future::join_all};
 use serde_json::{Value, json};

@@ -1,5 +1,6 @@
 //! The writes of a batch to stored documents, and the MongoDB commands that carry them out. The invariant: afterwards a
-//! stored document has the same fields as the one in memory, in the same order; and only the fields that changed are sent.
+//! stored document has the same fields as the one in memory, in the same order; and only the fields that changed are
+//! sent.
 
 use anyhow::{bail, ensure};
 use bson::{
@@ -8,14 +9,14 @@ use bson::{
     rawdoc,
 };
 
-/// The largest size of a command's statements in bytes, unless it is a single one. The server accepts 16 MiB for a whole
-/// command, but nothing bounds the time that it takes over it: see [`MAX_STATEMENTS`].
+/// The largest size of a command's statements in bytes, unless it is a single one. The server accepts 16 MiB for a
+/// whole command, but nothing bounds the time that it takes over it: see [`MAX_STATEMENTS`].
 const MAX_BYTES: usize = 256 << 10;
 /// The largest number of statements in a command. The server accepts 100,000, and nothing bounds the time that it takes
-/// over them. The bytes do not tell what a statement costs: a product that comes into stock, or gets another name, changes
-/// about a hundred keys in its indexes, which takes 0.3 to 1 ms. While a month of orders was loaded and views were
-/// rebuilt on two busy cores, a command with 2,300 products occupied the server for up to 2.6 s. Split into commands of
-/// 200, none took longer than 0.5 s, and all of them together took about as long.
+/// over them. The bytes do not tell what a statement costs: a product that comes into stock, or gets another name,
+/// changes about a hundred keys in its indexes, which takes 0.3 to 1 ms. While a month of orders was loaded and views
+/// were rebuilt on two busy cores, a command with 2,300 products occupied the server for up to 2.6 s. Split into
+/// commands of 200, none took longer than 0.5 s, and all of them together took about as long.
 const MAX_STATEMENTS: usize = 200;
 
 /// A change to one document.
@@ -81,8 +82,8 @@ impl DocumentWrite {
     }
 }
 
-/// The fields that differ; `None` if the two documents do not have the same fields in the same order, since setting fields
-/// cannot turn one into the other then.
+/// The fields that differ; `None` if the two documents do not have the same fields in the same order, since setting
+/// fields cannot turn one into the other then.
 fn changed_fields(before: &RawDocument, after: &RawDocument) -> bson::error::Result<Option<RawDocumentBuf>> {
     let mut fields = RawDocumentBuf::new();
     let (mut before, mut after) = (before.iter(), after.iter());

@@ -89,7 +89,8 @@ impl Election {
         self.hand_over().await;
     }
 
-    /// Renews the leases if it is time to; then gives up views that other replicas lack, and acquires leases that are free.
+    /// Renews the leases if it is time to; then gives up views that other replicas lack, and acquires leases that are
+    /// free.
     ///
     /// # Errors
     /// If MongoDB or NATS is unavailable. The leaders go on until their leases expire.

@@ -1,5 +1,5 @@
-//! Folds events into documents in memory. The invariants: an event is applied to all of its documents, or to none; and a
-//! document in memory equals what MongoDB will hold once the batches up to here are written. Nobody else writes these
+//! Folds events into documents in memory. The invariants: an event is applied to all of its documents, or to none; and
+//! a document in memory equals what MongoDB will hold once the batches up to here are written. Nobody else writes these
 //! documents: each transaction makes sure of that, since it demands the checkpoint and the lease's term.
 
 use std::collections::HashMap;

@@ -1,9 +1,9 @@
-//! Leases in MongoDB, by its clock, say which replica leads each view. The invariant: whoever acquires the lease of a view
-//! gets a higher term than every holder before. A lease only says who should try to write; that nobody else can follows
-//! from the term in the checkpoint.
+//! Leases in MongoDB, by its clock, say which replica leads each view. The invariant: whoever acquires the lease of a
+//! view gets a higher term than every holder before. A lease only says who should try to write; that nobody else can
+//! follows from the term in the checkpoint.
 //!
-//! A lease is `{_id: view, holder, term, expires, session}`. Each replica also has an entry of its own,
-//! `{_id: "replica/…", holder, expires}`, so that all replicas know how many of them are live. A holder is the name of a
+//! A lease is `{_id: view, holder, term, expires, session}`. Each replica also has an entry of its own, `{_id:
+//! "replica/…", holder, expires}`, so that all replicas know how many of them are live. A holder is the name of a
 //! replica and an identifier of its process, since somebody may give two replicas the same name.
 
 use std::time::Duration;
@@ -104,7 +104,8 @@ impl Leases {
         Ok(lease.map(|lease| lease.term))
     }
 
-    /// Releases a lease, so that others can acquire it at once. The next term will be higher than this lease's and `above`.
+    /// Releases a lease, so that others can acquire it at once. The next term will be higher than this lease's and
+    /// `above`.
     pub async fn release(&self, lease: &Lease, above: i64) -> Result<(), Error> {
         let free = doc! { "$set": { "term": lease.term.max(above) }, "$unset": { "holder": "", "expires": "", "session": "" } };
         self.entries.update_one(self.held(lease), free).await.map(drop)

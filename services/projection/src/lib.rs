@@ -1,5 +1,5 @@
-//! The projection service: reads the stream of events, and writes the views to MongoDB. The effect of each event is stored
-//! exactly once, and nobody else writes there.
+//! The projection service: reads the stream of events, and writes the views to MongoDB. The effect of each event is
+//! stored exactly once, and nobody else writes there.
 //!
 //! One event on its way from the stream to the announced checkpoint:
 //!
@@ -14,8 +14,8 @@
 //! 7. `store` commits the writes together with the new checkpoint, in one transaction.
 //! 8. `projector` announces the new checkpoint over NATS to the query service, whose queries may be waiting for it.
 //!
-//! After any error the projector starts again from the stored checkpoint. `retry_state` paces the retries, and logs each
-//! failure once.
+//! After any error the projector starts again from the stored checkpoint. `retry_state` paces the retries, and logs
+//! each failure once.
 
 mod config;
 mod document_write;
@@ -57,8 +57,8 @@ use writer::Writers;
 /// releases the leases, and returns.
 ///
 /// # Errors
-/// If the configuration is wrong, or if a connection to NATS that has ended for good cannot be replaced. The service waits
-/// for a server that is unavailable.
+/// If the configuration is wrong, or if a connection to NATS that has ended for good cannot be replaced. The service
+/// waits for a server that is unavailable.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
     // Boxing the future compiles the service once, in this crate, and not again in every program that runs it.
     Box::pin(async move {

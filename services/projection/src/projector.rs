@@ -98,8 +98,8 @@ pub struct Projector<'a, V: View> {
     /// How much has been folded since the last batch was sealed.
     open_batch: Size,
     timers: Timers,
-    /// The view has failed and not yet recovered. It has a dedicated reader, and loads even documents that an event should
-    /// create: if such a document exists, the error then names the event instead of a write that failed.
+    /// The view has failed and not yet recovered. It has a dedicated reader, and loads even documents that an event
+    /// should create: if such a document exists, the error then names the event instead of a write that failed.
     is_recovering: bool,
     /// The view has a batch window, and the stream has far more events to come.
     is_catching_up: bool,
@@ -162,8 +162,8 @@ impl<'a, V: View> Projector<'a, V> {
     /// Takes the view over, and subscribes to the events after its checkpoint.
     ///
     /// # Errors
-    /// [`Superseded`] if a later leader has taken the view over; others if a server is unavailable, or there is no stream
-    /// yet.
+    /// [`Superseded`] if a later leader has taken the view over; others if a server is unavailable, or there is no
+    /// stream yet.
     async fn start(resources: &'a Resources, lease: &Lease, is_recovering: bool) -> anyhow::Result<Self> {
         let Resources { database, leases, reader, writers, .. } = resources;
         let writer = writers.of::<V>();

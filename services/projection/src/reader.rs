@@ -4,8 +4,8 @@
 //! The consumer is what NATS calls an ordered one: ephemeral, in memory, with one replica and without acknowledgements.
 //! This file makes its own, because async-nats's ordered consumer begins at the start of the stream if it has to be
 //! recreated before its first message, and checks for gaps less strictly than by position. It also pulls its own
-//! messages: async-nats pulls from a separate task and counts the messages to come only when that task reports; if all of
-//! them have arrived by then, its stream waits for them for ever.
+//! messages: async-nats pulls from a separate task and counts the messages to come only when that task reports; if all
+//! of them have arrived by then, its stream waits for them for ever.
 
 use std::time::Duration;
 
@@ -151,8 +151,8 @@ impl Reader {
         })
     }
 
-    /// Waits for an event, and returns it with those that have arrived behind it and fit into the room. The last one may
-    /// exceed the bytes. The call can be cancelled without losing an event.
+    /// Waits for an event, and returns it with those that have arrived behind it and fit into the room. The last one
+    /// may exceed the bytes. The call can be cancelled without losing an event.
     ///
     /// # Errors
     /// If the order cannot be kept, or the consumer is gone. The reader cannot be used any more then.
@@ -298,7 +298,8 @@ fn lost(error: impl ToString) -> ReadError {
 /// Where a message stands in the order of positions.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// The message has been returned before, and is skipped. The stream lost its end, or was rebuilt, and fills up again.
+    /// The message has been returned before, and is skipped. The stream lost its end, or was rebuilt, and fills up
+    /// again.
     Duplicate,
     /// The message is the one expected.
     Next,

@@ -1,6 +1,7 @@
-//! A view in MongoDB: its documents and its checkpoint. The invariant: both are written in one transaction, which demands
-//! that the stored checkpoint is the one that the batch began at, and that the stored term is that of the writer's lease.
-//! So the effect of each event is stored exactly once, and a writer whose term has passed cannot write at all.
+//! A view in MongoDB: its documents and its checkpoint. The invariant: both are written in one transaction, which
+//! demands that the stored checkpoint is the one that the batch began at, and that the stored term is that of the
+//! writer's lease. So the effect of each event is stored exactly once, and a writer whose term has passed cannot write
+//! at all.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -74,9 +75,9 @@ pub async fn connect(url: &str, database: &str) -> anyhow::Result<(Database, Str
     options.server_selection_timeout = Some(SERVER_TIMEOUT);
     options.connect_timeout = Some(SERVER_TIMEOUT);
     options.heartbeat_freq = Some(HEARTBEAT);
-    // A document must not be older than the checkpoint. With read concern `majority` it may be, on a primary that has just
-    // been elected. A document that is read and then rolled back in a failover does no harm, since the checkpoint is
-    // rolled back with it.
+    // A document must not be older than the checkpoint. With read concern `majority` it may be, on a primary that has
+    // just been elected. A document that is read and then rolled back in a failover does no harm, since the checkpoint
+    // is rolled back with it.
     options.selection_criteria = Some(ReadPreference::Primary.into());
     options.read_concern = Some(ReadConcern::local());
     options.write_concern = Some(WriteConcern::majority());
@@ -123,15 +124,15 @@ impl Store {
         Ok(store)
     }
 
-    /// Takes the view over for a writer of this term. Returns the position from which it goes on, and the journal that the
-    /// view's events come from, if there is one yet. Writers of earlier terms cannot write from then on.
+    /// Takes the view over for a writer of this term. Returns the position from which it goes on, and the journal that
+    /// the view's events come from, if there is one yet. Writers of earlier terms cannot write from then on.
     ///
     /// # Errors
-    /// [`Superseded`] if a writer of a later term has taken the view over; others if the documents were built by another
-    /// version of the view, or if MongoDB is unavailable.
+    /// [`Superseded`] if a writer of a later term has taken the view over; others if the documents were built by
+    /// another version of the view, or if MongoDB is unavailable.
     pub async fn take_over(&self, session: &mut ClientSession, term: i64) -> anyhow::Result<(u64, Option<Uuid>)> {
-        // An earlier attempt may have left a transaction open. If the server does not receive this, the transaction ends
-        // with the next use of the session.
+        // An earlier attempt may have left a transaction open. If the server does not receive this, the transaction
+        // ends with the next use of the session.
         let _ = session.abort_transaction().await;
         let name = self.documents.name();
         let taken_over = self
@@ -183,8 +184,8 @@ impl Store {
 /// Writes batches of different views in one transaction.
 ///
 /// # Errors
-/// If MongoDB is unavailable, or another writer has moved one of the checkpoints. It is then unknown whether the batches
-/// were written. The caller need not know: it goes on from the position that [`Store::take_over`] returns.
+/// If MongoDB is unavailable, or another writer has moved one of the checkpoints. It is then unknown whether the
+/// batches were written. The caller need not know: it goes on from the position that [`Store::take_over`] returns.
 pub async fn commit(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result<()> {
     if batches.is_empty() {
         return Ok(());

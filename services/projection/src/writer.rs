@@ -1,7 +1,7 @@
 //! Writes the batches of the views that this replica leads, one transaction after the other, with group commit: the
-//! batches that are ready when a transaction ends share the next one, since a transaction costs the server about as much
-//! for one view as for three. Views with a batch window have large batches; the other views have a writer of their own,
-//! and wait for none of those. The invariant: a batch that cannot be written does not make the others fail.
+//! batches that are ready when a transaction ends share the next one, since a transaction costs the server about as
+//! much for one view as for three. Views with a batch window have large batches; the other views have a writer of their
+//! own, and wait for none of those. The invariant: a batch that cannot be written does not make the others fail.
 
 use std::sync::Arc;
 
@@ -100,14 +100,16 @@ async fn run(session: Arc<Mutex<ClientSession>>, mut requests: mpsc::UnboundedRe
         let mut submitted = Vec::new();
         while !waiting.is_empty() {
             submitted.extend(collect(waiting.drain(..)).await);
-            // The views of the last transaction have only just heard that it ended, and may have their next batch ready.
+            // The views of the last transaction have only just heard that it ended, and may have their next batch
+            // ready.
             tokio::task::yield_now().await;
             while let Ok(request) = requests.try_recv() {
                 waiting.push(request);
             }
         }
         let mut session = session.lock().await;
-        // A view that has restarted meanwhile goes on from the stored checkpoint, and does not want this batch any more.
+        // A view that has restarted meanwhile goes on from the stored checkpoint, and does not want this batch any
+        // more.
         submitted.retain(|submitted| !submitted.written.is_closed());
         let (batches, written): (Vec<_>, Vec<_>) =
             submitted.into_iter().map(|Submitted { batch, written }| (batch, written)).unzip();

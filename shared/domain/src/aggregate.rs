@@ -7,8 +7,8 @@ use crate::{Aggregates, Claim, Id, Rejection, Timestamp};
 /// A kind of aggregate, and at the same time the state of one. It is stored as JSON after every command and read back
 /// before the next, so what was ever stored must be read for ever.
 ///
-/// Beside this, its file declares its commands and its events (the macros `commands!` and `events!`), and `lib.rs` names
-/// it in one list. Endpoints, schemas, subjects and tests all follow from these.
+/// Beside this, its file declares its commands and its events (the macros `commands!` and `events!`), and `lib.rs`
+/// names it in one list. Endpoints, schemas, subjects and tests all follow from these.
 pub trait Aggregate: Serialize + DeserializeOwned + Sized {
     /// Its name in subjects: `cmd.<KIND>.<verb>` and `evt.<KIND>.<event>`. Never changes once an event is stored.
     const KIND: &'static str;
@@ -17,8 +17,8 @@ pub trait Aggregate: Serialize + DeserializeOwned + Sized {
     const REJECTIONS: &'static [(&'static str, &'static str)] = &[];
 
     /// Requests in an order in which they can be sent, where the samples of the aggregates above it in the list were
-    /// sent before. Tests of all aggregates and of all views run on them: every command must be accepted once with every
-    /// field that it may have, every event must come of them, and every code of [`Self::REJECTIONS`].
+    /// sent before. Tests of all aggregates and of all views run on them: every command must be accepted once with
+    /// every field that it may have, every event must come of them, and every code of [`Self::REJECTIONS`].
     const SAMPLES: &'static [Sample];
 
     /// The enum that `commands!` declares.
@@ -33,8 +33,8 @@ pub trait Aggregate: Serialize + DeserializeOwned + Sized {
         Needs::default()
     }
 
-    /// The events that the command leads to, each with the aggregate that it happens to. No event means that the command
-    /// changes nothing, which is a success.
+    /// The events that the command leads to, each with the aggregate that it happens to. No event means that the
+    /// command changes nothing, which is a success.
     ///
     /// # Errors
     /// Why the command is refused. Nothing has changed then.

@@ -35,13 +35,13 @@ pub struct Aggregates {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Loaded {
-    /// As it was stored; 0 if it was not.
+    /// The version that is stored; 0 if the aggregate is new.
     stored_version: u64,
     version: u64,
     state: State,
 }
 
-/// Who held a claim when it was loaded; what became of it stands in `Aggregates::claims`.
+/// Who held a claim when it was loaded. Who holds it now stands in `Aggregates::claims`.
 #[derive(Clone, Debug, PartialEq)]
 struct ClaimChange {
     held_by: Option<Id>,
@@ -61,7 +61,7 @@ impl Aggregates {
     /// Adds an aggregate as it is stored, with the claims that it holds.
     pub fn load(&mut self, id: Id, version: u64, state: State) {
         for claim in state.claims() {
-            // Two addresses may have become one by a new rule: what the claims themselves say is right, see `load_claim`.
+            // By a newer rule, two stored addresses may count as one. The stored claims then decide: see `load_claim`.
             self.claims.entry(claim).or_insert(id);
         }
         self.loaded.insert(id, Loaded { stored_version: version, version, state });
@@ -72,11 +72,11 @@ impl Aggregates {
         self.claims.insert(claim, id);
     }
 
-    /// Decides the command and applies its events: all of them, or none if it is refused. The positions are left 0, for
-    /// the journal to give.
+    /// Decides the command and applies its events: all of them, or none if it is refused. Their positions are 0 until
+    /// the journal assigns them.
     ///
     /// # Errors
-    /// The rejection; then nothing has changed.
+    /// The command is refused. Nothing has changed then.
     pub fn execute(
         &mut self,
         command: Command,
@@ -87,10 +87,10 @@ impl Aggregates {
         Ok(self.record(events, now))
     }
 
-    /// Decides the command: what would happen to which aggregate. Nothing changes yet.
+    /// Decides which events the command leads to, each with its aggregate. Nothing changes yet.
     ///
     /// # Errors
-    /// The rejection.
+    /// The command is refused.
     pub fn decide(
         &self,
         command: Command,
@@ -107,12 +107,13 @@ impl Aggregates {
         command.decide(self, now)
     }
 
-    /// Applies what was decided, before anything else is. The positions are left 0, for the journal to give.
+    /// Applies decided events. No other may have been applied since they were decided. Their positions are 0 until the
+    /// journal assigns them.
     pub fn record(&mut self, events: Vec<(Id, Event)>, now: Timestamp) -> Vec<Recorded> {
         events.into_iter().map(|(id, event)| self.apply(id, event, now)).collect()
     }
 
-    /// The aggregate's version, 0 if it has never been.
+    /// The aggregate's version; 0 if there has never been such an aggregate.
     pub fn version(&self, id: Id) -> u64 {
         self.loaded.get(&id).map_or(0, |loaded| loaded.version)
     }
@@ -132,12 +133,12 @@ impl Aggregates {
         K::of(&self.loaded.get(&id)?.state)
     }
 
-    /// Who holds the claim.
+    /// The aggregate that holds the claim.
     pub fn holder(&self, claim: &Claim) -> Option<Id> {
         self.claims.get(claim).copied()
     }
 
-    /// What must be stored, in the order of the identifiers.
+    /// The aggregates that must be stored, in the order of their identifiers.
     pub fn changed(&self) -> impl Iterator<Item = Changed<'_>> {
         self.changed.iter().filter_map(|id| {
             let Loaded { stored_version, version, ref state } = *self.loaded.get(id)?;
@@ -145,13 +146,13 @@ impl Aggregates {
         })
     }
 
-    /// All aggregates that are there now, each with its version.
+    /// All aggregates that are loaded or new, each with its version and state.
     pub fn into_states(self) -> impl Iterator<Item = (Id, u64, State)> {
         self.loaded.into_iter().map(|(id, Loaded { version, state, .. })| (id, version, state))
     }
 
-    /// The claims that must be given up, in order, with who held them: whoever only seemed to hold one, by a state that
-    /// is older than a rule which makes two values one, has nothing to give up.
+    /// The claims that must be released, in order, each with its holder. An aggregate whose state is older than the
+    /// rule by which two values count as one may only seem to hold a claim: then it has none to release.
     pub fn released_claims(&self) -> impl Iterator<Item = (&Claim, Id)> {
         self.claims_changed.iter().filter_map(|(claim, change)| {
             let held = change.held_by?;
@@ -159,7 +160,7 @@ impl Aggregates {
         })
     }
 
-    /// The claims that must be taken after those were given up, in order, with who takes them.
+    /// The claims that must be taken after those have been released, in order, each with its new holder.
     pub fn taken_claims(&self) -> impl Iterator<Item = (&Claim, Id)> {
         self.claims_changed.iter().filter_map(|(claim, change)| {
             let holder = self.holder(claim)?;
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(stored.taken_claims().collect::<Vec<_>>(), [(&claim("ada@example.com"), id(2))]);
     }
 
-    /// By the rules of before they were two addresses.
+    /// By earlier rules, these were two addresses.
     #[test]
     fn of_two_whose_addresses_have_become_one_each_changes_and_gives_up_what_is_its_own() {
         let state = |email: &str| {

@@ -1,5 +1,5 @@
-//! What must hold of every command, event and state of every aggregate, also of those still to be written. All of it runs
-//! on the samples that each aggregate gives of itself.
+//! What must hold of every command, event and state of every aggregate, also of those still to be written. All of it
+//! runs on the samples that each aggregate gives of itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::{
     scenario::{Stored, assert_declared, command, id, parse},
 };
 
-/// Of each command the accepted sample with the most fields.
+/// For each command, the accepted sample with the most fields.
 fn examples() -> BTreeMap<String, Value> {
     let mut examples: BTreeMap<String, Value> = BTreeMap::new();
     for (known, sample) in samples().filter(|(_, sample)| sample.refused.is_none()) {
@@ -41,7 +41,7 @@ fn missing(schema: &Value, part: &Value, value: &Value) -> Option<String> {
     match value.as_array() {
         Some(items) => {
             let of_each: Vec<_> = items.iter().map(|item| missing(schema, &part["items"], item)).collect();
-            // One item that has everything will do.
+            // It is enough that one item has every field.
             of_each.into_iter().reduce(Option::and).flatten()
         }
         None => None,

@@ -12,10 +12,10 @@
 /// }
 /// ```
 ///
-/// Each variant holds a struct of the same name, which derives `Serialize`, `Deserialize` (with `deny_unknown_fields`) and
-/// `JsonSchema` and has an `id: Id`: the aggregate that the command is for. One that `creates` is refused where there is
-/// an aggregate with that identifier ([`crate::Aggregates::require_new`]); its `id` has a default, for the service to fill.
-/// Every other command is refused where there is none.
+/// Each variant holds a struct of the same name, which derives `Serialize`, `Deserialize` (with `deny_unknown_fields`)
+/// and `JsonSchema` and has an `id: Id`: the aggregate that the command is for. One that `creates` is refused where
+/// there is an aggregate with that identifier ([`crate::Aggregates::require_new`]); its `id` has a default, for the
+/// service to fill. Every other command is refused where there is none.
 macro_rules! commands {
     ($kind:ident { $($variant:ident($verb:literal, $($creates:ident,)? $description:literal))* }) => {
         #[derive(Clone, Debug, PartialEq)]
@@ -105,8 +105,8 @@ macro_rules! events {
     };
 }
 
-/// Declares the modules of all aggregates and the enums over them from the one list of them in `lib.rs`, with the matches
-/// that hand each to its module.
+/// Declares the modules of all aggregates and the enums over them from the one list of them in `lib.rs`, with the
+/// matches that hand each to its module.
 macro_rules! aggregates {
     ($($variant:ident($module:ident))*) => {
         $(pub mod $module;)*
@@ -134,8 +134,8 @@ macro_rules! aggregates {
             [$($module::COMMANDS),*].into_iter().flatten()
         }
 
-        /// All codes with which commands are refused, each with the kind of the aggregate that has it and its meaning. The
-        /// kind is empty for those that every aggregate has.
+        /// All codes with which commands are refused, each with the kind of the aggregate that has it and its meaning.
+        /// The kind is empty for those that every aggregate has.
         pub fn rejections() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
             [("", aggregates::REJECTIONS) $(, ($module::KIND, $module::$variant::REJECTIONS))*]
                 .into_iter()

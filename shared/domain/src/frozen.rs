@@ -1,6 +1,6 @@
-//! What was accepted once decodes for ever. The files hold what an older version of this program made of commands with
-//! all that it took: texts that are invisible, not normalised, or turned around; addresses that are none; currencies that
-//! were in use. They are never changed, only added to.
+//! Whatever was once stored can be read for ever. The files hold events and states that an older version of this
+//! program stored when its rules were laxer: with texts that are invisible, not normalised or reversed, with addresses
+//! that are not valid, with currencies that were in use then. Lines are added to the files, and never changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use crate::{Currency, Email, Event, Id, Name, Sku, State, events};
 
-/// Identifier, kind, name, schema, payload.
+/// Each line has the identifier, kind, name, schema and payload of an event.
 const EVENTS: &str = include_str!("frozen/events.jsonl");
-/// Identifier, kind, state, claims as they were made then.
+/// Each line has the identifier, kind and state of an aggregate, and its claims as that version made them.
 const STATES: &str = include_str!("frozen/states.jsonl");
 /// The currencies that were accepted.
 const CURRENCIES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN \
@@ -19,7 +19,8 @@ const CURRENCIES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BH
     MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RON \
     RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD TZS UAH UGX \
     USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG";
-/// Never accepted by an older version, since before its time: accepted now in orders of their time.
+/// Currencies that were withdrawn before the older version, which refused them. Today, orders of their time are
+/// accepted.
 const WITHDRAWN: [&str; 9] = ["HRK", "ANG", "CUC", "SLL", "ZWL", "LTL", "LVL", "EEK", "DEM"];
 
 fn rows(file: &str) -> impl Iterator<Item = Vec<Value>> {
@@ -62,7 +63,7 @@ fn every_state_that_was_ever_stored_decodes_to_what_it_said_and_can_be_claimed_b
         assert_eq!(now.len(), then.len());
         for ((scope, value), (old_scope, old_value)) in now.into_iter().zip(then) {
             assert_eq!(scope, old_scope);
-            // The migration leaves alone what is ASCII.
+            // The migration does not change ASCII values.
             assert!(value == old_value || !old_value.is_ascii(), "{old_value:?} {value:?}");
             assert!(value.len() < 2_500, "PostgreSQL's index takes no longer ones");
         }
@@ -70,7 +71,7 @@ fn every_state_that_was_ever_stored_decodes_to_what_it_said_and_can_be_claimed_b
     assert_eq!(seen.len(), 9, "every state of every kind: {seen:?}");
 }
 
-/// The files are worth something only if they hold what is refused today.
+/// Otherwise the files would show nothing.
 #[test]
 fn much_of_it_is_refused_today() {
     let texts = |field: &'static str| {

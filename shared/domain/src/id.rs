@@ -1,4 +1,4 @@
-//! Identifiers: UUIDs, the client's own if it sends one, else made by the service that takes the command.
+//! Identifiers are UUIDs. A client may choose one for a new aggregate; otherwise the command service makes it.
 
 use std::{fmt, str::FromStr};
 
@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use crate::strict;
 
-/// The identifier of an aggregate. Always written as 36 lower-case characters, in JSON and in BSON alike, so that a
-/// stored document needs no conversion on its way out. The nil UUID, the default, stands for none: no client may send it.
+/// The identifier of an aggregate. It is always written as 36 lower-case characters, in JSON and in BSON alike, so that
+/// a stored document needs no conversion on its way out. The nil UUID, the default, stands for none: no client may send
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub Uuid);
 
@@ -32,7 +33,7 @@ impl FromStr for Id {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        // `Uuid` also reads braces, URNs and bare hexadecimal digits: one spelling only, or two keys mean one thing.
+        // `Uuid` also reads braces, URNs and bare digits. If those were accepted, two keys could mean one aggregate.
         match Uuid::try_parse(text) {
             Ok(uuid) if text.len() == 36 && !uuid.is_nil() => Ok(Self(uuid)),
             Ok(_) | Err(_) => Err(InvalidId),

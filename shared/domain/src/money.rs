@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::strict::{self, Object};
 
-/// The largest amount that a price or a total may have, in minor units: far above any real one, and exact in a JSON reader
-/// that knows only doubles.
+/// The largest amount that a price or a total may have, in minor units. It is far above any real one, and a JSON reader
+/// that knows only doubles still reads it exactly.
 pub const MAX_AMOUNT: i64 = 1_000_000_000_000_000;
 
 /// An amount of money.
@@ -23,7 +23,7 @@ pub struct Money {
 }
 
 impl Money {
-    /// This amount so many times; `None` above [`MAX_AMOUNT`] and below 0.
+    /// This amount times `count`; `None` if that is above [`MAX_AMOUNT`] or below 0.
     pub fn times(self, count: i64) -> Option<Self> {
         let amount = self.amount.checked_mul(count).filter(|amount| (0..=MAX_AMOUNT).contains(amount))?;
         Some(Self { amount, ..self })
@@ -62,7 +62,7 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-/// A currency that is or was in use, by its ISO 4217 code. What is withdrawn stays in what was sold for it.
+/// A currency that is or was in use, by its ISO 4217 code. One that is withdrawn remains in the prices of its time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Currency([u8; 3]);
 
@@ -72,7 +72,7 @@ impl Currency {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// The first day, such as `2023-01-01`, on which the currency was in use no more.
+    /// The first day, such as `2023-01-01`, on which the currency was no longer in use; `None` if it is in use.
     pub fn withdrawn(&self) -> Option<&'static str> {
         WITHDRAWN.iter().find(|(code, _)| code.as_bytes() == self.0).map(|(_, day)| *day)
     }
@@ -135,8 +135,8 @@ impl JsonSchema for Currency {
     }
 }
 
-/// The active codes of ISO 4217 (list one, 2026), without precious metals, funds, and codes for testing. One that is
-/// withdrawn moves to the list below: what is stored must be read for ever.
+/// The active codes of ISO 4217 (list one, 2026), without precious metals, funds, and codes for testing. When one is
+/// withdrawn, it moves to the list below, since stored amounts must be read for ever.
 const CODES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD \
     CAD CDF CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD \
     HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD \
@@ -144,8 +144,8 @@ const CODES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD
     QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD \
     TZS UAH UGX USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG";
 
-/// The codes that ISO 4217 has withdrawn since 1999 (list three), each with the first day on which one could not pay in
-/// the currency any more; where it went in steps, with the day of the month that the list names.
+/// The codes that ISO 4217 has withdrawn since 1999 (list three), each with the first day on which nobody could pay in
+/// the currency any longer. Where the list names only a month, it is the first day of that month.
 const WITHDRAWN: &[(&str, &str)] = &[
     ("ADP", "2002-03-01"),
     ("AFA", "2003-01-01"),

@@ -1,6 +1,6 @@
 //! Orders: placed → paid → shipped; placed or paid → cancelled; shipped or cancelled → deleted. Placing takes the stock
-//! of every line, or of none; cancelling gives it back. Name and price of a line are fixed when the order is placed, and
-//! an order has one currency.
+//! of every line, or of none; cancelling gives it back. Name and price of a line are fixed when the order is placed,
+//! and an order has one currency.
 
 use std::collections::HashMap;
 
@@ -13,12 +13,12 @@ use crate::{
     user,
 };
 
-/// Lines in one order.
+/// The most lines that an order may have.
 pub const MAX_LINES: usize = 2_000;
-/// Pieces in one line.
+/// The most pieces that a line may have.
 pub const MAX_QUANTITY: i64 = 1_000_000;
-/// How far the clock of a client may be ahead: an order placed "now" is not refused for that. What the client says is
-/// kept as it is.
+/// How far a client's clock may be ahead, so that an order which is placed "now" is not refused. The time is kept as
+/// the client gives it.
 const CLOCK_DIFFERENCE_MILLIS: i64 = 5_000;
 
 commands! {
@@ -118,7 +118,7 @@ pub struct Paid {}
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shipped {}
 
-/// Carries what was undone, so that a view that counts orders can take it back without having kept them.
+/// The event repeats what was undone, so that a view that counts orders can take it back without having kept them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cancelled {
     pub user: Id,
@@ -316,8 +316,10 @@ impl Order {
     }
 }
 
+/// The order, which must be there.
+///
 /// # Errors
-/// If there is no such order, or no more.
+/// If there is no such order, or not any more.
 fn order(aggregates: &Aggregates, id: Id) -> Result<&Order, Rejection> {
     match aggregates.get::<Order>(id) {
         Some(Order::Deleted) | None => {
@@ -361,7 +363,7 @@ fn total(lines: &[Line]) -> Result<Money, Rejection> {
     total.ok_or_else(|| Rejection::refused("no_lines", "lines: an order has at least one").with("field", "lines"))
 }
 
-/// One event for each product, for all of its lines together.
+/// One event for each product, with the quantity of all its lines together.
 fn take_stock(aggregates: &Aggregates, order: Id, lines: &[Line]) -> Result<Vec<(Id, crate::Event)>, Rejection> {
     let take = |(id, quantity)| {
         let product = product::living(aggregates, id)?;
@@ -388,8 +390,8 @@ fn cancel(aggregates: &Aggregates, id: Id, placed: &Placed, refund_due: bool) ->
     [(id, cancelled.into())].into_iter().chain(stock_returned).collect()
 }
 
-/// The pieces of each product, in the order in which the lines first name it. At most [`MAX_LINES`] times
-/// [`MAX_QUANTITY`]: no overflow.
+/// The pieces of each product, in the order in which the lines first name it. The sums cannot overflow: they are at
+/// most [`MAX_LINES`] times [`MAX_QUANTITY`].
 fn quantities(lines: &[Line]) -> Vec<(Id, i64)> {
     let mut place: HashMap<Id, usize> = HashMap::new();
     let mut quantities: Vec<(Id, i64)> = Vec::new();
@@ -427,7 +429,7 @@ mod tests {
         scenario::{bare, command, create_order, create_product, gbp, given, id, now, register, restock},
     };
 
-    /// A user 1, and two products at 2.50: 10 with five pieces, 11 with three.
+    /// The user 1, and two products at 2.50 pounds: 10 with five pieces, 11 with three.
     fn shop() -> Vec<Command> {
         vec![register(1, "ada@example.com"), create_product(10, "A", 5), create_product(11, "B", 3)]
     }
@@ -792,7 +794,7 @@ mod tests {
         }
     }
 
-    /// Every status, and every command in it: what is not allowed says so, and what would be.
+    /// In every status every command is tried. A refusal names the statuses that would allow the command.
     #[test]
     fn each_status_allows_what_follows_it_and_nothing_else() {
         let pay = || bare("order.pay", 20);
@@ -822,7 +824,7 @@ mod tests {
         }
     }
 
-    /// Every status, and every event in it: one that cannot follow changes nothing.
+    /// In every status every event is tried. One that cannot follow changes nothing.
     #[test]
     fn each_event_leads_on_from_its_own_statuses_only() {
         let events = || {

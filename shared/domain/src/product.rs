@@ -82,13 +82,13 @@ events! {
 pub struct Created {
     pub sku: Sku,
     pub name: Name,
-    /// Of one piece.
+    /// The price of one piece.
     pub price: Money,
     /// Pieces.
     pub stock: i64,
 }
 
-/// All that the product now is, but for its stock.
+/// All attributes of the product as they now are, except its stock.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Updated {
     pub sku: Sku,
@@ -100,7 +100,7 @@ pub struct Updated {
 pub struct Restocked {
     /// Pieces: positive if added, negative if taken, never 0.
     pub quantity: i64,
-    /// The stock afterwards.
+    /// The stock afterwards, in pieces.
     pub stock: i64,
 }
 
@@ -110,7 +110,7 @@ pub struct StockTaken {
     pub order: Id,
     /// Pieces, above 0.
     pub quantity: i64,
-    /// The stock afterwards.
+    /// The stock afterwards, in pieces.
     pub stock: i64,
 }
 
@@ -120,7 +120,7 @@ pub struct StockReturned {
     pub order: Id,
     /// Pieces, above 0.
     pub quantity: i64,
-    /// The stock afterwards.
+    /// The stock afterwards, in pieces.
     pub stock: i64,
 }
 
@@ -139,7 +139,7 @@ pub enum Product {
 pub struct Living {
     pub sku: Sku,
     pub name: Name,
-    /// Of one piece.
+    /// The price of one piece.
     pub price: Money,
     /// Pieces, never below 0.
     pub stock: i64,
@@ -290,7 +290,7 @@ impl Update {
 impl Restock {
     fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
         let product = living(aggregates, self.id)?;
-        // Saturating only so as not to panic: both lie far from the limits of 64 bits.
+        // Both numbers are far from the limits of 64 bits; saturating only rules out a panic.
         let stock = product.stock.saturating_add(self.quantity);
         if stock < 0 {
             return Err(out_of_stock(self.id, product, self.quantity.saturating_neg()));
@@ -349,8 +349,10 @@ fn claim(sku: &Sku) -> Claim {
     Claim { scope: "product.sku", value: sku.normalized() }
 }
 
+/// Checks that one could pay in this currency at that time.
+///
 /// # Errors
-/// If nobody could pay in this currency at that time.
+/// If the currency had been withdrawn by then.
 pub(crate) fn require_in_use(currency: Currency, at: Timestamp, field: &str) -> Result<(), Rejection> {
     match currency.withdrawn() {
         Some(day) if *at.day() >= *day => {
@@ -411,7 +413,7 @@ mod tests {
         given([create_product(10, "85123A", 5)]).when(create_product(11, "85123a", 5)).then_accepted();
     }
 
-    /// It is 2026-01-31.
+    /// In these tests it is 2026-01-31.
     #[test]
     fn a_new_price_is_in_a_currency_that_is_in_use() {
         for (code, day) in [("BGN", "2026-01-01"), ("HRK", "2023-01-01"), ("DEM", "2002-03-01")] {

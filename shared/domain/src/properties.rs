@@ -1,4 +1,4 @@
-//! What must hold over any sequence of commands, also while the service stores and loads between its batches.
+//! Properties that hold over any sequence of commands, also when the aggregates are stored and loaded between batches.
 
 use std::{
     cell::RefCell,
@@ -26,7 +26,7 @@ use crate::{
 
 const CASES: u32 = 128;
 
-/// A command on its way, and whether the batch ends with it.
+/// A command, and whether a batch ends with it.
 #[derive(Clone, Debug)]
 struct Step {
     command: Command,
@@ -34,12 +34,12 @@ struct Step {
     ends_batch: bool,
 }
 
-/// Commands to the shop and to all aggregates that there are.
+/// Sequences of commands to the shop, and of commands to all aggregates.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop_oneof![3 => shop_steps(), 1 => sample_steps()]
 }
 
-/// The same handful of identifiers, e-mail addresses and SKUs again and again, so that they meet.
+/// Sequences that use a handful of identifiers, e-mail addresses and SKUs again and again, so that commands collide.
 fn shop_steps() -> BoxedStrategy<Vec<Step>> {
     // Most sequences start in a shop that is open.
     let openings = vec![vec![], open_shop(), open_shop(), open_shop()];
@@ -144,7 +144,7 @@ fn product_request(n: u128, sku: &str, price: Value, stock: i64) -> Value {
     json!({ "id": id(n), "sku": sku, "name": "Lantern", "price": price, "stock": stock })
 }
 
-/// Now and then the identifier of another kind.
+/// Identifiers of users, and now and then one of another kind.
 fn users() -> impl Strategy<Value = u128> {
     prop_oneof![40 => 1..4_u128, 1 => Just(11), 1 => Just(21)]
 }
@@ -194,7 +194,7 @@ fn placed_at() -> impl Strategy<Value = Option<&'static str>> {
     prop_oneof![8 => Just(None), 2 => Just(Some("2010-12-01T08:26:00Z")), 1 => Just(Some("2026-01-31T09:30:05.001Z"))]
 }
 
-/// What came of a sequence of commands that were all decided in one memory.
+/// The results of a sequence of commands that were decided without storing and loading in between.
 struct History {
     decided: Vec<(Step, Result<Vec<Recorded>, Rejection>)>,
     aggregates: Aggregates,
@@ -242,8 +242,8 @@ fn for_any_history(property: impl Fn(&History)) {
     for_any_steps(|steps| property(&History::of(steps)));
 }
 
-/// The sequences are worth something only if they go far: every event of the shop happens, every rule refuses. Always the
-/// same sequences, so that this never fails by chance.
+/// The sequences are worth something only if they go far: every event of the shop happens, every rule refuses. Always
+/// the same sequences, so that this never fails by chance.
 #[test]
 fn the_sequences_meet_every_command_every_event_and_every_refusal_of_the_shop() {
     let seen: RefCell<BTreeMap<String, u32>> = RefCell::default();
@@ -399,8 +399,8 @@ fn the_events_alone_lead_to_the_same_states() {
     });
 }
 
-/// Whatever comes, a state that is there stays there, and one that has come to its end stays as it is: applying an
-/// event never fails.
+/// Applying an event never fails: whatever the event, a state that is there stays there, and a final state stays as it
+/// is.
 #[test]
 fn an_event_that_does_not_belong_changes_nothing() {
     for_any_history(|history| {
@@ -460,7 +460,7 @@ fn batches_that_load_only_what_they_touch_decide_the_same_as_one_memory() {
     });
 }
 
-/// A piece of JSON or nearly so.
+/// JSON, or nearly so.
 fn json_like() -> impl Strategy<Value = String> {
     let pieces = [
         "{",

@@ -22,41 +22,41 @@ pub struct CommandType {
     pub parse: fn(&[u8], Id) -> Result<Command, Malformed>,
 }
 
-/// A request that is not as it must be.
+/// A request that cannot be accepted as it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed {
     /// The path of the field, such as `lines[2].quantity`; empty where the fault is not in one field.
     pub field: String,
     pub reason: Reason,
-    /// What was expected instead, to go on from "expected"; empty where the reason says it all.
+    /// What was expected instead, phrased to follow the word "expected"; empty where the reason says it all.
     pub expected: String,
-    /// What came, to go on from "got"; empty where that would repeat what the client sent.
+    /// What the client sent, phrased to follow the word "got"; empty where that would repeat its text.
     got: String,
 }
 
 /// What is wrong with a request: a stable word for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The field is needed and not there.
+    /// A required field is absent.
     Missing,
     /// There is no such field.
     Unknown,
-    /// The field is there more than once.
+    /// The field stands there more than once.
     Duplicate,
-    /// There is such a field, but not together with the others.
+    /// The field exists, but does not go together with the others.
     Unexpected,
-    /// A value of another JSON type, or a number with a fraction in place of a whole one.
+    /// The value has another JSON type, or is a number with a fraction in place of a whole one.
     WrongType,
-    /// The right type, but too small or too large, too few or too many.
+    /// The value has the right type, but is too small or too large, or has too few or too many items.
     OutOfBounds,
-    /// The right type, but not the form, or none of the choices.
+    /// The value has the right type, but not the right form, or is none of the choices.
     Invalid,
     /// The body is not one JSON value in UTF-8.
     NotJson,
 }
 
 impl Reason {
-    /// As it stands in the details of a failure, documented in `docs/requests.md`.
+    /// The word for it in the details of a failure, as documented in `docs/requests.md`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -70,7 +70,7 @@ impl Reason {
         }
     }
 
-    /// For people; empty where what was expected says it all.
+    /// A sentence for people; empty where what was expected says it all.
     fn in_words(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -83,15 +83,15 @@ impl Reason {
 }
 
 impl Malformed {
-    /// Texts are cut where they are overlong, and control characters replaced. `expected` goes on from "expected".
+    /// Overlong texts are cut, and control characters replaced. `expected` is phrased to follow the word "expected".
     pub fn new(field: &str, reason: Reason, expected: impl Into<String>) -> Self {
         let (field, expected) = (printable(field, 120), printable(&expected.into(), 480));
         Self { field, reason, expected, got: String::new() }
     }
 
-    /// The ends of the range that was expected, if it was one.
+    /// The least and the greatest value that were expected, if a range of numbers was.
     pub fn bounds(&self) -> Option<(i64, i64)> {
-        // An error of serde is a text, and all that there is of it.
+        // Serde's errors carry nothing but a text.
         let (_, range) = self.expected.split_once(" from ")?;
         let (min, rest) = range.split_once(" to ")?;
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
@@ -129,7 +129,7 @@ pub enum Undecodable {
 /// Parses a request: one JSON object. An empty body is read as `{}`, so that `nats request qry.user.list ""` works.
 ///
 /// # Errors
-/// Names the field, and says what was expected.
+/// The error names the field, and says what was expected.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
     let body = if body.is_empty() { b"{}" } else { body };
     read(body).map_err(|(path, error)| {
@@ -145,7 +145,7 @@ pub(crate) fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T, U
     Ok(serde_json::from_slice(payload)?)
 }
 
-/// An error comes with the path of its field.
+/// Reads the body. An error comes with the path of its field.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, (String, serde_json::Error)> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let Object(parsed) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -160,8 +160,9 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, (String, serde_json::Erro
     Ok(parsed)
 }
 
-/// The request with a number that can be read in place of the one at fault, if it was refused for a number that is too
-/// large even for a float. That happens before the field is asked what it expects; and no field expects this one either.
+/// If the request was refused for a number that is too large even for a float: the same request with a readable number
+/// in its place. Serde refuses such a number before the field can say what it expects, and no field accepts this one
+/// either.
 fn with_a_smaller_number(body: &[u8], error: &serde_json::Error) -> Option<Vec<u8>> {
     if !error.to_string().starts_with("number out of range") {
         return None;
@@ -175,7 +176,7 @@ fn with_a_smaller_number(body: &[u8], error: &serde_json::Error) -> Option<Vec<u
     Some([&body[..begins], b"1e300", rest].concat())
 }
 
-/// Says in the client's words what serde says in Rust's.
+/// Translates serde's error, which speaks of Rust, into the terms of JSON.
 fn malformed(path: &str, error: &serde_json::Error) -> Malformed {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -204,7 +205,7 @@ fn explain(path: &str, text: &str) -> Malformed {
     if let Some(name) = quoted("duplicate field `") {
         return Malformed::new(&join(path, name), Reason::Duplicate, "");
     }
-    // What was expected is ours and comes last; before it may stand what the client sent, whatever that says.
+    // The last part, what was expected, is our own text. Anything before it may come from the client.
     let (got, expected) = text.rsplit_once(", expected ").unwrap_or((text, ""));
     let of = |reason| Malformed::new(path, reason, in_json(expected));
     let fault = |prefix| got.strip_prefix(prefix);
@@ -231,7 +232,7 @@ fn explain(path: &str, text: &str) -> Malformed {
     }
 }
 
-/// serde's name of a type or value, as somebody says it who knows JSON and not Rust.
+/// Serde's name of a type or value, in the terms of JSON.
 fn in_json(name: &str) -> &str {
     let value = ["integer `", "floating point `", "boolean `"].iter().find_map(|kind| name.strip_prefix(kind));
     if let Some(value) = value.and_then(|value| value.strip_suffix('`')) {
@@ -291,7 +292,7 @@ mod tests {
     const A_QUANTITY: &str = "expected a whole number of pieces from 1 to 1000000";
     const A_TIME: &str = "expected a time in RFC 3339 such as 2026-01-31T09:30:00Z";
 
-    /// Checks the field, the reason, and all that a person is told after the field.
+    /// Checks the field, the reason, and the message after the field.
     #[track_caller]
     fn refused(command: &str, request: &str, field: &str, reason: Reason, told: &str) {
         let malformed = scenario::parse(command, request).expect_err(request);

@@ -1,4 +1,5 @@
-//! What the samples of all aggregates lead to, for the tests of everything that is built on aggregates: views, services.
+//! What the samples of all aggregates lead to, for the tests of everything that is built on aggregates: views,
+//! services.
 
 use crate::{Aggregates, CommandType, Recorded, Sample, Timestamp, commands, sample_lists};
 

@@ -29,12 +29,12 @@ pub(crate) fn parse(command: &str, request: impl AsRef<[u8]>) -> Result<Command,
     (found.unwrap().parse)(request.as_ref(), id(99))
 }
 
-/// A command that can be read.
+/// Reads a request that is valid.
 pub(crate) fn command(command: &str, request: Value) -> Command {
     parse(command, request.to_string()).unwrap_or_else(|malformed| panic!("{command} {request}: {malformed}"))
 }
 
-/// A command with nothing but the aggregate that it is for.
+/// A command whose only field is the `id`.
 pub(crate) fn bare(name: &str, n: u128) -> Command {
     command(name, json!({ "id": id(n) }))
 }
@@ -43,7 +43,7 @@ pub(crate) fn register(n: u128, email: &str) -> Command {
     command("user.register", json!({ "id": id(n), "email": email, "name": "Ada" }))
 }
 
-/// A product with this SKU at 2.50 pounds.
+/// Creates a product with this SKU at 2.50 pounds.
 pub(crate) fn create_product(n: u128, sku: &str, stock: i64) -> Command {
     command("product.create", json!({ "id": id(n), "sku": sku, "name": "Lantern", "price": gbp(250), "stock": stock }))
 }
@@ -52,7 +52,7 @@ pub(crate) fn restock(n: u128, quantity: i64) -> Command {
     command("product.restock", json!({ "id": id(n), "quantity": quantity }))
 }
 
-/// An order by the user, of products and quantities at the products' prices.
+/// Places an order of the user for products and quantities, at the products' prices.
 pub(crate) fn create_order(n: u128, user: u128, lines: &[(u128, i64)]) -> Command {
     let line = |(product, quantity): &(u128, i64)| json!({ "product": id(*product), "quantity": quantity });
     let lines: Vec<_> = lines.iter().map(line).collect();
@@ -135,7 +135,7 @@ impl Stored {
     }
 }
 
-/// What came of the commands before.
+/// The journal after the commands before.
 pub(crate) struct Given {
     stored: Stored,
 }

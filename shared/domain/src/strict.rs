@@ -1,4 +1,4 @@
-//! Readers for the parts of a request: each accepts one form only, and says in words what it expected.
+//! Readers for the parts of a request. Each accepts one form only, and its error says what was expected.
 
 use std::{fmt, marker::PhantomData};
 
@@ -54,7 +54,7 @@ impl<'de, T: for<'a> Deserialize<'a>> Deserialize<'de> for Choice<T> {
             type Value = T;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                // The error about a word that is none of them names them.
+                // Serde's error about an unknown word lists the words that there are.
                 let error = Self::read("").err().map(|error| error.to_string()).unwrap_or_default();
                 f.write_str(error.rsplit_once(", expected ").map_or("a string", |(_, words)| words))
             }
@@ -68,7 +68,7 @@ impl<'de, T: for<'a> Deserialize<'a>> Deserialize<'de> for Choice<T> {
     }
 }
 
-/// Reads what need not be there and has a default: `null` is as if it were not.
+/// Reads an optional value with a default. `null` means the same as its absence.
 ///
 /// # Errors
 /// Those of `T`.
@@ -81,7 +81,7 @@ pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Defaul
 /// Reads a string with `read`.
 ///
 /// # Errors
-/// If it is no string, or `read` gives `None`; `expected` goes on from "expected".
+/// If it is not a string, or `read` returns `None`. `expected` is phrased to follow the word "expected".
 pub fn text<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expected: &'static str,
@@ -110,7 +110,7 @@ pub fn text<'de, D: Deserializer<'de>, T>(
 /// Reads a string with `read`, or `null`.
 ///
 /// # Errors
-/// As [`text`].
+/// The errors of [`text`].
 pub(crate) fn text_if_any<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expected: &'static str,
@@ -147,7 +147,8 @@ pub(crate) fn text_if_any<'de, D: Deserializer<'de>, T>(
 /// Reads a whole number that is `allowed`.
 ///
 /// # Errors
-/// If it is no number, has a fraction or an exponent, or is not allowed; `expected` goes on from "expected".
+/// If it is not a number, has a fraction or an exponent, or is not allowed. `expected` is phrased to follow the word
+/// "expected".
 pub fn whole_number<'de, D: Deserializer<'de>>(
     deserializer: D,
     expected: fmt::Arguments<'_>,

@@ -1,7 +1,7 @@
 //! Texts that cannot be wrong: trimmed, in NFC, not empty, bounded in characters, without control characters
 //! (PostgreSQL's text cannot hold a NUL, and a line break in a name is somebody's mistake).
 //!
-//! These rules are for requests. What is stored was accepted under the rules of its day, which were fewer, and must be
+//! These rules hold for requests. A stored text was accepted under the rules of its day, which were fewer, and must be
 //! read for ever: `Deserialize` takes any text, and the structs of commands name `requested` instead.
 
 use std::{borrow::Cow, fmt, ops::Deref};
@@ -27,7 +27,7 @@ macro_rules! texts {
 
         impl $name {
             /// # Errors
-            /// What was expected, in words for the one who sent the text.
+            /// The error says what was expected, in words for whoever sent the text.
             pub fn new(text: &str) -> Result<Self, InvalidText> {
                 let composed = composed(text);
                 let text = composed.trim();
@@ -39,24 +39,24 @@ macro_rules! texts {
                 Err(InvalidText($expected))
             }
 
-            /// The text in NFC, as requests bring it and as not all is that was stored before they did.
+            /// The text in NFC. New texts are in NFC already; some that were stored earlier are not.
             #[must_use]
             pub fn composed(&self) -> Self {
                 Self(composed(&self.0).into_owned())
             }
 
-            /// Reads the text of a request, by the rules of [`Self::new`]. For `deserialize_with`.
+            /// Reads the text of a request by the rules of [`Self::new`], for `deserialize_with`.
             ///
             /// # Errors
-            /// What was expected.
+            /// The error says what was expected.
             pub fn requested<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 strict::text(deserializer, $expected, |text| Self::new(text).ok())
             }
 
-            /// The same where the text may be absent.
+            /// Reads an optional text of a request in the same way.
             ///
             /// # Errors
-            /// What was expected.
+            /// The error says what was expected.
             pub fn requested_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
                 strict::text_if_any(deserializer, $expected, |text| Self::new(text).ok())
             }
@@ -88,7 +88,7 @@ macro_rules! texts {
             }
         }
 
-        /// A text that is stored, as it is.
+        /// Takes a stored text as it is.
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 strict::text(deserializer, "a text", |text| Some(Self(text.to_owned())))
@@ -117,7 +117,7 @@ const NO_BREAKS: [char; 0] = [];
 const LINE_BREAKS: [char; 2] = ['\n', '\r'];
 
 texts! {
-    /// The name of a user or a product. Joiners and the like stay: scripts and emoji need them.
+    /// The name of a user or a product. Joiners and the like are kept, since some scripts and emoji need them.
     Name {
         max: 200,
         breaks: NO_BREAKS,
@@ -147,7 +147,7 @@ texts! {
         check: is_legible,
         expected: "a country of 1 to 60 characters, not all invisible, without control characters"
     }
-    /// What somebody writes in lines, such as a review or a message. Whatever ends a line in it, it is kept as sent.
+    /// A text of several lines, such as a review or a message. Its line breaks are kept as they were sent.
     Note {
         max: 2_000,
         breaks: LINE_BREAKS,
@@ -162,12 +162,12 @@ texts! {
 pub struct InvalidText(&'static str);
 
 impl Email {
-    /// The address as it is compared: spellings that are one to every eye, or differ in letter case alone, are one
-    /// (`Ada@Example.com`, `ada@example.com`), and so are the two spellings of a domain that is not ASCII.
+    /// The form in which addresses are compared. Spellings that look the same or differ only in letter case have one
+    /// form (`Ada@Example.com`, `ada@example.com`), and so have the two spellings of a domain that is not ASCII.
     pub fn normalized(&self) -> String {
         match self.0.rsplit_once('@') {
             Some((local, domain)) => {
-                // What is no domain by today's rules may be stored: it was accepted once.
+                // A stored address may have a domain that today's rules would refuse.
                 let domain = ascii_domain(&visible(domain)).unwrap_or_else(|| caseless(domain));
                 format!("{}@{domain}", caseless(local))
             }
@@ -177,13 +177,13 @@ impl Email {
 }
 
 impl Sku {
-    /// The code as it is compared: spellings that are one to every eye are one.
+    /// The form in which SKUs are compared. Spellings that look the same have one form.
     pub fn normalized(&self) -> String {
         compatible(&self.0)
     }
 }
 
-/// The shape alone: whether an address works shows only when something is sent to it.
+/// Checks the shape alone. Whether an address works shows only when something is sent to it.
 fn is_email(text: &str) -> bool {
     let Some((local, domain)) = text.rsplit_once('@') else {
         return false;
@@ -198,26 +198,27 @@ fn is_email(text: &str) -> bool {
         && local.len() + 1 + domain.len().max(ascii.len()) <= 254
 }
 
-/// The domain as the domain name system knows it; `None` if it is none. Two domains are one if these are equal.
+/// The domain as the domain name system knows it; `None` if it is not a domain. Two spellings with the same result name
+/// one domain.
 fn ascii_domain(domain: &str) -> Option<String> {
     let ascii =
         Uts46::new().to_ascii(domain.as_bytes(), AsciiDenyList::URL, Hyphens::CheckFirstLast, DnsLength::Verify);
     ascii.ok().map(Cow::into_owned)
 }
 
-/// Whether there is something to read, and no character that turns the text around it: with those a name shows as
-/// another than it is, or upsets the line that it stands in.
+/// Whether there is something to read, and no character that reverses the direction of the text around it: with those,
+/// a name could look like another, or disturb the line that it stands in.
 fn is_legible(text: &str) -> bool {
     text.chars().any(|c| !c.is_whitespace() && !is_invisible(c))
         && !text.contains(|c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
 }
 
-/// Whether the character can be seen, and will be compared for ever as it is today.
+/// Whether the character is visible, and compares in later versions of Unicode as it does today.
 fn is_plain(c: char) -> bool {
     !c.is_whitespace() && !is_invisible(c) && is_assigned(c)
 }
 
-/// Control characters, and what Unicode has besides to break lines.
+/// Control characters, and Unicode's own line and paragraph separators.
 fn is_control(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
 }
@@ -284,7 +285,7 @@ mod tests {
         assert_eq!(&*Sku::new("E\u{301}1").unwrap(), "É1");
         assert_eq!(&*Country::new("Co\u{302}te d’Ivoire").unwrap(), "Côte d’Ivoire");
         assert_eq!(&*Email::new("ame\u{301}lie@example.com").unwrap(), "amélie@example.com");
-        // Two hundred characters, whichever way each is written.
+        // These are two hundred characters in either spelling.
         assert!(Name::new(&"e\u{301}".repeat(200)).is_ok() && Name::new(&"e\u{301}".repeat(201)).is_err());
         assert!(Sku::new(&"e\u{301}".repeat(64)).is_ok() && Sku::new(&"é".repeat(65)).is_err());
     }

@@ -1,6 +1,7 @@
-//! How texts are made comparable: what looks the same to every eye, or is the same but for letter case, gets one form.
-//! The invariants: each form is its own form, and forms of texts that Unicode calls equivalent are equal. Unicode promises
-//! that the forms of assigned characters never change, so what is stored today can be compared with in later versions.
+//! Forms in which texts are compared: texts that look the same, or differ only in letter case, get one form. The
+//! invariants: the form of a form is that form, and texts that Unicode calls equivalent have equal forms. Unicode
+//! promises that the forms of assigned characters never change, so later versions can compare with what is stored
+//! today.
 
 use std::borrow::Cow;
 
@@ -11,27 +12,28 @@ use icu_properties::{
     props::{DefaultIgnorableCodePoint, GeneralCategory, NoncharacterCodePoint},
 };
 
-/// Characters that are drawn as nothing, though their properties do not say so.
+/// Characters that show nothing, though their Unicode properties do not say so.
 const BLANKS: [char; 5] = ['\u{2800}', '\u{16fe4}', '\u{13441}', '\u{13442}', '\u{1d159}'];
 
-/// The text in NFC: letters and their marks in one of the spellings that mean the same.
+/// The text in NFC, in which letters and their marks have one spelling.
 pub(crate) fn composed(text: &str) -> Cow<'_, str> {
     ComposingNormalizerBorrowed::new_nfc().normalize(text)
 }
 
-/// The form in which texts are compared where letter case counts: compatibility forms (NFKC), nothing invisible.
+/// The form in which texts are compared where letter case counts: NFKC, without invisible characters.
 pub(crate) fn compatible(text: &str) -> String {
     ComposingNormalizerBorrowed::new_nfkc().normalize(&visible(text)).into_owned()
 }
 
-/// The form in which texts are compared where letter case does not count: compatibility forms (NFKC), full case folding,
-/// nothing invisible. The last sigma of a word is folded like any other, so that the beginning of a text stays its
-/// beginning.
+/// The form in which texts are compared where letter case does not count: NFKC with full case folding, without
+/// invisible characters. The last sigma of a word is folded like any other, so that a prefix of a text gives a prefix
+/// of its form.
 pub fn caseless(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
     }
-    // A letter may fold to what has a compatibility form of its own, and the other way round: Unicode's definition D146.
+    // Folding may yield a letter with a compatibility form, and the other way round. Unicode's definition D146 says how
+    // often to repeat both.
     let (nfkd, folding) = (DecomposingNormalizerBorrowed::new_nfkd(), CaseMapper::new());
     let once = nfkd.normalize(folding.fold_string(&nfkd.normalize(&visible(text))).as_ref()).into_owned();
     ComposingNormalizerBorrowed::new_nfkc().normalize(&folding.fold_string(&once)).into_owned()
@@ -47,12 +49,12 @@ pub(crate) fn is_invisible(c: char) -> bool {
             || BLANKS.contains(&c))
 }
 
-/// Whether the character has a meaning yet. The forms of one that has none may change with the next version of Unicode.
+/// Whether Unicode has assigned the character. The forms of an unassigned one may change with the next version.
 pub(crate) fn is_assigned(c: char) -> bool {
     c.is_ascii() || CodePointMapData::<GeneralCategory>::new().get(c) != GeneralCategory::Unassigned
 }
 
-/// The text without what shows nothing.
+/// The text without invisible characters.
 pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     if text.contains(is_invisible) { text.chars().filter(|c| !is_invisible(*c)).collect() } else { text.into() }
 }
@@ -104,7 +106,7 @@ mod tests {
                 assert_eq!(once.is_empty(), is_invisible(c), "{c:?}");
             }
             assert_eq!(caseless(&text.to_lowercase()), caseless(&text), "{c:?}");
-            // Only a Turk writes I for it; whether it is one cannot be known.
+            // Turkish has I as its capital, but the language of the text is not known.
             assert!(c == 'ı' || caseless(&text.to_uppercase()) == caseless(&text), "{c:?}");
         }
     }
@@ -117,7 +119,7 @@ mod tests {
         assert!(!"a1 é字ิ\u{301}★🎁\u{e000}".contains(is_invisible));
     }
 
-    /// Letters, marks and invisibles that meet, now and then anything.
+    /// Texts of letters, marks and invisible characters that interact, and now and then of any character.
     fn text() -> impl Strategy<Value = String> {
         let c = prop_oneof![
             8 => prop::sample::select("aAeßẞσςΣﬁÅ\u{212b}\u{301}\u{323}\u{30a}\u{345}ᾳΐ가\u{1100}\u{1161}\u{11a8}ｶﾞกำิ่क्षि\u{200d}\u{fe0f}\u{200b} ".chars().collect::<Vec<_>>()),
@@ -140,7 +142,7 @@ mod tests {
                     prop_assert_eq!(&form(&equivalent), &wanted);
                 }
             }
-            // A compatibility form may put an invisible character's neighbours in another order: only without any.
+            // Only without invisible characters: next to one, a compatibility form may reorder its neighbours.
             let text = visible(&text).into_owned();
             for form in [caseless, compatible] {
                 for equivalent in [nfkc.normalize(&text), nfkd.normalize(&text)] {

@@ -60,7 +60,7 @@ pub struct Registered {
     pub country: Option<Country>,
 }
 
-/// All that the user now is, not the difference.
+/// All attributes of the user as they now are, not the difference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Updated {
     pub email: Email,
@@ -288,7 +288,7 @@ mod tests {
             ("ada@münchen.de", "ada@xn--mnchen-3ya.de"),
         ] {
             for (one, other) in [(one, other), (other, one)] {
-                // The service stores addresses composed.
+                // Addresses are stored in NFC.
                 let shown = other.replace("E\u{301}", "É");
                 given([register(1, one)]).when(register(2, other)).then_refused(
                     Conflict,

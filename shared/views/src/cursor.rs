@@ -1,6 +1,6 @@
-//! Cursors: where a page ended, as opaque text that a client hands back to get the next one. The invariants: a cursor
-//! fits only the query that it came from (its limit may change), and whatever text a client sends as a cursor, nothing
-//! of it but plain strings and integers ever gets into a filter.
+//! A cursor says where a page ended, as opaque text that a client sends back to get the next page. The invariants: a
+//! cursor fits only the query that it came from (except for its limit), and whatever text a client sends as a cursor,
+//! nothing but plain strings and integers of it ever gets into a filter.
 
 use bson::{Bson, Document, RawBsonRef, RawDocument, doc};
 use domain::{Malformed, Reason};
@@ -8,23 +8,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::Inapplicable;
 
-/// More than any cursor has: the longest sort key is a name of 200 characters, at most 800 bytes, two digits each.
+/// In bytes, and more than any cursor has: the longest sort key is a name of 200 characters, which has at most 800
+/// bytes of two digits each.
 const MAX_LENGTH: usize = 4_096;
 
-/// What makes the cursor of the next page, and reads the one of this page.
+/// Makes the cursors of one query, and reads them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cursor {
     /// The query's name, filters and sort, in 64 bits.
     fingerprint: u64,
-    /// All keys in one direction.
+    /// The sort keys, all in one direction.
     sort: Document,
 }
 
-/// What a cursor says, as JSON in hexadecimal digits.
+/// The content of a cursor: the query's fingerprint, and the last document's values at the sort keys. It is written as
+/// JSON in hexadecimal digits.
 #[derive(Serialize, Deserialize)]
-struct Place(u64, Vec<Value>);
+struct Content(u64, Vec<Value>);
 
-/// A page's last value at one sort key. No other kind of value is sorted by, or read from a client.
+/// A value at a sort key. Documents are sorted by no other kind, and no other is read from a client.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Value {
@@ -33,7 +35,7 @@ enum Value {
 }
 
 impl Cursor {
-    /// The cursors of one query. Its `sort` is total: the last key is unique.
+    /// For a query with this sort, whose last key is unique.
     pub(crate) fn new(query: &str, filter: &Document, sort: &Document) -> Self {
         Self { fingerprint: fnv1a(&format!("{query} {filter:?} {sort:?}")), sort: sort.clone() }
     }
@@ -45,11 +47,11 @@ impl Cursor {
     pub fn next(&self, last: &RawDocument) -> Result<String, Inapplicable> {
         let value = |path| value(last, path).ok_or_else(|| Inapplicable(format!("nothing to sort by at {path}")));
         let values = self.sort.keys().map(|path| value(path)).collect::<Result<_, _>>()?;
-        let json = serde_json::to_vec(&Place(self.fingerprint, values));
+        let json = serde_json::to_vec(&Content(self.fingerprint, values));
         json.map(|json| to_hex(&json)).map_err(|error| Inapplicable(error.to_string()))
     }
 
-    /// The condition that a document comes after the place that the cursor says.
+    /// The condition that a document comes after the one that the cursor was made of.
     ///
     /// # Errors
     /// If the text is not a cursor of this query.
@@ -59,8 +61,10 @@ impl Cursor {
             .and_then(from_hex)
             .and_then(|json| serde_json::from_slice(&json).ok());
         match place {
-            Some(Place(fingerprint, values)) if fingerprint == self.fingerprint && values.len() == self.sort.len() => {
-                Ok(self.beyond(values.into_iter().map(Bson::from).collect()))
+            Some(Content(fingerprint, values))
+                if fingerprint == self.fingerprint && values.len() == self.sort.len() =>
+            {
+                Ok(self.condition(values.into_iter().map(Bson::from).collect()))
             }
             Some(_) | None => Err(Malformed::new(
                 "cursor",
@@ -72,25 +76,25 @@ impl Cursor {
 
     /// For the keys a, b and the values x, y: `a > x or (a = x and b > y)`. The redundant `a >= x` in front of it gives
     /// the index a bound however the planner treats the `or`.
-    fn beyond(&self, values: Vec<Bson>) -> Document {
+    fn condition(&self, values: Vec<Bson>) -> Document {
         let (after, from) = match self.sort.values().next() {
             Some(Bson::Int32(1)) => ("$gt", "$gte"),
             Some(_) | None => ("$lt", "$lte"),
         };
-        let mut beyond = Document::new();
+        let mut condition = Document::new();
         let mut equal = Document::new();
         let mut alternatives = vec![];
         for (key, value) in self.sort.keys().zip(values) {
             if equal.is_empty() {
-                beyond.insert(key, doc! { from: &value });
+                condition.insert(key, doc! { from: &value });
             }
             let mut alternative = equal.clone();
             alternative.insert(key, doc! { after: &value });
             alternatives.push(alternative);
             equal.insert(key, value);
         }
-        beyond.insert("$or", alternatives);
-        beyond
+        condition.insert("$or", alternatives);
+        condition
     }
 }
 

@@ -1,6 +1,6 @@
-//! A view takes whatever the domain accepts: any sequence of accepted commands, every field at its ends, and sums that go
-//! beyond 64 bits. The commands are made from their schemas, and the views come from the list of them: new ones are
-//! covered without a word here.
+//! A view takes whatever the domain accepts: any sequence of accepted commands, every field with its extreme values,
+//! and sums beyond 64 bits. The commands are made from their schemas and the views come from the list of all, so that
+//! new ones are covered without a change here.
 
 use std::{
     cell::Cell,
@@ -18,10 +18,10 @@ use crate::{
     visit,
 };
 
-/// The server's bound.
+/// MongoDB's limit.
 const MAX_DOCUMENT_BYTES: usize = 16 << 20;
 
-/// Applies events to every view. Each document goes on as it is stored.
+/// Applies events to every view, each time to the documents as they are stored.
 struct Apply<'a> {
     events: &'a [Recorded],
     stored: &'a mut HashMap<(&'static str, String), RawDocumentBuf>,
@@ -63,7 +63,7 @@ impl Visitor for Apply<'_> {
 struct World {
     aggregates: Aggregates,
     stored: HashMap<(&'static str, String), RawDocumentBuf>,
-    /// Commands that were carried out.
+    /// How many commands were accepted.
     accepted: u32,
 }
 
@@ -87,7 +87,7 @@ fn parse(command: &CommandType, request: &Value, made: u128) -> Option<Command> 
     (command.parse)(request.to_string().as_bytes(), given::id(made)).ok()
 }
 
-/// Commands that make aggregates of every kind, in the order in which they refer to one another.
+/// Commands that create aggregates of every kind, in the order in which they refer to one another.
 fn opening() -> BoxedStrategy<Vec<(&'static CommandType, Value)>> {
     let creates = |known: &CommandType, request: &Value| parse(known, request, 1).is_none_or(|it| it.creates());
     let of_kind = |known: &'static CommandType| {
@@ -131,11 +131,11 @@ fn any_sequence_of_accepted_commands_is_taken_by_every_view() {
         Ok(())
     });
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
-    // Otherwise it would say nothing.
+    // Otherwise the test would show nothing.
     assert!(accepted.get() * 5 > sent.get(), "{accepted:?} of {sent:?}");
 }
 
-/// As many orders as take every sum beyond 64 bits, all of one user on one day, and then all of them cancelled.
+/// Enough orders to take every sum beyond 64 bits, all of one user and one day, and then the cancellation of each.
 #[test]
 fn sums_go_beyond_64_bits_and_come_back() {
     const ORDERS: u128 = 10_000;

@@ -1,4 +1,4 @@
-//! Events to begin tests with. An order of these is at version 1 when it is placed; every event happened at one moment.
+//! Events for tests. All of them happen at the same moment.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ pub fn id(n: u128) -> Id {
     format!("00000000-0000-0000-0000-{n:012}").parse().unwrap()
 }
 
-/// The document with this identifier after the events that concern it.
+/// The document with this identifier after the events.
 pub fn fold<V: View>(id: &str, events: &[Recorded]) -> Option<V::Document> {
     let concerned = events.iter().filter(|event| document_ids::<V>(event).iter().any(|changed| changed == id));
     concerned.fold(None, |document, event| V::evolve(document, id, event).unwrap())
@@ -35,7 +35,7 @@ pub fn page(plan: fn(&[u8]) -> Result<Plan, Malformed>, body: &str) -> List {
     }
 }
 
-/// The field that the refusal names.
+/// The field that the error about the request names.
 pub fn refusal(plan: fn(&[u8]) -> Result<Plan, Malformed>, body: &str) -> String {
     plan(body.as_bytes()).unwrap_err().field
 }
@@ -117,7 +117,7 @@ pub fn shipped(order: u128, version: u64) -> Recorded {
     recorded(order, version, Event::Order(order::Event::Shipped(order::Shipped {})))
 }
 
-/// The order of `placed`, cancelled.
+/// The cancellation of the order that was placed.
 pub fn cancelled(placed: &Recorded, version: u64, refund_due: bool) -> Recorded {
     let Event::Order(order::Event::Placed(order::Placed { user, placed_at, lines, total })) = placed.event.clone()
     else {
@@ -131,7 +131,7 @@ pub fn order_deleted(order: u128, version: u64) -> Recorded {
     recorded(order, version, Event::Order(order::Event::Deleted(order::Deleted {})))
 }
 
-/// One event of every kind, in an order in which they can happen.
+/// Every event of the shop, in an order in which they can happen.
 pub fn everything() -> Vec<Recorded> {
     let kept = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250), line(2, 1, 100), line(1, 3, 200)]);
     let given_up = placed(8, 9, "2010-12-01T08:26:00Z", vec![priced(1, 1, 30, "EUR")]);

@@ -1,12 +1,13 @@
-//! How views lie in MongoDB: what the projection service writes and the query service reads besides the documents.
+//! How views are stored in MongoDB: the collections that the projection service writes and the query service reads,
+//! besides those of the documents.
 
 use serde::{Deserialize, Serialize};
 
-/// Which generation of each view serves queries: one [`Serving`] per view.
+/// The collection that says which generation of each view serves queries, by one [`Serving`] per view.
 pub const VIEWS: &str = "views";
-/// How far each generation is: one [`Checkpoint`] per generation.
+/// The collection that says how far each generation is, by one [`Checkpoint`] per generation.
 pub const CHECKPOINTS: &str = "checkpoints";
-/// Who leads each view.
+/// The collection that says which replica leads each view.
 pub const LEASES: &str = "leases";
 
 /// The collection of a view's generation, such as `orders@3`; also the `_id` of its checkpoint.
@@ -23,7 +24,7 @@ pub struct Serving {
     pub generation: i32,
 }
 
-/// How far a generation is. The documents and this are written in one transaction.
+/// How far a generation is. It is written in one transaction with the documents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// The generation's collection.

@@ -71,20 +71,20 @@ pub trait View: Send + Sync + 'static {
     /// built anew.
     const VERSION: i32;
 
-    /// What is stored in MongoDB. Its `_id` is a string. Fields whose names start with `_` serve the indexes and are left
-    /// out of replies; `_id` is shown as `id`.
+    /// What is stored in MongoDB. Its `_id` is a string. Fields whose names start with `_` serve the indexes and are
+    /// left out of replies; `_id` is shown as `id`.
     type Document: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync;
 
-    /// The kinds of aggregates ([`domain::Aggregate::KIND`]) whose events it is built from. The functions below are called
-    /// for these alone.
+    /// The kinds of aggregates ([`domain::Aggregate::KIND`]) whose events it is built from. The functions below are
+    /// called for these alone.
     const AGGREGATES: &'static [&'static str];
 
     /// How long changes are gathered before they are written, while they come all the time. That costs much less where
     /// many events change the same few documents. What comes after a pause is written at once in any case.
     const BATCH_WINDOW: Duration = Duration::ZERO;
 
-    /// The identifiers of the documents that the event may change, each once. By default a document has the identifier of
-    /// its aggregate.
+    /// The identifiers of the documents that the event may change, each once. By default a document has the identifier
+    /// of its aggregate.
     fn document_ids(event: &Recorded) -> Vec<String> {
         vec![event.id.to_string()]
     }
@@ -124,7 +124,7 @@ pub fn document_ids<V: View>(event: &Recorded) -> Vec<String> {
 #[error("{0}")]
 pub struct Inapplicable(pub String);
 
-/// What is to be done with every view.
+/// Something to be done with every view, whatever its type.
 pub trait Visitor {
     fn visit<V: View>(&mut self);
 }
@@ -146,12 +146,12 @@ fn write<T: Serialize>(reply: &T) -> Result<Vec<u8>, Inapplicable> {
     serde_json::to_vec(reply).map_err(|error| Inapplicable(error.to_string()))
 }
 
-/// The document, which the event needs to be there.
+/// The document, for an event that needs it.
 fn present<D>(document: Option<D>, id: &str) -> Result<D, Inapplicable> {
     document.ok_or_else(|| Inapplicable(format!("there is no document {id}")))
 }
 
-/// Checks that there is no document yet, as the event makes it.
+/// Checks that there is no document yet, for an event that creates it.
 fn absent<D>(document: Option<&D>, id: &str) -> Result<(), Inapplicable> {
     match document {
         Some(_) => Err(Inapplicable(format!("there is a document {id} already"))),
@@ -210,7 +210,7 @@ mod tests {
         }
     }
 
-    /// Sort keys, as a cursor can carry them on to the next page.
+    /// Checks that a cursor can carry the sort keys of every list to the next page.
     struct CheckSortKeys(Vec<Recorded>);
 
     impl Visitor for CheckSortKeys {
@@ -256,7 +256,7 @@ mod tests {
                     kinds.insert(event.event.aggregate());
                     for id in document_ids::<V>(event) {
                         let before = documents.remove(&id);
-                        // The file does not hold all events of all aggregates, so some cannot be applied.
+                        // The file does not hold every event of every aggregate, so some cannot be applied.
                         let after = V::evolve(before.clone(), &id, event).unwrap_or(before);
                         let Some(document) = after else { continue };
                         let stored = bson::serialize_to_raw_document_buf(&document).unwrap();
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(check.left, BTreeMap::from([("orders", 0), ("users", 0), ("products", 0), ("sales", 3)]));
     }
 
-    /// There are sales of the time when it was in use.
+    /// Sales of the time when the currency was in use can be asked for.
     #[test]
     fn queries_take_a_currency_that_is_withdrawn() {
         let bodies = [
@@ -340,7 +340,7 @@ mod tests {
             for field in
                 (query.schema)().to_value()["properties"].as_object().into_iter().flatten().map(|(name, _)| name)
             {
-                // The same for all lists.
+                // These fields are the same for all lists.
                 let is_common = ["limit", "cursor"].contains(&&**field);
                 let is_shown = examples.iter().any(|example| example.get(field).is_some());
                 assert!(is_common || is_shown, "{place}: add one with the field `{field}`");

@@ -177,7 +177,7 @@ fn list(body: &[u8]) -> Result<Plan, Malformed> {
             return Err(Malformed::new("currency", Reason::Missing, "a currency, as the totals of one are sorted"));
         }
     };
-    // Of the orders of one user, those in a status are picked by the index's last key.
+    // Within the orders of one user, the index's last key selects the status.
     let among = match (user, status) {
         (Some(_), _) => Some("user"),
         (None, Some(_)) => Some("status"),
@@ -187,8 +187,8 @@ fn list(body: &[u8]) -> Result<Plan, Malformed> {
     List::page("order.list", filter, sorted, index(among, sort), limit, cursor.as_deref()).map(Plan::List)
 }
 
-/// The index over all orders, or among those with one `user` or `status`, in the order of the sort. Behind the sort's
-/// keys stand those that the filter then still has to look at, so that no document is read in vain.
+/// The index in the order of the sort, over all orders or within each `user` or `status`. After the sort's keys come
+/// those that the rest of the filter needs, so that no document is read in vain.
 fn index(among: Option<&str>, sort: Sort) -> Document {
     let mut index = Document::new();
     if let Some(field) = among {

@@ -16,11 +16,11 @@ use crate::{
     words::{Word, normalized, pieces},
 };
 
-/// Words in a search at most, as people count them: what stands between blanks. Those beyond are left out.
+/// The most words of a search, as people count them: separated by blanks. Further ones are ignored.
 const MAX_WORDS: usize = 8;
-/// Tokens in a search at most. One word may have several, such as each pair of letters where there are no blanks.
+/// The most tokens of a search. A word may have several, such as each pair of letters in a script without blanks.
 const MAX_WANTED: usize = 32;
-/// Tokens of a product at most. What the words of a name can have is less, and all that a search can ask for is within.
+/// The most tokens of a product. It is more than the words of any name have.
 const MAX_TOKENS: usize = 600;
 /// The token of every product, so that a search without words reads the same indexes.
 const EVERY: &str = "";
@@ -43,7 +43,7 @@ pub struct Product {
     normalized_sku: String,
     #[serde(rename = "_name")]
     normalized_name: String,
-    /// How many words the name has, then its key: the fewer words, the more of the name does a search cover.
+    /// How many words the name has, then its sort key. The fewer words the name has, the more of it a search covers.
     #[serde(rename = "_rank")]
     rank: String,
     #[serde(rename = "_tokens")]
@@ -132,13 +132,13 @@ impl Product {
         product.indexed()
     }
 
-    /// With the fields for the indexes as they follow from the SKU and the name.
+    /// Sets the fields for the indexes, which follow from the SKU and the name.
     fn indexed(mut self) -> Self {
         self.normalized_sku = self.sku.normalized();
         let words = pieces(&self.name).concat();
         self.normalized_name = normalized(&self.name);
-        // Three digits: more are worth nothing. One text, since a page that began at a number of words would have to find
-        // its place among all products that have so many.
+        // Three digits are enough. It is one text with the name: a page that began at a number of words would have to
+        // find its place among all products that have as many.
         let weight = words.iter().map(Word::weight).sum::<usize>().min(999);
         self.rank = format!("{weight:03}/{}", self.normalized_name);
         self.tokens = BTreeSet::from([EVERY.to_owned()]);
@@ -239,7 +239,7 @@ fn search(body: &[u8]) -> Result<Plan, Malformed> {
     List::page("product.search", filter, sorted, index(sort), limit, cursor.as_deref()).map(Plan::List)
 }
 
-/// The index in the order of the sort. Behind the sort's keys stand those that the filter then still has to look at.
+/// The index in the order of the sort. After the sort's keys come those that the rest of the filter needs.
 fn index(sort: Sort) -> Document {
     match sort {
         Sort::Relevance => doc! {
@@ -259,7 +259,7 @@ fn tokens(text: Option<&str>) -> Result<Vec<String>, Malformed> {
     };
     let (symbols, mut words): (Vec<Word>, Vec<Word>) =
         first_pieces(text).into_iter().partition(|word| matches!(word, Word::Symbol(_)));
-    // A symbol is mostly an ornament, or a unit.
+    // A symbol is mostly an ornament or a unit, so it counts only where there are no words.
     if words.is_empty() {
         words = symbols;
     }

@@ -1,4 +1,4 @@
-//! What a query asks of its view: a request, parsed strictly, becomes a plan, which the query service carries out.
+//! A query's request is parsed strictly and becomes a plan, which the query service carries out.
 
 use bson::{Document, RawDocumentBuf};
 use domain::{Id, Malformed, Reason, strict};
@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{Cursor, Inapplicable};
 
-/// Documents on a page if the request does not say.
+/// The number of documents on a page if the request does not say.
 pub const DEFAULT_LIMIT: i64 = 20;
-/// Documents on a page at most.
+/// The most documents on a page.
 pub const MAX_LIMIT: i64 = 100;
 
 /// One kind of query: what the query service needs to serve it.
@@ -21,10 +21,10 @@ pub struct Query {
     pub description: &'static str,
     /// The JSON Schema of the request.
     pub schema: fn() -> Schema,
-    /// Reads a request.
+    /// Reads a request and returns what it asks for.
     pub plan: fn(&[u8]) -> Result<Plan, Malformed>,
-    /// Requests, in JSON. Every field stands in one of them, but `limit` and `cursor`; tests ask for every combination of
-    /// the values that they show, and see to it that an index serves it.
+    /// Requests, in JSON. Every field stands in one of them, but `limit` and `cursor`; tests ask for every combination
+    /// of the values that they show, and see to it that an index serves it.
     pub examples: &'static [&'static str],
 }
 
@@ -40,22 +40,23 @@ pub enum Plan {
     Report(Report),
 }
 
-/// What at most one document has.
+/// A key that at most one document has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// The document's field, indexed and a text. The request's field has its name without the `_` in front.
+    /// The document's field: indexed, and a text. The request's field has the same name without a leading `_`.
     pub field: &'static str,
-    /// As documents have it.
+    /// The value as documents have it.
     pub value: String,
-    /// As the request has it.
+    /// The value as the request has it.
     pub asked: String,
 }
 
-/// A page of documents in the order of an index, never skipped to. Each sort key of each document that the filter finds is
-/// a string or a whole number of at most 64 bits, for nothing else can be carried by the cursor to the next page.
+/// A page of documents in the order of an index. No documents are skipped to get to it. Each sort key of each document
+/// that the filter finds is a string or a whole number of at most 64 bits, for nothing else can be carried by the
+/// cursor to the next page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct List {
-    /// The cursor's own condition included.
+    /// The request's conditions and the cursor's.
     pub filter: Document,
     /// The last key is unique, as `_id` is, so that no two documents have the same place.
     pub sort: Document,
@@ -86,7 +87,7 @@ impl PartialEq for Report {
 }
 
 impl Query {
-    /// The query for one document by its identifier, the same for every view that has it.
+    /// The query for one document by its identifier.
     pub(crate) const fn get(noun: &'static str, description: &'static str) -> Self {
         Self {
             noun,
@@ -175,17 +176,18 @@ pub(crate) fn get_by(id: Option<Id>, name: &str, other: Option<Key>) -> Result<P
     }
 }
 
-/// In the JSON Schema of such a query: exactly one of the two.
+/// Says in the JSON Schema of such a query that exactly one of the two fields must be there.
 pub(crate) fn one_of(name: &str) -> Value {
     let only = |name: &str| json!({ "required": [name], "properties": { name: { "type": "string" } } });
     json!([only("id"), only(name)])
 }
 
 impl List {
-    /// The page after the one that the cursor stands for, else the first. `query` is the query's noun and verb.
+    /// The page after the one that the cursor was made of, or the first page without a cursor. `query` is
+    /// `<noun>.<verb>`.
     ///
     /// # Errors
-    /// If the cursor is none of this query.
+    /// If the cursor does not come from this query.
     pub(crate) fn page(
         query: &str,
         filter: Document,
@@ -203,7 +205,7 @@ impl List {
     }
 }
 
-/// Documents on a page at most.
+/// How many documents a page may have.
 #[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[schemars(inline, extend("default" = DEFAULT_LIMIT))]
 pub(crate) struct Limit(#[schemars(range(min = 1, max = MAX_LIMIT))] pub i64);

@@ -1,5 +1,5 @@
-//! Requests for tests, made from their JSON Schemas: every field at the ends of what the domain accepts, the optional
-//! ones also left out. A command, a query or a field that is new is covered without a word here.
+//! Requests for tests, made from their JSON Schemas: every field with its extreme values, and the optional ones also
+//! left out. A new command, query or field is covered without a change here.
 
 use domain::CommandType;
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -7,16 +7,16 @@ use serde_json::{Map, Value, json};
 
 use crate::given;
 
-/// How many aggregates of each kind the requests name.
+/// How many aggregates of each kind the requests refer to.
 const NAMED: usize = 5;
-/// Moments; each test has one at which everything happens, and what lies behind it is refused.
+/// Points in time. Each test has one at which everything happens; later ones are refused.
 const MOMENTS: [&str; 4] =
     ["0000-01-01T00:00:00Z", "2010-12-01T23:59:59.999Z", "2010-12-02T00:30:00+01:00", "9999-12-31T23:59:59.999Z"];
-/// What texts are filled with: characters of one to four bytes, such as grow when they are put in lower case or in a
-/// compatible form, and what means something to MongoDB or to JSON.
+/// What texts are filled with: characters of one to four bytes, some of which grow in lower case or in NFKC, and
+/// characters with a meaning in MongoDB or in JSON.
 const FILLERS: [&str; 14] = ["x", "é", "ß", "İ", "ﷺ", "한", "𝄞", "👩", "$", ".", "%", "/", "\"", " a"];
 
-/// The names of the aggregates of one kind that requests use.
+/// The identifiers of the aggregates of one kind that the requests refer to.
 pub fn ids(kind: &str) -> Vec<String> {
     let first = kind.bytes().fold(0, |sum, byte| sum * 31 % 1_000_000 + u128::from(byte)) * 1_000;
     (0..NAMED as u128).map(|n| given::id(first + n).to_string()).collect()
@@ -28,7 +28,7 @@ pub fn command(command: &CommandType) -> BoxedStrategy<Value> {
     request(&schema, command.aggregate)
 }
 
-/// Requests of a schema; `id` in them is one of an aggregate of this kind.
+/// Requests of a schema. Their `id` is that of an aggregate of this kind.
 pub fn request(schema: &Value, kind: &str) -> BoxedStrategy<Value> {
     Maker { definitions: &schema["$defs"], kind }.value("", schema)
 }
@@ -102,7 +102,7 @@ impl Maker<'_> {
     }
 }
 
-/// Both ends, and what lies so far below the upper one that a million of it are no more.
+/// The extreme values, and one so far below the greatest that the sum of a million is not above it.
 fn integer(schema: &Value) -> BoxedStrategy<Value> {
     let end = |name: &str| schema[name].as_i64().unwrap_or_else(|| panic!("{name} is not said: {schema}"));
     let (min, max) = (end("minimum"), end("maximum"));
@@ -118,7 +118,7 @@ fn text(schema: &Value) -> BoxedStrategy<Value> {
         };
         (0..1_000_u32, select(FILLERS.to_vec())).prop_map(text)
     };
-    // The shortest are few, and soon taken where they must differ.
+    // There are few of the shortest, which are soon used up where values must be unique.
     prop_oneof![1 => filled(min), 4 => filled(max), 4 => filled(max / 2)].boxed()
 }
 
@@ -136,7 +136,7 @@ fn size(schema: &Value, name: &str, otherwise: usize) -> usize {
     schema[name].as_u64().map_or(otherwise, |size| usize::try_from(size).unwrap())
 }
 
-/// What every example must be good for: each is read by its own parser.
+/// Otherwise the other tests would show little.
 #[test]
 fn most_requests_are_well_formed() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();

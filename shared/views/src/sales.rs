@@ -20,7 +20,7 @@ use crate::{
     write,
 };
 
-/// Days in a period at most: a leap year.
+/// The most days of a period: those of a leap year.
 const MAX_DAYS: i64 = 366;
 const DAY_MILLIS: i64 = 86_400_000;
 
@@ -56,7 +56,7 @@ pub struct ProductFigures {
     pub day: String,
     pub currency: Currency,
     pub product: Id,
-    /// As in the order that was placed last.
+    /// The SKU and the name are those of the last order.
     pub sku: Sku,
     pub name: Name,
     /// Pieces.
@@ -202,7 +202,7 @@ enum By {
     Units,
 }
 
-/// A day in UTC, by the moment that it begins.
+/// A day in UTC, as the moment at which it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Day(Timestamp);
 
@@ -294,7 +294,8 @@ fn top(body: &[u8]) -> Result<Plan, Malformed> {
     Ok(Plan::Report(Report { pipeline: stages.concat(), render: render_top }))
 }
 
-/// Sums the sales of each product. They come in the order of the index, day by day, so that the last name is the latest.
+/// Sums the sales of each product. They come in the order of the index, day by day, so that the last name is the
+/// latest.
 fn in_currency(days: Document, currency: Currency) -> Vec<Document> {
     vec![
         doc! { "$match": { "kind": "product", "day": days, "currency": currency.as_str() } },
@@ -311,7 +312,7 @@ fn in_currency(days: Document, currency: Currency) -> Vec<Document> {
     ]
 }
 
-/// The same with a sum for each currency, which takes about twice the time.
+/// Sums the sales of each product in each currency, which takes about twice the time.
 fn in_all_currencies(days: Document) -> Vec<Document> {
     vec![
         doc! { "$match": { "kind": "product", "day": days } },
@@ -534,7 +535,7 @@ mod tests {
             r#"{"days":[{"day":"2010-12-01","orders":2,"units":3,"revenue":[{"amount":30,"currency":"EUR"},{"amount":500,"currency":"GBP"}]},{"day":"2010-12-01","orders":1,"units":1,"revenue":[{"amount":70,"currency":"GBP"}]}],"total":{"orders":3,"units":4,"revenue":[{"amount":30,"currency":"EUR"},{"amount":570,"currency":"GBP"}]}}"#
         );
         assert_eq!(rendered(&report, &[]).unwrap(), r#"{"days":[],"total":{"orders":0,"units":0,"revenue":[]}}"#);
-        // The sums of a whole year of days, each beyond 64 bits.
+        // A whole year of days, of which each has sums beyond 64 bits.
         let rich = document(day_of(number(i64::MAX), number(i64::MAX), &[(number(i64::MAX), "GBP")]));
         let sum = i128::from(i64::MAX) * 366;
         let total =

@@ -1,6 +1,6 @@
-//! What must hold of every request, of commands and queries alike: `null` means absent for what need not be there, and an
-//! error about a value names the field, the reason and what the schema says of it. All of it is taken from the schemas: a
-//! new command, query or field needs no test of its own.
+//! Properties of every request, of commands and queries alike: `null` means the same as absence for an optional field,
+//! and an error about a value names the field, the reason, and what the schema says of it. The cases come from the
+//! schemas, so that a new command, query or field needs no test of its own.
 
 use std::collections::BTreeMap;
 
@@ -15,10 +15,11 @@ type Read = dyn Fn(&str) -> Result<String, Malformed>;
 /// A command or a query.
 struct Endpoint {
     name: String,
-    /// The kind of the aggregates that it speaks of.
+    /// The kind of aggregate that its `id` refers to.
     kind: &'static str,
     schema: Value,
-    /// What a request is read as, in words, since commands and plans have no type in common.
+    /// Reads a request, and returns a description of what it was read as, since commands and plans have no type in
+    /// common.
     read: Box<Read>,
 }
 
@@ -40,17 +41,17 @@ fn endpoints() -> Vec<Endpoint> {
 
 /// A field of a request, wherever it stands.
 struct Field {
-    /// Of the object that it is in, as a JSON pointer.
+    /// The JSON pointer of the object that has the field.
     object: String,
     name: String,
-    /// As an error names it.
+    /// The path by which an error names the field.
     path: String,
     schema: Value,
     is_required: bool,
 }
 
 impl Endpoint {
-    /// Requests of all sorts, each with the fields that it may have.
+    /// Requests, valid or not, each with the fields that it may have.
     fn requests(&self, number: usize) -> impl Iterator<Item = (Value, Vec<Field>)> {
         let mut runner = TestRunner::deterministic();
         let requests = requests::request(&self.schema, self.kind);
@@ -62,7 +63,7 @@ impl Endpoint {
         })
     }
 
-    /// Some that are taken.
+    /// Ten requests that are accepted.
     fn good_requests(&self) -> Vec<(Value, Vec<Field>)> {
         let is_good = |(request, _): &(Value, Vec<Field>)| (self.read)(&request.to_string()).is_ok();
         let good: Vec<_> = self.requests(400).filter(is_good).take(10).collect();
@@ -120,7 +121,8 @@ impl Endpoint {
     }
 }
 
-/// The request with another value, or none, in a field. The value is a text: not all that a client can send is a [`Value`].
+/// The request with another value, or none, in a field. The value is a text, since a client can send more than a
+/// [`Value`] can hold.
 fn with(request: &Value, field: &Field, value: Option<&str>) -> String {
     const PLACE: &str = "\u{1}here\u{1}";
 

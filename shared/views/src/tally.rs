@@ -1,5 +1,5 @@
-//! Counting orders: an order counts when it is placed and no more when it is cancelled. The invariant: cancelling takes
-//! back exactly what placing added, so that no sum falls below zero, and none overflows ([`Whole`]).
+//! Counts orders: an order counts from when it is placed until it is cancelled. The invariant: cancelling takes back
+//! exactly what placing added, so that no sum falls below zero, and none overflows ([`Whole`]).
 
 use domain::{
     Currency, Event, Id, Money, Recorded, Timestamp,
@@ -17,14 +17,14 @@ pub struct Sum {
     pub currency: Currency,
 }
 
-/// Whether an order counts from now on, or no more.
+/// Whether an order counts from now on, or no longer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Tally {
     Count,
     TakeBack,
 }
 
-/// An order that an event lets count, or no more.
+/// An order that counts from this event on, or no longer.
 pub(crate) struct Counted<'a> {
     pub tally: Tally,
     pub user: Id,
@@ -53,7 +53,7 @@ impl Tally {
     /// The sum with the part added, or taken back.
     ///
     /// # Errors
-    /// If it falls below zero, which no event of the domain does to it, or overflows, for which there are not enough.
+    /// If the sum falls below zero or overflows. The domain's events lead to neither.
     pub(crate) fn apply(self, sum: Whole, part: Whole) -> Result<Whole, Inapplicable> {
         let result = match self {
             Self::Count => sum.plus(part),
@@ -62,7 +62,7 @@ impl Tally {
         result.ok_or_else(|| Inapplicable(format!("{self:?} {part} does not go with the sum {sum}")))
     }
 
-    /// The same for the sums of several currencies. They are in the order of the currencies, and none is zero.
+    /// Does the same with sums in several currencies. They are in the order of the currencies, and none is zero.
     pub(crate) fn apply_money(self, sums: &mut Vec<Sum>, part: &Sum) -> Result<(), Inapplicable> {
         let currency = part.currency;
         let found = sums.binary_search_by_key(&currency, |sum| sum.currency);
@@ -86,10 +86,10 @@ impl TryFrom<Money> for Sum {
     }
 }
 
-/// A count or an amount of an event.
+/// A count or an amount in an event.
 ///
 /// # Errors
-/// If it is below zero, which the domain accepts of neither.
+/// If it is below zero, which no count and no amount of the domain is.
 pub(crate) fn whole(number: i64) -> Result<Whole, Inapplicable> {
     Whole::try_from(number).map_err(|_| Inapplicable(format!("{number} is below zero")))
 }
@@ -97,7 +97,7 @@ pub(crate) fn whole(number: i64) -> Result<Whole, Inapplicable> {
 /// The pieces in the lines.
 ///
 /// # Errors
-/// If they are below zero, or more than `i64::MAX`: an order of the domain has two billion at most.
+/// If the sum is below zero or above `i64::MAX`. An order of the domain has two billion pieces at most.
 pub(crate) fn units<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Result<i64, Inapplicable> {
     let add = |sum: i64, line: &Line| sum.checked_add(line.quantity).filter(|sum| *sum >= 0);
     let sum = lines.into_iter().try_fold(0, add);

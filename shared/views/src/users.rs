@@ -27,7 +27,7 @@ pub struct User {
     pub name: Name,
     pub country: Option<Country>,
     pub registered_at: Timestamp,
-    /// Placed and not cancelled.
+    /// The number of orders that were placed and not cancelled.
     pub orders: Whole,
     /// The totals of those orders, by currency.
     pub spent: Vec<Sum>,
@@ -36,8 +36,9 @@ pub struct User {
     normalized_email: String,
     #[serde(rename = "_name")]
     normalized_name: String,
-    /// For each currency, alone and with the country: the amount and the id in one text ([`spent_key`]). One field
-    /// holds the whole sort, since a wildcard index, which serves any number of currencies, sorts by one field only.
+    /// The amount and the id in one text, for each currency alone and for each with the country ([`spent_key`]). One
+    /// field holds the whole sort key, since a wildcard index, which serves any number of currencies, sorts by one
+    /// field only.
     #[serde(rename = "_spent")]
     spent_texts: BTreeMap<String, String>,
 }
@@ -64,7 +65,7 @@ impl View for Users {
     fn evolve(document: Option<User>, id: &str, event: &Recorded) -> Result<Option<User>, Inapplicable> {
         let user_event = match &event.event {
             Event::User(user_event) => user_event,
-            // The orders of a deleted user go on without the document.
+            // The orders of a deleted user go on, but there is no document any more.
             Event::Order(_) => {
                 return match (document, Counted::of(event)) {
                     (Some(user), Some(order)) => user.counting(&order).map(Some),
@@ -129,7 +130,7 @@ impl User {
             id: event.id,
             email,
             name,
-            // So that it meets the one that is asked for, whatever was accepted before.
+            // Queries ask for the composed form, and a country that was stored earlier may have another.
             country: country.as_ref().map(Country::composed),
             registered_at: event.at,
             orders: Whole::ZERO,
@@ -142,20 +143,20 @@ impl User {
         user.indexed()
     }
 
-    /// The version stays: it is the user's, and an order is no event of the user.
+    /// The version stays as it is: an order is not an event of the user.
     fn counting(mut self, order: &Counted<'_>) -> Result<Self, Inapplicable> {
         self.orders = order.tally.apply(self.orders, whole(1)?)?;
         order.tally.apply_money(&mut self.spent, &order.total.try_into()?)?;
         Ok(self.indexed())
     }
 
-    /// With the fields for the indexes as they follow from the others.
+    /// Sets the fields for the indexes, which follow from the others.
     fn indexed(mut self) -> Self {
         self.normalized_email = self.email.normalized();
         self.normalized_name = normalized(&self.name);
         self.spent_texts.clear();
         for Sum { amount, currency } in &self.spent {
-            // As many digits as any sum has, so that the order of the texts is that of the amounts.
+            // With as many digits as the largest sum has, the texts sort as the amounts do.
             let text = format!("{amount:0digits$}/{}", self.id, digits = Whole::DIGITS as usize);
             if let Some(country) = &self.country {
                 self.spent_texts.insert(spent_key(*currency, Some(country)), text.clone());
@@ -247,12 +248,12 @@ fn list(body: &[u8]) -> Result<Plan, Malformed> {
     List::page("user.list", filter, sorted, hint, limit, cursor.as_deref()).map(Plan::List)
 }
 
-/// The index over all users, or over those of each country, in the order of the sort.
+/// The index in the order of the sort, over all users or within each country.
 fn index(by_country: bool, sort: Sort) -> Document {
     let sorted = match sort {
         Sort::Name => doc! { "_name": 1, "_id": 1 },
         Sort::Registered => doc! { "registered_at": 1, "_id": 1 },
-        // The country, if any, is in the name of the field.
+        // The name of the field contains the country, if there is one.
         Sort::Spent => return doc! { "_spent.$**": 1 },
     };
     let country = if by_country {
@@ -263,8 +264,8 @@ fn index(by_country: bool, sort: Sort) -> Document {
     country.into_iter().chain(sorted).collect()
 }
 
-/// The field under `_spent` to sort by. What cannot stand in the name of a field is escaped, so that no two countries
-/// share one.
+/// The field under `_spent` to sort by. Characters that a field's name cannot have are escaped, so that no two
+/// countries share a field.
 fn spent_key(currency: Currency, country: Option<&Country>) -> String {
     let Some(country) = country else {
         return currency.to_string();

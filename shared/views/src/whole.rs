@@ -1,6 +1,6 @@
-//! Whole numbers that are summed up. The invariant: no life of the system overflows one. It has 34 digits, as many as a
-//! Decimal128 of MongoDB keeps exactly, and positions, which 64 bits hold, run out before: the largest amount once for
-//! each of them makes less.
+//! Whole numbers for sums. The invariant: no sum overflows in the life of a system. A number has up to 34 digits, which
+//! MongoDB's Decimal128 keeps exactly. Positions, which have 64 bits, run out first: the largest amount times their
+//! number is less.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Whole(u128);
 
-/// One above the largest.
+/// The least number that is too large.
 const END: u128 = 10_u128.pow(Whole::DIGITS);
 
 /// A Decimal128 is a sign, an exponent of ten in 14 bits with this bias, and a coefficient in 113 bits.
@@ -19,7 +19,7 @@ const EXPONENT_BIAS: i32 = 6176;
 const COEFFICIENT_BITS: u32 = 113;
 
 impl Whole {
-    /// Digits at most.
+    /// The most digits of a number.
     pub const DIGITS: u32 = 34;
     pub const ZERO: Self = Self(0);
     pub const MAX: Self = Self(END - 1);
@@ -34,14 +34,14 @@ impl Whole {
         self.0.checked_sub(other.0).map(Self)
     }
 
-    /// The number that the bytes of a Decimal128 are; `None` if that is not a whole number from 0 to [`Whole::MAX`].
-    /// Any exponent is read: a sum that MongoDB has made may have another than a stored number.
+    /// Reads the bytes of a Decimal128; `None` if they are not a whole number from 0 to [`Whole::MAX`]. Any exponent is
+    /// accepted, since a sum that MongoDB has computed may have another than the stored numbers.
     pub fn from_decimal128(bytes: [u8; 16]) -> Option<Self> {
         let bits = u128::from_le_bytes(bytes);
         let coefficient = bits & ((1 << COEFFICIENT_BITS) - 1);
         let sign_and_exponent = u16::try_from(bits >> COEFFICIENT_BITS).ok()?;
         let (is_negative, exponent) = (sign_and_exponent >> 14 == 1, sign_and_exponent & 0x3fff);
-        // These exponents stand for infinity, for what is no number, and for coefficients that are too large.
+        // These exponents stand for infinity, for NaN, and for coefficients that are too large.
         if exponent >> 12 == 3 || coefficient >= END || (is_negative && coefficient != 0) {
             return None;
         }
@@ -56,7 +56,7 @@ impl Whole {
         number.filter(|number| *number < END).map(Self)
     }
 
-    /// Always with the exponent 0, so that one number is the same bytes wherever it comes from.
+    /// The bytes of the Decimal128, always with the exponent 0, so that equal numbers have equal bytes.
     fn to_decimal128(self) -> Decimal128 {
         let exponent = EXPONENT_BIAS.unsigned_abs();
         Decimal128::from_bytes((u128::from(exponent) << COEFFICIENT_BITS | self.0).to_le_bytes())
@@ -79,7 +79,7 @@ impl fmt::Display for Whole {
 
 impl Serialize for Whole {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // JSON is human-readable, stored BSON is not.
+        // Serde calls JSON human-readable, and the BSON that is stored not.
         match serializer.is_human_readable() {
             true => serializer.serialize_u128(self.0),
             false => self.to_decimal128().serialize(serializer),
@@ -152,7 +152,7 @@ mod tests {
         for text in ["-1", "0.5", "1E-6176", "1E+34", "1E+6111", "NaN", "Infinity", "-Infinity", "10E+33"] {
             assert_eq!(Whole::from_decimal128(decimal(text)), None, "{text}");
         }
-        // A coefficient of 113 bits that has more than 34 digits.
+        // This coefficient fits into 113 bits, and has more than 34 digits.
         let mut bytes = Whole::MAX.to_decimal128().bytes();
         bytes[..14].fill(0xff);
         bytes[14] |= 1;

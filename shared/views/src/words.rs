@@ -1,6 +1,6 @@
-//! How texts are made comparable: what is stored for an index and what is searched for go through the same functions,
-//! so that they meet. The invariants: the beginning of a text stays its beginning, and what an index holds for one text is
-//! bounded.
+//! Sort keys and search tokens of texts. What an index holds and what a search asks for go through the same functions,
+//! so that they match. The invariants: a prefix of a text gives a prefix of its key, and an index holds a bounded
+//! number of tokens for a text.
 
 use domain::caseless;
 use icu_properties::{
@@ -8,20 +8,20 @@ use icu_properties::{
     props::{GeneralCategory, GeneralCategoryGroup, LineBreak},
 };
 
-/// Characters of a key at most: as many as a name has, though compatibility forms can be longer than what is written.
+/// The most characters of a key: as many as a name has, though its compatibility form can be longer.
 const MAX_KEY: usize = 200;
-/// The longest beginning of a word that is told from others, in characters.
+/// How many characters of a word count in a search.
 const MAX_PREFIX: usize = 16;
 
-/// The key that names are sorted by and matched with prefixes: its first [`MAX_KEY`] characters, whatever the letter case,
-/// the spelling and the blanks.
+/// The key that names are sorted by and matched with prefixes: its first [`MAX_KEY`] characters, whatever the letter
+/// case, the spelling and the blanks.
 pub(crate) fn normalized(text: &str) -> String {
     let text = caseless(text);
     let single_spaces: Vec<&str> = text.split_whitespace().collect();
     first(&single_spaces.join(" "), MAX_KEY).to_owned()
 }
 
-/// A word, or what is searched like one.
+/// A word, or something that is searched like one.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Word {
     /// Letters, digits and their marks: found by every beginning.
@@ -32,14 +32,14 @@ pub(crate) enum Word {
     Symbol(char),
 }
 
-/// The words of what stands between blanks, piece by piece: `T-light 12cm` has two pieces of two words and one. Pieces
-/// without a word are left out.
+/// Splits the text at blanks into pieces, and each piece into words: `T-light 12cm` has two pieces, with two words and
+/// one. Pieces without a word are left out.
 pub(crate) fn pieces(text: &str) -> Vec<Vec<Word>> {
     caseless(text).split_whitespace().map(words).filter(|words| !words.is_empty()).collect()
 }
 
 impl Word {
-    /// What an index is to hold for the word: all that [`Word::wanted`] can give for what finds it.
+    /// The tokens that an index holds for the word: all that [`Word::wanted`] returns for any text that is to find it.
     pub(crate) fn held(&self) -> Vec<String> {
         match self {
             Self::Spaced(word) => {
@@ -51,7 +51,7 @@ impl Word {
         }
     }
 
-    /// What an index must hold for a text that the word is searched in.
+    /// The tokens that a text must have in the index to be found by this word.
     pub(crate) fn wanted(&self) -> Vec<String> {
         match self {
             Self::Spaced(word) => vec![first(word, MAX_PREFIX).to_owned()],
@@ -61,7 +61,7 @@ impl Word {
         }
     }
 
-    /// How much of a text it is, in words. Scripts without blanks have two letters to a word, roughly.
+    /// How many words it counts for. In scripts without blanks, a word has roughly two letters.
     pub(crate) fn weight(&self) -> usize {
         match self {
             Self::Spaced(_) => 1,
@@ -75,7 +75,7 @@ fn words(piece: &str) -> Vec<Word> {
     let categories = CodePointMapData::<GeneralCategory>::new();
     let (letters, marks) = (GeneralCategoryGroup::Letter, GeneralCategoryGroup::Mark);
     let mut words = Vec::new();
-    // Whether the word goes on where the next character may belong to it.
+    // Whether the last word can be continued by the next character.
     let mut goes_on = false;
     for c in piece.chars() {
         let category = categories.get(c);
@@ -107,7 +107,8 @@ fn is_spaced(c: char, category: GeneralCategory) -> bool {
     GeneralCategoryGroup::Number.contains(category) || is_letter && !is_unspaced(c)
 }
 
-/// Where a line may break between any two letters, or only where a dictionary says, no blanks stand between words.
+/// Whether the script has no blanks between words. Those are the scripts in which a line may break between any two
+/// letters, or only where a dictionary says so.
 fn is_unspaced(c: char) -> bool {
     let without_blanks = [
         LineBreak::Ideographic,
@@ -121,13 +122,13 @@ fn is_unspaced(c: char) -> bool {
     !c.is_ascii() && without_blanks.contains(&CodePointMapData::<LineBreak>::new().get(c))
 }
 
-/// All that can be seen but letters, numbers, marks and punctuation.
+/// Whether the character is visible, and neither a letter nor a number, mark or punctuation.
 fn is_symbol(category: GeneralCategory) -> bool {
     GeneralCategoryGroup::Symbol.contains(category)
         || [GeneralCategory::PrivateUse, GeneralCategory::Unassigned].contains(&category)
 }
 
-/// Each two characters that stand side by side.
+/// Each pair of neighbouring characters.
 fn pairs(run: &str) -> Vec<String> {
     run.chars().zip(run.chars().skip(1)).map(|(one, next)| [one, next].iter().collect()).collect()
 }
@@ -216,7 +217,7 @@ mod tests {
         assert_eq!(Unspaced("都".into()).wanted(), ["都"]);
     }
 
-    /// Letters of many scripts and all that stands between them, now and then anything.
+    /// Texts with letters of many scripts and what stands between them, and now and then with any character.
     pub(crate) fn text() -> impl Strategy<Value = String> {
         let known = "aB3ßẞσςΣﬁÅé\u{301}\u{323}\u{345}東京ひカーｶﾞไทยี่ที่ำລາວខ្មមြန်हिन्दीक्षि한국\u{1112}\u{1161}שָׁעَ ..-’'+★🎁\u{200d}\u{fe0f}\u{200b}\u{ad}\u{fdfa}㌔½¨  ";
         let c = prop_oneof![

@@ -49,7 +49,8 @@ pub struct Evidence {
     numbered_day_first: bool,
     /// Whether one shows that the month comes first.
     numbered_month_first: bool,
-    /// Whether numbers have no leading zero, or years two digits, as in the published copies, which have the month first.
+    /// Whether numbers have no leading zero, or years two digits, as in the published copies, which have the month
+    /// first.
     is_as_published: bool,
 }
 

@@ -1,6 +1,6 @@
 //! The invoices of a file in the layout of the UCI "Online Retail" data set, and the commands that replay them. The
-//! invariant: commands with the same key do the same, whichever file they come from. So every file creates a customer or
-//! product in the same way, and what differs from file to file is set by an update afterwards.
+//! invariant: commands with the same key do the same, whichever file they come from. So every file creates a customer
+//! or product in the same way, and what differs from file to file is set by an update afterwards.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -90,7 +90,8 @@ struct Invoice {
 }
 
 impl Invoices {
-    /// Reads a file. If its dates end with the year, the file shows the order of month and day, unless `order` is given.
+    /// Reads a file. If its dates end with the year, the file shows the order of month and day, unless `order` is
+    /// given.
     ///
     /// # Errors
     /// If the file cannot be used, or sells nothing. A line that cannot be read is only counted.
@@ -130,8 +131,8 @@ impl Invoices {
         self.invoices.iter().map(|invoice| invoice.lines.len()).sum()
     }
 
-    /// The commands to customers and products, one chain for each. A product comes into stock last, so that it cannot be
-    /// bought before it has its name and price. The views batch changes that come so close together.
+    /// The commands to customers and products, one chain for each. A product comes into stock last, so that it cannot
+    /// be bought before it has its name and price. The views batch changes that come so close together.
     pub fn preparations(&self) -> Vec<Vec<Command>> {
         let customers = self.customers.iter().map(|customer| {
             let updated = customer.update(&self.digest);
@@ -240,7 +241,8 @@ impl Product {
         }
     }
 
-    /// Restocks what each month sells. This happens once, even if the month comes again in another copy, or with others.
+    /// Restocks what each month sells. This happens once, even if the month comes again in another copy, or with
+    /// others.
     fn restock(&self) -> impl Iterator<Item = Command> {
         self.sold.iter().map(|(month, Sold { pieces, hash })| Command {
             name: "product.restock",

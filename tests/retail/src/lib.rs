@@ -1,7 +1,7 @@
 //! Replays a shop's invoices through NATS, as any client would: it registers the customers, creates and stocks the
-//! products, and places every sale as an order with the date in the file. A replay can be stopped and run again, and other
-//! files can follow: identifiers and idempotency keys are derived from the content of the file, so that nothing happens
-//! twice.
+//! products, and places every sale as an order with the date in the file. A replay can be stopped and run again, and
+//! other files can follow: identifiers and idempotency keys are derived from the content of the file, so that nothing
+//! happens twice.
 
 mod client;
 mod dates;
@@ -162,7 +162,8 @@ impl Replay {
                     self.counts.position.fetch_max(position, Relaxed);
                     break;
                 }
-                // The identifier is derived from the content of the file, so an earlier replay has created the aggregate.
+                // The identifier is derived from the content of the file, so an earlier replay has created the
+                // aggregate.
                 Ok(Err(failure)) if failure.code == "id_taken" => {
                     self.counts.already_present.fetch_add(1, Relaxed);
                     break;

@@ -1,5 +1,5 @@
-//! Reads the text of a file of invoices, plain or gzipped, in UTF-8 or Latin-1. The bytes decide what the file is, not its
-//! name. A file of another kind is refused with a sentence that says what it is.
+//! Reads the text of a file of invoices, plain or gzipped, in UTF-8 or Latin-1. The bytes decide what the file is, not
+//! its name. A file of another kind is refused with a sentence that says what it is.
 
 use std::{
     fs::File,
@@ -17,7 +17,8 @@ const ZIP: &[u8] = b"PK\x03\x04";
 /// The beginning of an Excel workbook from before 2007.
 const OLD_WORKBOOK: &[u8] = &[0xd0, 0xcf, 0x11, 0xe0];
 const UTF_16: [&[u8]; 2] = [&[0xff, 0xfe], &[0xfe, 0xff]];
-/// The characters of Windows-1252 from 0x80 on, where Latin-1 has control characters, which nobody writes into a CSV file.
+/// The characters of Windows-1252 from 0x80 on, where Latin-1 has control characters, which nobody writes into a CSV
+/// file.
 const WINDOWS_1252: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}', '‘', '’',
     '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',

@@ -1,5 +1,5 @@
-//! The bare parts, to which Watershed is compared: the servers themselves with the same rows, messages and documents, but
-//! without a domain. Each does the same work in the fewest round trips that its driver allows.
+//! The bare parts, to which Watershed is compared: the servers themselves with the same rows, messages and documents,
+//! but without a domain. Each does the same work in the fewest round trips that its driver allows.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -297,8 +297,8 @@ impl Mongo {
         (0..number).map(document).collect()
     }
 
-    /// Writes as many documents as the views do for 256 orders, in one transaction: the orders, and one change for each of
-    /// the users, the products, the day and its products.
+    /// Writes as many documents as the views do for 256 orders, in one transaction: the orders, and one change for each
+    /// of the users, the products, the day and its products.
     pub async fn batch(&self) {
         let mut session = self.client.start_session().await.expect("a session");
         session.start_transaction().write_concern(WriteConcern::majority()).await.expect("begun");

@@ -16,7 +16,8 @@ const LARGE: usize = 1_000_000;
 /// Orders in a list. Nearly every user of the small installation has as many.
 const PAGE: usize = 5;
 
-/// Compares the large installation to the small one, alternately, on the same servers. Calls `done` with each row at once.
+/// Compares the large installation to the small one, alternately, on the same servers. Calls `done` with each row at
+/// once.
 pub async fn growth(stack: &Arc<Stack>, mut done: impl FnMut(Row)) {
     let mut small = Installation::start(stack, PRODUCTS).await;
     let mut large = Installation::start(stack, PRODUCTS).await;

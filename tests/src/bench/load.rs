@@ -62,13 +62,13 @@ impl<F: FnMut() -> Request> Workload for F {
 pub enum Pace {
     /// This many requests are in flight at any time.
     InFlight(usize),
-    /// This many requests are sent each second, whether earlier ones are answered or not. Latency counts from the time at
-    /// which a request was due.
+    /// This many requests are sent each second, whether earlier ones are answered or not. Latency counts from the time
+    /// at which a request was due.
     PerSecond(f64),
 }
 
-/// Sends requests over NATS. It uses one connection, one subscription and one task, so that a request costs the client as
-/// little as possible.
+/// Sends requests over NATS. It uses one connection, one subscription and one task, so that a request costs the client
+/// as little as possible.
 pub struct LoadGenerator {
     client: Client,
     inbox: String,
@@ -103,8 +103,8 @@ impl LoadGenerator {
         self.run(&Machine::default(), pace, Duration::from_secs(24 * 3600), workload).await;
     }
 
-    /// Sends requests at the pace for the time, or until the workload ends. A warm-up of a third of the time comes before, and
-    /// does not count. Returns the measurements of the requests, and of those that follow up on a reply.
+    /// Sends requests at the pace for the time, or until the workload ends. A warm-up of a third of the time comes
+    /// before, and does not count. Returns the measurements of the requests, and of those that follow up on a reply.
     ///
     /// # Panics
     /// If a request fails, since a refusal must not count as done.
@@ -170,8 +170,8 @@ impl LoadGenerator {
         }
     }
 
-    /// Keeps up to this many requests in flight while the workload allows it. Returns how much was processed per second in
-    /// the last two thirds of the time.
+    /// Keeps up to this many requests in flight while the workload allows it. Returns how much was processed per second
+    /// in the last two thirds of the time.
     pub async fn run_with_backpressure(
         &mut self,
         in_flight: usize,

@@ -1,5 +1,5 @@
-//! A month of a shop, replayed by the importer until all views have it, compared to bulk writes of the same documents by
-//! the driver.
+//! A month of a shop, replayed by the importer until all views have it, compared to bulk writes of the same documents
+//! by the driver.
 
 use std::{fmt::Write as _, path::PathBuf, sync::Arc};
 
@@ -74,7 +74,8 @@ fn month() -> String {
         // One order in ten is by a guest.
         let customer = if order % 10 == 4 { String::new() } else { format!("{}.0", 12_000 + customer) };
         for _ in 0..=random.below(most) {
-            // Every tenth line has the next product in sequence, so that each is sold. The others prefer the first products.
+            // Every tenth line has the next product in sequence, so that each is sold. The others prefer the first
+            // products.
             let popular = random.below(PRODUCTS).min(random.below(PRODUCTS));
             let (code, name, price) = &products[if lines % 10 == 0 { lines / 10 % PRODUCTS } else { popular }];
             let quantity = 1 + random.below(24);

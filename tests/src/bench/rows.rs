@@ -144,7 +144,8 @@ impl Bench {
         Row::of("order_create_vs_tx", "orders/s", Target::AtLeast(5.0), rounds)
     }
 
-    /// The time from an order's reply until a query shows it, at 1,000 orders/s, compared to one step of each server in turn.
+    /// The time from an order's reply until a query shows it, at 1,000 orders/s, compared to one step of each server in
+    /// turn.
     async fn visible(&mut self) -> Vec<Row> {
         let echo = Echo::start(&self.installation, 60).await;
         let (mut medians, mut tails) = (Vec::new(), Vec::new());

@@ -24,8 +24,8 @@ struct Window {
     memory: f64,
 }
 
-/// Places orders for this many minutes at 80 % of the highest rate that the views sustain. Prints a line for each minute, and
-/// returns whether nothing has grown.
+/// Places orders for this many minutes at 80 % of the highest rate that the views sustain. Prints a line for each
+/// minute, and returns whether nothing has grown.
 ///
 /// # Panics
 /// If a request fails.

@@ -1,5 +1,5 @@
-//! The highest rate of orders that the views sustain: 99 of 100 orders are in all views within a second. The worst lag is
-//! shown beside the rate, but does not count, since in a minute it comes from a single stall of one of the servers.
+//! The highest rate of orders that the views sustain: 99 of 100 orders are in all views within a second. The worst lag
+//! is shown beside the rate, but does not count, since in a minute it comes from a single stall of one of the servers.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use super::{
 pub const SUSTAINED: Duration = Duration::from_secs(60);
 /// The lag in seconds that the views may have.
 const MAX_LAG: f64 = 1.0;
-/// The share of the orders that must be within the lag. Orders come at an even rate, so that each stands for the same time.
+/// The share of the orders that must be within the lag. Orders come at an even rate, so that each stands for the same
+/// time.
 const SHARE: f64 = 0.99;
 /// How many rates are probed first, and for how long each.
 const PROBES: u32 = 4;
@@ -100,8 +101,8 @@ async fn rate_with_backpressure(installation: &mut Installation, follower: &Foll
     const IN_FLIGHT: usize = 256;
 
     let mut rate = 2_000.0;
-    // The lag is the number of orders that the views have not reached, divided by the rate. Find the number that makes the
-    // lag half a second.
+    // The lag is the number of orders that the views have not reached, divided by the rate. Find the number that makes
+    // the lag half a second.
     for _ in 0..2 {
         let (generator, orders) = installation.orders();
         let max_lag = (rate * MAX_LAG / 2.0) as u64 * EVENTS;

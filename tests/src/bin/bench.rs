@@ -1,4 +1,5 @@
-//! `make bench [ONLY=row]` prints the table, and writes it as JSON and as a chart. `make soak` keeps up a load for long.
+//! `make bench [ONLY=row]` prints the table, and writes it as JSON and as a chart. `make soak` keeps up a load for
+//! long.
 
 use std::path::PathBuf;
 
