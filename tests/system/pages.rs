@@ -59,9 +59,13 @@ fn every_subject_and_every_code_stands_in_the_tables() {
         .map(|(kind, code, _)| (kind.is_empty() || owners.contains(&("aggregate", kind)), code.to_owned()));
     let known: Vec<_> = service_codes().into_iter().map(|code| (true, code)).chain(rejections).collect();
     for (is_demanded, code) in &known {
-        assert!(codes.contains(code) || !is_demanded, "docs/requests.md: add the code `{code}`");
+        assert!(codes.contains_key(code) || !is_demanded, "docs/requests.md: add the code `{code}`");
     }
-    let unknown: Vec<_> = codes.iter().filter(|it| !known.iter().any(|(_, code)| code == *it)).collect();
+    for (_, code, meaning) in domain::rejections() {
+        let shown = codes.get(code).map_or(meaning, |shown| &**shown);
+        assert_eq!(shown, meaning, "docs/requests.md and REJECTIONS of the aggregate: the meaning of `{code}`");
+    }
+    let unknown: Vec<_> = codes.keys().filter(|it| !known.iter().any(|(_, code)| code == *it)).collect();
     assert!(unknown.is_empty(), "docs/requests.md: no request is answered with {unknown:?}");
 }
 
@@ -215,10 +219,10 @@ fn examples() -> Vec<Example> {
         .collect()
 }
 
-/// The codes in the table of failures, whose second column is a number.
-fn documented_codes() -> BTreeSet<String> {
+/// The codes in the table of failures, whose second column is a number, and their meanings.
+fn documented_codes() -> BTreeMap<String, String> {
     let failures = rows(REQUESTS).into_iter().filter(|row| row.len() == 3 && row[1].parse::<u16>().is_ok());
-    failures.map(|row| row[0].trim_matches('`').to_owned()).collect()
+    failures.map(|row| (row[0].trim_matches('`').to_owned(), row[2].clone())).collect()
 }
 
 /// The codes of the services' own failures, in addition to the domain's.
