@@ -55,11 +55,12 @@ impl Maker<'_> {
         let of_type = |kind: &Value| match kind.as_str().unwrap() {
             "null" => Just(Value::Null).boxed(),
             "boolean" => any::<bool>().prop_map(Value::from).boxed(),
-            "integer" => integer(schema),
+            "integer" => integer(name, schema),
             "string" => self.string(name, schema),
             "array" => self.array(name, schema),
             "object" => self.object(schema),
-            other => panic!("say here how to make a value of the type {other}"),
+            "number" => panic!("`{name}` may have a fraction: let it be a whole number of a smaller unit"),
+            other => panic!("say here how to make a value of the type {other} for `{name}`"),
         };
         proptest::strategy::Union::new(types.iter().map(of_type).collect::<Vec<_>>()).boxed()
     }
@@ -69,9 +70,9 @@ impl Maker<'_> {
             (Some("uuid"), _) => ids(if name == "id" { self.kind } else { name }),
             (Some("date-time"), _) => MOMENTS.map(str::to_owned).to_vec(),
             (Some("date"), _) => MOMENTS.map(|moment| moment[..10].to_owned()).to_vec(),
-            (Some(other), _) => panic!("say here how to make a text of the format {other}"),
+            (Some(_), _) => shown(name),
             (None, Some("^[A-Z]{3}$")) => ["GBP", "EUR", "JPY"].map(str::to_owned).to_vec(),
-            (None, Some(other)) => panic!("say here how to make a text of the pattern {other}"),
+            (None, Some(_)) => shown(name),
             (None, None) if name == "email" => return emails(),
             (None, None) => return text(schema),
         };
@@ -93,7 +94,8 @@ impl Maker<'_> {
             let is_there = if required.contains(&&*name) { Just(true).boxed() } else { any::<bool>().boxed() };
             (Just(name), value, is_there)
         };
-        let fields: Vec<_> = schema["properties"].as_object().unwrap().iter().map(field).collect();
+        let properties = schema["properties"].as_object().into_iter().flatten();
+        let fields: Vec<_> = properties.map(field).collect();
         let object = |fields: Vec<(String, Value, bool)>| {
             let there = fields.into_iter().filter(|(.., is_there)| *is_there);
             Value::Object(there.map(|(name, value, _)| (name, value)).collect::<Map<_, _>>())
@@ -103,10 +105,36 @@ impl Maker<'_> {
 }
 
 /// The extreme values, and one so far below the greatest that the sum of a million is not above it.
-fn integer(schema: &Value) -> BoxedStrategy<Value> {
-    let end = |name: &str| schema[name].as_i64().unwrap_or_else(|| panic!("{name} is not said: {schema}"));
+fn integer(name: &str, schema: &Value) -> BoxedStrategy<Value> {
+    let end = |end: &str| {
+        schema[end].as_i64().unwrap_or_else(|| panic!("the schema of `{name}` does not say its {end}: {schema}"))
+    };
     let (min, max) = (end("minimum"), end("maximum"));
     select(vec![min, min + 1, (max / 1_000_000).max(min), max / 2, max]).prop_map(Value::from).boxed()
+}
+
+/// The texts that the samples of commands and the examples of queries show for a field of this name: no others are
+/// known where the schema has a form of its own.
+fn shown(name: &str) -> Vec<String> {
+    fn collect(name: &str, value: &Value, texts: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                texts.extend(fields.get(name).and_then(Value::as_str).map(str::to_owned));
+                fields.values().for_each(|value| collect(name, value, texts));
+            }
+            Value::Array(items) => items.iter().for_each(|item| collect(name, item, texts)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    let samples = domain::samples().map(|(_, sample)| sample.request);
+    let examples = crate::queries().into_iter().flat_map(|(_, query)| query.examples.iter().copied());
+    let mut texts = Vec::new();
+    for request in samples.chain(examples) {
+        collect(name, &serde_json::from_str(request).unwrap(), &mut texts);
+    }
+    assert!(!texts.is_empty(), "no sample of a command and no example of a query shows a text for `{name}`");
+    texts
 }
 
 fn text(schema: &Value) -> BoxedStrategy<Value> {

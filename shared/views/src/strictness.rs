@@ -82,7 +82,7 @@ impl Endpoint {
             return;
         }
         let Some(schema) = self.object(schema) else { panic!("{schema} is the schema of an object") };
-        for (name, property) in schema["properties"].as_object().unwrap() {
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
             let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             if let Some(value) = value.get(name) {
                 self.collect(property, value, &format!("{pointer}/{name}"), &path, fields);

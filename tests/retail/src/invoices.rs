@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    Command,
+    KeyedCommand,
     dates::{DateOrder, Evidence, Written},
     id,
     table::{Row, Table},
@@ -133,7 +133,7 @@ impl Invoices {
 
     /// The commands to customers and products, one chain for each. A product comes into stock last, so that it cannot
     /// be bought before it has its name and price. The views batch changes that come so close together.
-    pub fn preparations(&self) -> Vec<Vec<Command>> {
+    pub fn preparations(&self) -> Vec<Vec<KeyedCommand>> {
         let customers = self.customers.iter().map(|customer| {
             let updated = customer.update(&self.digest);
             [customer.register()].into_iter().chain(updated).collect()
@@ -146,7 +146,7 @@ impl Invoices {
     }
 
     /// The commands that place the orders, to be sent after the preparations.
-    pub fn orders(&self) -> Vec<Command> {
+    pub fn orders(&self) -> Vec<KeyedCommand> {
         self.invoices.iter().map(Invoice::place).collect()
     }
 
@@ -196,8 +196,8 @@ impl Customer {
         id("user", &self.number)
     }
 
-    fn register(&self) -> Command {
-        Command {
+    fn register(&self) -> KeyedCommand {
+        KeyedCommand {
             name: "user.register",
             key: format!("retail/register/{}", self.id()),
             body: json!({
@@ -209,9 +209,9 @@ impl Customer {
     }
 
     /// Sets the country, which may differ from file to file. Guests come from everywhere, and have none.
-    fn update(&self, digest: &str) -> Option<Command> {
+    fn update(&self, digest: &str) -> Option<KeyedCommand> {
         let has_country = self.number != GUEST && !self.country.is_empty();
-        has_country.then(|| Command {
+        has_country.then(|| KeyedCommand {
             name: "user.update",
             key: format!("retail/update/{digest}/{}", self.id()),
             body: json!({"id": self.id(), "country": self.country}),
@@ -224,8 +224,8 @@ impl Product {
         id("product", &self.code)
     }
 
-    fn create(&self) -> Command {
-        Command {
+    fn create(&self) -> KeyedCommand {
+        KeyedCommand {
             name: "product.create",
             key: format!("retail/create/{}", self.id()),
             body: json!({"id": self.id(), "sku": self.code, "name": self.code, "price": money(0)}),
@@ -233,8 +233,8 @@ impl Product {
     }
 
     /// Sets name and price, which may differ from file to file.
-    fn update(&self, digest: &str) -> Command {
-        Command {
+    fn update(&self, digest: &str) -> KeyedCommand {
+        KeyedCommand {
             name: "product.update",
             key: format!("retail/update/{digest}/{}", self.id()),
             body: json!({"id": self.id(), "name": self.name, "price": money(self.price)}),
@@ -243,8 +243,8 @@ impl Product {
 
     /// Restocks what each month sells. This happens once, even if the month comes again in another copy, or with
     /// others.
-    fn restock(&self) -> impl Iterator<Item = Command> {
-        self.sold.iter().map(|(month, Sold { pieces, hash })| Command {
+    fn restock(&self) -> impl Iterator<Item = KeyedCommand> {
+        self.sold.iter().map(|(month, Sold { pieces, hash })| KeyedCommand {
             name: "product.restock",
             key: format!("retail/stock/{}/{month}/{}", self.id(), hex(hash.clone().finalize())),
             body: json!({"id": self.id(), "quantity": pieces}),
@@ -253,8 +253,8 @@ impl Product {
 }
 
 impl Invoice {
-    fn place(&self) -> Command {
-        Command {
+    fn place(&self) -> KeyedCommand {
+        KeyedCommand {
             name: "order.create",
             key: format!("retail/order/{}", id("order", &self.number)),
             body: json!({
@@ -350,14 +350,15 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
         month.replace("2010-12-13 09:53:00", "12/13/2010 9:53")
     }
 
-    fn commands(invoices: &Invoices) -> Vec<Command> {
+    fn commands(invoices: &Invoices) -> Vec<KeyedCommand> {
         invoices.preparations().into_iter().flatten().chain(invoices.orders()).collect()
     }
 
     /// The commands without the keys of updates, which differ from file to file.
     fn effects(invoices: &Invoices) -> Vec<(&'static str, String, Value)> {
-        let key =
-            |Command { name, key, body }| (name, if name.ends_with(".update") { String::new() } else { key }, body);
+        let key = |KeyedCommand { name, key, body }| {
+            (name, if name.ends_with(".update") { String::new() } else { key }, body)
+        };
         commands(invoices).into_iter().map(key).collect()
     }
 
@@ -404,7 +405,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
             .replace("United Kingdom", "EIRE");
         let created = |month: &str| {
             let created = read(month).unwrap().preparations().into_iter().filter_map(|chain| chain.into_iter().next());
-            created.map(|Command { name, key, body }| (name, key, body)).collect::<Vec<_>>()
+            created.map(|KeyedCommand { name, key, body }| (name, key, body)).collect::<Vec<_>>()
         };
         assert_eq!(created(MONTH), created(&later));
         let all: HashSet<String> = commands(&read(MONTH).unwrap()).into_iter().map(|it| it.key).collect();
@@ -427,7 +428,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
     fn keys_are_valid_idempotency_keys() {
         let odd =
             MONTH.replace("85123A", "BANK \u{2713} CHARGES").replace("536365", "536 365").replace("17850.0", "a b");
-        for Command { key, .. } in commands(&read(odd).unwrap()) {
+        for KeyedCommand { key, .. } in commands(&read(odd).unwrap()) {
             assert!(key.len() <= 128 && key.bytes().all(|byte| byte.is_ascii_graphic()), "{key}");
         }
     }

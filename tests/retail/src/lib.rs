@@ -103,10 +103,10 @@ impl Invoices {
     }
 }
 
-/// A command to be sent.
-pub struct Command {
+/// A command to be sent with its idempotency key.
+pub struct KeyedCommand {
     name: &'static str,
-    /// The idempotency key.
+    /// The idempotency key, so that it is executed once however often the file is replayed.
     key: String,
     body: Value,
 }
@@ -135,7 +135,7 @@ impl Counts {
 
 impl Replay {
     /// Sends the commands of each chain one after the other, and the chains concurrently.
-    async fn send(&self, chains: Vec<Vec<Command>>) -> anyhow::Result<()> {
+    async fn send(&self, chains: Vec<Vec<KeyedCommand>>) -> anyhow::Result<()> {
         let send_chain = |chain| async {
             for command in chain {
                 self.send_one(command).await?;
@@ -150,7 +150,7 @@ impl Replay {
     }
 
     /// Sends the command until it is answered. Its idempotency key makes retries safe.
-    async fn send_one(&self, command: Command) -> anyhow::Result<()> {
+    async fn send_one(&self, command: KeyedCommand) -> anyhow::Result<()> {
         let deadline = Instant::now() + RETRY_TIMEOUT;
         let key = [(MSG_ID, &*command.key)];
         loop {
