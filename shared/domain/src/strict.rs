@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData};
 
 use schemars::JsonSchema;
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{
         self, IntoDeserializer, MapAccess, Unexpected,
         value::{Error, MapAccessDeserializer},
@@ -36,7 +36,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 
 /// One of a few words, read as `T`. A derived enum alone would also take an object, and does not say of another value
 /// what it expected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct Choice<T>(pub T);
 
