@@ -1,6 +1,6 @@
-//! What was accepted once decodes for ever. The files hold what an older version of this program made of commands with
-//! all that it took: texts that are invisible, not normalised, or turned around; addresses that are none; currencies that
-//! were in use. They are never changed, only added to.
+//! Tests that stored events and states stay readable. The files hold what older versions of this program stored under the
+//! rules of their time: texts that are invisible, not normalised or reordered, invalid addresses, and currencies that have
+//! been withdrawn since. Lines may be added to the files, but never changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,18 +8,18 @@ use serde_json::Value;
 
 use crate::{Currency, Email, Event, Id, Name, Sku, State, events};
 
-/// Identifier, kind, name, schema, payload.
+/// Lines of identifier, kind, name, schema and payload.
 const EVENTS: &str = include_str!("frozen/events.jsonl");
-/// Identifier, kind, state, claims as they were made then.
+/// Lines of identifier, kind, state, and the claims that it had then.
 const STATES: &str = include_str!("frozen/states.jsonl");
-/// The currencies that were accepted.
+/// The currencies that older versions accepted.
 const CURRENCIES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN \
     BZD CAD CDF CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD \
     HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD MAD \
     MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RON \
     RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD TZS UAH UGX \
     USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG";
-/// Never accepted by an older version, since before its time: accepted now in orders of their time.
+/// Currencies that older versions did not accept. They are now accepted in orders of their time.
 const WITHDRAWN: [&str; 9] = ["HRK", "ANG", "CUC", "SLL", "ZWL", "LTL", "LVL", "EEK", "DEM"];
 
 fn rows(file: &str) -> impl Iterator<Item = Vec<Value>> {
@@ -27,7 +27,7 @@ fn rows(file: &str) -> impl Iterator<Item = Vec<Value>> {
 }
 
 #[test]
-fn every_event_that_was_ever_written_decodes_to_what_it_said() {
+fn every_stored_event_is_decoded_without_loss() {
     let mut seen = BTreeSet::new();
     let mut states: BTreeMap<Id, State> = BTreeMap::new();
     for row in rows(EVENTS) {
@@ -41,7 +41,7 @@ fn every_event_that_was_ever_written_decodes_to_what_it_said() {
         states.extend(after.map(|state| (id, state)));
         seen.insert((event.aggregate(), event.name(), schema));
     }
-    // A kind that the file has nothing of is not in production yet.
+    // A kind without a line in the file is not in production yet.
     let frozen: BTreeSet<&str> = seen.iter().map(|(kind, ..)| *kind).collect();
     for event in events().into_iter().filter(|(kind, _, schema)| frozen.contains(kind) && *schema == 1) {
         assert!(seen.contains(&event), "{event:?} is not in frozen/events.jsonl: add a line with one");
@@ -50,7 +50,7 @@ fn every_event_that_was_ever_written_decodes_to_what_it_said() {
 }
 
 #[test]
-fn every_state_that_was_ever_stored_decodes_to_what_it_said_and_can_be_claimed_by() {
+fn every_stored_state_is_decoded_without_loss_and_has_the_claims_that_it_had() {
     let mut seen = BTreeSet::new();
     for row in rows(STATES) {
         let [_, kind, stored, claims] = &row[..] else { panic!("{row:?}") };
@@ -62,17 +62,17 @@ fn every_state_that_was_ever_stored_decodes_to_what_it_said_and_can_be_claimed_b
         assert_eq!(now.len(), then.len());
         for ((scope, value), (old_scope, old_value)) in now.into_iter().zip(then) {
             assert_eq!(scope, old_scope);
-            // The migration leaves alone what is ASCII.
+            // The migration left ASCII claims unchanged.
             assert!(value == old_value || !old_value.is_ascii(), "{old_value:?} {value:?}");
-            assert!(value.len() < 2_500, "PostgreSQL's index takes no longer ones");
+            assert!(value.len() < 2_500, "an index of PostgreSQL takes no longer values");
         }
     }
     assert_eq!(seen.len(), 9, "every state of every kind: {seen:?}");
 }
 
-/// The files are worth something only if they hold what is refused today.
+/// The files are worth something only if they hold texts that are refused now.
 #[test]
-fn much_of_it_is_refused_today() {
+fn the_files_hold_many_texts_that_are_refused_now() {
     let texts = |field: &'static str| {
         rows(EVENTS).filter_map(move |row| Some(row[4].get(field)?.as_str()?.to_owned())).collect::<BTreeSet<_>>()
     };
@@ -83,7 +83,7 @@ fn much_of_it_is_refused_today() {
 }
 
 #[test]
-fn every_currency_that_was_ever_accepted_is_read() {
+fn every_currency_that_was_ever_accepted_is_still_read() {
     for code in CURRENCIES.split(' ').chain(WITHDRAWN) {
         assert_eq!(code.parse::<Currency>().unwrap().as_str(), code);
         let price = format!(r#"{{"amount":1,"currency":"{code}"}}"#);
