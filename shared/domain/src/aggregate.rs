@@ -1,24 +1,25 @@
-//! The contract of an aggregate: what its file says to the rest of the system. `docs/extending.md` walks through one.
+//! The contract between an aggregate and the rest of the system. `docs/extending.md` walks through an example.
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Aggregates, Claim, Id, Rejection, Timestamp};
 
-/// A kind of aggregate, and at the same time the state of one. It is stored as JSON after every command and read back
-/// before the next, so what was ever stored must be read for ever.
+/// A kind of aggregate, implemented by the type of its state. The state is stored as JSON after every command and read
+/// back before the next, so every form that was ever stored must stay readable.
 ///
-/// Beside this, its file declares its commands and its events (the macros `commands!` and `events!`), and `lib.rs`
-/// names it in one list. Endpoints, schemas, subjects and tests all follow from these.
+/// The aggregate's file also declares its commands and its events (the macros `commands!` and `events!`), and the list in
+/// `lib.rs` names it. Endpoints, schemas, subjects and tests are all derived from these.
 pub trait Aggregate: Serialize + DeserializeOwned + Sized {
-    /// Its name in subjects: `cmd.<KIND>.<verb>` and `evt.<KIND>.<event>`. Never changes once an event is stored.
+    /// The aggregate's name in subjects: `cmd.<KIND>.<verb>` and `evt.<KIND>.<event>`. It must not change once an event
+    /// is stored.
     const KIND: &'static str;
 
-    /// The codes with which its commands are refused, each with its meaning, for whoever calls them.
+    /// The codes with which the aggregate's commands are refused, each with an explanation for the authors of clients.
     const REJECTIONS: &'static [(&'static str, &'static str)] = &[];
 
-    /// Requests in an order in which they can be sent, where the samples of the aggregates above it in the list were
-    /// sent before. Tests of all aggregates and of all views run on them: every command must be accepted once with
-    /// every field that it may have, every event must come of them, and every code of [`Self::REJECTIONS`].
+    /// Requests in an order in which they can be sent, after the samples of the aggregates further up in the list.
+    /// The tests that cover all aggregates and all views run on them. Together they must show every command accepted with
+    /// all of its fields, every event, and every code of [`Self::REJECTIONS`].
     const SAMPLES: &'static [Sample];
 
     /// The enum that `commands!` declares.
@@ -27,17 +28,17 @@ pub trait Aggregate: Serialize + DeserializeOwned + Sized {
     /// The enum that `events!` declares.
     type Event;
 
-    /// What the command needs to be decided, besides the aggregate that it is for. The command service loads and locks
-    /// exactly this: anything else is absent from the [`Aggregates`] that [`Self::decide`] sees.
+    /// What must be loaded to decide the command, besides its own aggregate. The command service loads and locks exactly
+    /// this, so nothing else is in the [`Aggregates`] that [`Self::decide`] is given.
     fn needs(_command: &Self::Command) -> Needs {
         Needs::default()
     }
 
-    /// The events that the command leads to, each with the aggregate that it happens to. No event means that the
-    /// command changes nothing, which is a success.
+    /// The events that the command leads to, each with the identifier of the aggregate that it changes. A command that
+    /// would change nothing succeeds without an event.
     ///
     /// # Errors
-    /// Why the command is refused. Nothing has changed then.
+    /// Returns the reason if the command is refused.
     fn decide(
         command: Self::Command,
         aggregates: &Aggregates,
@@ -45,7 +46,7 @@ pub trait Aggregate: Serialize + DeserializeOwned + Sized {
     ) -> Result<Vec<(Id, crate::Event)>, Rejection>;
 
     /// The state after the event; `before` is `None` for the aggregate's first event. An event that [`Self::decide`]
-    /// never emits in this state changes nothing: a state that is there stays, and `None` stays `None`.
+    /// never emits in this state must leave it unchanged, `None` included.
     fn evolve(before: Option<Self>, event: &Self::Event) -> Option<Self>;
 
     /// The unique values that the aggregate holds in this state.
@@ -53,31 +54,32 @@ pub trait Aggregate: Serialize + DeserializeOwned + Sized {
         vec![]
     }
 
-    /// The aggregates that this one refers to, repetitions allowed, for commands that ask for them by
-    /// [`Needs::references`]. They are read without a lock, so they must be the same in every state that has any.
+    /// The aggregates that this one refers to, for commands that ask for them by [`Needs::references`]. The list may
+    /// contain repetitions. It is read before the aggregate is locked, so it must be the same in every state in which it
+    /// is not empty.
     fn references(&self) -> Vec<Id> {
         vec![]
     }
 }
 
-/// What a command needs to be decided, besides the aggregate that it is for.
+/// What must be loaded to decide a command, besides its own aggregate.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Needs {
-    /// The other aggregates that it names, and reads or changes. Repetitions are allowed.
+    /// The other aggregates that the command names and then reads or changes. Repetitions are allowed.
     pub aggregates: Vec<Id>,
-    /// The unique values that it may take.
+    /// The unique values that the command may take.
     pub claims: Vec<Claim>,
-    /// Whether it also needs the aggregates that the one it is for refers to ([`Aggregate::references`]).
+    /// Whether the command also needs the aggregates that its own aggregate refers to ([`Aggregate::references`]).
     pub references: bool,
 }
 
-/// A request that shows what a command does.
+/// An example of a request, with its outcome.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
     pub verb: &'static str,
-    /// In JSON.
+    /// The body of the request, in JSON.
     pub request: &'static str,
-    /// The code with which it is refused; `None` if it is accepted.
+    /// The code with which the request is refused; `None` if it is accepted.
     pub refused: Option<&'static str>,
 }
 

@@ -1,11 +1,11 @@
-//! The aggregates that a batch of commands touches, in memory: each command is decided on what those before it left.
-//! The invariants: versions have no gap, no two aggregates hold one claim, and a refused command leaves no trace.
+//! The aggregates that a batch of commands touches, in memory. Each command sees the changes of the commands before it.
+//! The invariants: versions have no gaps, no two aggregates hold the same claim, and a refused command changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{Command, Event, Id, Recorded, Rejection, State, Timestamp};
 
-/// The codes of refusals that do not depend on the kind of the aggregate.
+/// The codes that commands of every kind of aggregate may be refused with.
 pub(crate) const REJECTIONS: &[(&str, &str)] = &[
     ("version_conflict", "the aggregate is not at `Expected-Version`"),
     ("id_taken", "the id of a new aggregate is in use, or was"),
@@ -14,17 +14,18 @@ pub(crate) const REJECTIONS: &[(&str, &str)] = &[
 /// A value that only one living aggregate may hold, such as an e-mail address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
-    /// What the value is unique among, such as `user.email`.
+    /// The set of values within which this one is unique, such as `user.email`.
     pub scope: &'static str,
     pub value: String,
 }
 
-/// The state type of one kind of aggregate.
+/// The type of the state of one kind of aggregate.
 pub trait Kind: Sized {
+    /// The state as this type, if it is of this kind.
     fn of(state: &State) -> Option<&Self>;
 }
 
-/// Loaded aggregates and claims, and what the commands executed so far have changed in them.
+/// Loaded aggregates and claims, with the changes that the commands executed so far have made to them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Aggregates {
     loaded: HashMap<Id, Loaded>,
@@ -35,48 +36,49 @@ pub struct Aggregates {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Loaded {
-    /// The version that is stored; 0 if the aggregate is new.
+    /// The version in the journal; 0 if the aggregate is not stored yet.
     stored_version: u64,
     version: u64,
     state: State,
 }
 
-/// Who held a claim when it was loaded. Who holds it now stands in `Aggregates::claims`.
+/// The holder of a claim as it was loaded. The present holder is in [`Aggregates::claims`].
 #[derive(Clone, Debug, PartialEq)]
 struct ClaimChange {
-    held_by: Option<Id>,
+    loaded_holder: Option<Id>,
 }
 
-/// An aggregate that has changed and must be stored.
+/// An aggregate that has changed and has to be stored.
 #[derive(Debug)]
 pub struct Changed<'a> {
     pub id: Id,
-    /// The version that is stored; 0 if there is none yet.
+    /// The version in the journal; 0 if the aggregate is not stored yet.
     pub stored_version: u64,
     pub version: u64,
     pub state: &'a State,
 }
 
 impl Aggregates {
-    /// Adds an aggregate as it is stored, with the claims that it holds.
+    /// Adds an aggregate as it was read from the journal, with the claims that its state holds.
     pub fn load(&mut self, id: Id, version: u64, state: State) {
         for claim in state.claims() {
-            // By a newer rule, two stored addresses may count as one. The stored claims then decide: see `load_claim`.
+            // A newer rule of normalisation may give two stored aggregates the same claim. The table of claims says which
+            // of them holds it, see `load_claim`.
             self.claims.entry(claim).or_insert(id);
         }
         self.loaded.insert(id, Loaded { stored_version: version, version, state });
     }
 
-    /// Adds a claim as it is stored.
+    /// Adds a claim as it was read from the journal. It takes precedence over the claims in states.
     pub fn load_claim(&mut self, claim: Claim, id: Id) {
         self.claims.insert(claim, id);
     }
 
-    /// Decides the command and applies its events: all of them, or none if it is refused. Their positions are 0 until
-    /// the journal assigns them.
+    /// Decides the command and applies its events: all of them, or none if it is refused. The positions of the events are
+    /// 0 until the journal assigns them.
     ///
     /// # Errors
-    /// The command is refused. Nothing has changed then.
+    /// Returns the rejection if the command is refused. Nothing has changed then.
     pub fn execute(
         &mut self,
         command: Command,
@@ -87,10 +89,10 @@ impl Aggregates {
         Ok(self.record(events, now))
     }
 
-    /// Decides which events the command leads to, each with its aggregate. Nothing changes yet.
+    /// Decides the command without applying its events. Each event comes with the identifier of its aggregate.
     ///
     /// # Errors
-    /// The command is refused.
+    /// Returns the rejection if the command is refused.
     pub fn decide(
         &self,
         command: Command,
@@ -107,13 +109,13 @@ impl Aggregates {
         command.decide(self, now)
     }
 
-    /// Applies decided events. No other may have been applied since they were decided. Their positions are 0 until the
-    /// journal assigns them.
+    /// Applies events that were decided. No other command may be executed between the two. The positions of the events
+    /// are 0 until the journal assigns them.
     pub fn record(&mut self, events: Vec<(Id, Event)>, now: Timestamp) -> Vec<Recorded> {
         events.into_iter().map(|(id, event)| self.apply(id, event, now)).collect()
     }
 
-    /// The aggregate's version; 0 if there has never been such an aggregate.
+    /// The aggregate's version; 0 if it has never existed.
     pub fn version(&self, id: Id) -> u64 {
         self.loaded.get(&id).map_or(0, |loaded| loaded.version)
     }
@@ -128,7 +130,7 @@ impl Aggregates {
         self.loaded.get(&id).map(|loaded| loaded.state.references()).unwrap_or_default()
     }
 
-    /// The aggregate's state, if there is one of this kind.
+    /// The aggregate's state, if there is such an aggregate and it is of this kind.
     pub fn get<K: Kind>(&self, id: Id) -> Option<&K> {
         K::of(&self.loaded.get(&id)?.state)
     }
@@ -138,7 +140,7 @@ impl Aggregates {
         self.claims.get(claim).copied()
     }
 
-    /// The aggregates that must be stored, in the order of their identifiers.
+    /// The aggregates that have to be stored, ordered by identifier.
     pub fn changed(&self) -> impl Iterator<Item = Changed<'_>> {
         self.changed.iter().filter_map(|id| {
             let Loaded { stored_version, version, ref state } = *self.loaded.get(id)?;
@@ -146,25 +148,25 @@ impl Aggregates {
         })
     }
 
-    /// All aggregates that are loaded or new, each with its version and state.
+    /// All aggregates, each with its version.
     pub fn into_states(self) -> impl Iterator<Item = (Id, u64, State)> {
         self.loaded.into_iter().map(|(id, Loaded { version, state, .. })| (id, version, state))
     }
 
-    /// The claims that must be released, in order, each with its holder. An aggregate whose state is older than the
-    /// rule by which two values count as one may only seem to hold a claim: then it has none to release.
+    /// The claims that have to be released, in order, each with its former holder. An aggregate that only seemed to hold a
+    /// claim has nothing to release: its stored state is older than the rule that gives it the same claim as another.
     pub fn released_claims(&self) -> impl Iterator<Item = (&Claim, Id)> {
         self.claims_changed.iter().filter_map(|(claim, change)| {
-            let held = change.held_by?;
-            (self.holder(claim) != Some(held)).then_some((claim, held))
+            let former = change.loaded_holder?;
+            (self.holder(claim) != Some(former)).then_some((claim, former))
         })
     }
 
-    /// The claims that must be taken after those have been released, in order, each with its new holder.
+    /// The claims that have to be taken once those above are released, in order, each with its new holder.
     pub fn taken_claims(&self) -> impl Iterator<Item = (&Claim, Id)> {
         self.claims_changed.iter().filter_map(|(claim, change)| {
             let holder = self.holder(claim)?;
-            (change.held_by != Some(holder)).then_some((claim, holder))
+            (change.loaded_holder != Some(holder)).then_some((claim, holder))
         })
     }
 
@@ -182,27 +184,28 @@ impl Aggregates {
         let before = self.loaded.remove(&id);
         let (stored_version, version, before) =
             before.map_or((0, 0, None), |loaded| (loaded.stored_version, loaded.version, Some(loaded.state)));
-        let held: BTreeSet<Claim> = before.iter().flat_map(State::claims).collect();
+        let claims_before: BTreeSet<Claim> = before.iter().flat_map(State::claims).collect();
         let version = version + 1;
         if let Some(state) = State::evolve(before, &event) {
-            let holds: BTreeSet<Claim> = state.claims().into_iter().collect();
+            let claims_after: BTreeSet<Claim> = state.claims().into_iter().collect();
             self.loaded.insert(id, Loaded { stored_version, version, state });
             self.changed.insert(id);
-            for claim in held.difference(&holds).filter(|claim| self.holder(claim) == Some(id)).collect::<Vec<_>>() {
-                self.note_claim(claim);
+            let released = claims_before.difference(&claims_after).filter(|claim| self.holder(claim) == Some(id));
+            for claim in released.collect::<Vec<_>>() {
+                self.track_claim(claim);
                 self.claims.remove(claim);
             }
-            for claim in holds.difference(&held) {
-                self.note_claim(claim);
+            for claim in claims_after.difference(&claims_before) {
+                self.track_claim(claim);
                 self.claims.insert(claim.clone(), id);
             }
         }
         Recorded { position: 0, at: now, id, version, event }
     }
 
-    fn note_claim(&mut self, claim: &Claim) {
-        let held_by = self.holder(claim);
-        self.claims_changed.entry(claim.clone()).or_insert(ClaimChange { held_by });
+    fn track_claim(&mut self, claim: &Claim) {
+        let loaded_holder = self.holder(claim);
+        self.claims_changed.entry(claim.clone()).or_insert(ClaimChange { loaded_holder });
     }
 }
 
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_is_released_and_taken_again_moves_to_the_new_holder() {
+    fn a_claim_that_one_aggregate_releases_and_another_takes_moves_to_the_new_holder() {
         let mut aggregates = Aggregates::default();
         aggregates.execute(register(1, "ada@example.com"), None, now()).unwrap();
         let mut stored = Aggregates::default();
@@ -318,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_can_demand_the_version_of_its_aggregate() {
+    fn a_command_with_another_expected_version_is_refused() {
         let mut aggregates = Aggregates::default();
         let events = aggregates.execute(register(1, "ada@example.com"), Some(0), now()).unwrap();
         assert_eq!((events[0].version, events[0].position, events[0].at), (1, 0, now()));
@@ -332,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_command_leaves_no_trace() {
+    fn a_refused_command_changes_nothing() {
         let mut aggregates = Aggregates::default();
         let rejection = aggregates.execute(register(1, "ada@example.com"), Some(3), now()).unwrap_err();
         assert_eq!(rejection.code, "version_conflict");

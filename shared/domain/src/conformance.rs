@@ -1,5 +1,5 @@
-//! What must hold of every command, event and state of every aggregate, also of those still to be written. All of it
-//! runs on the samples that each aggregate gives of itself.
+//! Tests of what must hold for the commands, events and states of all aggregates, present and future. They run on the
+//! samples of the aggregates.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 
 use crate::{
     Event, Malformed, Reason, State, commands, events, rejections, sample_events, samples,
-    scenario::{Stored, assert_declared, command, id, parse},
+    scenario::{InMemoryJournal, assert_declared, command, id, parse},
 };
 
 /// For each command, the accepted sample with the most fields.
 fn examples() -> BTreeMap<String, Value> {
     let mut examples: BTreeMap<String, Value> = BTreeMap::new();
-    for (known, sample) in samples().filter(|(_, sample)| sample.refused.is_none()) {
+    for (command_type, sample) in samples().filter(|(_, sample)| sample.refused.is_none()) {
         let request: Value = serde_json::from_str(sample.request).unwrap();
-        let name = format!("{}.{}", known.aggregate, known.verb);
-        let fields = |value: &Value| places(value).len();
+        let name = format!("{}.{}", command_type.aggregate, command_type.verb);
+        let fields = |value: &Value| locations(value).len();
         if examples.get(&name).is_none_or(|example| fields(example) < fields(&request)) {
             examples.insert(name, request);
         }
@@ -24,7 +24,7 @@ fn examples() -> BTreeMap<String, Value> {
     examples
 }
 
-/// The first field of the schema that the request does not have.
+/// The first field of the schema that is absent from the request.
 fn missing(schema: &Value, part: &Value, value: &Value) -> Option<String> {
     if let Some(choices) = part["anyOf"].as_array() {
         return choices.iter().find_map(|choice| missing(schema, choice, value));
@@ -40,16 +40,16 @@ fn missing(schema: &Value, part: &Value, value: &Value) -> Option<String> {
     }
     match value.as_array() {
         Some(items) => {
-            let of_each: Vec<_> = items.iter().map(|item| missing(schema, &part["items"], item)).collect();
-            // It is enough that one item has every field.
-            of_each.into_iter().reduce(Option::and).flatten()
+            let missing_fields: Vec<_> = items.iter().map(|item| missing(schema, &part["items"], item)).collect();
+            // It is enough if one item has every field.
+            missing_fields.into_iter().reduce(Option::and).flatten()
         }
         None => None,
     }
 }
 
-/// Every place in the request, as a JSON pointer and as the path by which an error names it.
-fn places(value: &Value) -> Vec<(String, String)> {
+/// Every value in the request, as a JSON pointer and as the path in errors about it.
+fn locations(value: &Value) -> Vec<(String, String)> {
     let mut found = vec![(String::new(), String::new())];
     let children: Vec<(String, String, &Value)> = match value {
         Value::Object(fields) => fields.iter().map(|(name, child)| (name.clone(), name.clone(), child)).collect(),
@@ -59,7 +59,7 @@ fn places(value: &Value) -> Vec<(String, String)> {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => vec![],
     };
     for (step, name, child) in children {
-        for (pointer, path) in places(child) {
+        for (pointer, path) in locations(child) {
             let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
             found.push((format!("/{step}{pointer}"), format!("{name}{dot}{path}")));
         }
@@ -79,12 +79,12 @@ fn every_command_has_its_own_name_and_a_sample_with_every_field() {
     let names: Vec<_> = commands().map(|command| format!("{}.{}", command.aggregate, command.verb)).collect();
     assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
     let examples = examples();
-    for (name, known) in names.iter().zip(commands()) {
-        let place = format!("SAMPLES of `{}`", known.aggregate);
-        let example = examples.get(name).unwrap_or_else(|| panic!("{place}: add one of `{}`", known.verb));
-        let schema = (known.schema)().to_value();
+    for (name, command_type) in names.iter().zip(commands()) {
+        let place = format!("SAMPLES of `{}`", command_type.aggregate);
+        let example = examples.get(name).unwrap_or_else(|| panic!("{place}: add one of `{}`", command_type.verb));
+        let schema = (command_type.schema)().to_value();
         let missing = missing(&schema, &schema, example);
-        assert_eq!(missing, None, "{place}: no accepted one of `{}` has every field; add one", known.verb);
+        assert_eq!(missing, None, "{place}: no accepted one of `{}` has every field; add one", command_type.verb);
         let command = command(name, example.clone());
         assert_eq!(json!(command.target()), example["id"]);
         assert!(command.touches().contains(&command.target()));
@@ -92,12 +92,12 @@ fn every_command_has_its_own_name_and_a_sample_with_every_field() {
 }
 
 #[test]
-fn every_sample_is_what_it_says_and_together_they_show_every_event_and_every_code() {
-    let mut stored = Stored::default();
+fn every_sample_has_its_declared_outcome_and_together_they_show_every_event_and_every_code() {
+    let mut stored = InMemoryJournal::default();
     let (mut emitted, mut refused) = (BTreeSet::new(), BTreeSet::new());
-    for (known, sample) in samples() {
+    for (command_type, sample) in samples() {
         let request = serde_json::from_str(sample.request).unwrap();
-        match stored.execute(command(&format!("{}.{}", known.aggregate, known.verb), request)) {
+        match stored.execute(command(&format!("{}.{}", command_type.aggregate, command_type.verb), request)) {
             Ok(events) => {
                 assert_eq!(sample.refused, None, "{sample:?} was accepted");
                 emitted.extend(events.iter().map(|it| (it.event.aggregate(), it.event.name(), it.event.schema())));
@@ -118,7 +118,7 @@ fn every_sample_is_what_it_says_and_together_they_show_every_event_and_every_cod
     }
     let codes: Vec<_> = rejections().map(|(_, code, _)| code).collect();
     assert_eq!(codes.iter().collect::<BTreeSet<_>>().len(), codes.len(), "a code has one meaning: {codes:?}");
-    // What is decided on what commands name is what is decided on everything.
+    // Loading only what the commands declare must lead to the same versions as having everything in memory.
     let versions: BTreeMap<_, _> = sample_events().into_iter().map(|event| (event.id, event.version)).collect();
     assert_eq!(
         stored.states().into_iter().map(|(id, (version, _))| (id, version)).collect::<BTreeMap<_, _>>(),
@@ -127,7 +127,7 @@ fn every_sample_is_what_it_says_and_together_they_show_every_event_and_every_cod
 }
 
 #[test]
-fn every_command_has_a_schema_that_takes_its_example_and_no_unknown_field() {
+fn the_schema_of_every_command_has_the_fields_of_its_example_and_no_others() {
     for command in commands() {
         assert!(!command.description.is_empty());
         let name = format!("{}.{}", command.aggregate, command.verb);
@@ -140,7 +140,11 @@ fn every_command_has_a_schema_that_takes_its_example_and_no_unknown_field() {
         }
         let properties: BTreeSet<_> = schema["properties"].as_object().unwrap().keys().collect();
         assert_eq!(properties, example.as_object().unwrap().keys().collect(), "{name}");
-        assert_eq!(schema["properties"]["id"]["default"], Value::Null, "{name}: the nil UUID is no default to show");
+        assert_eq!(
+            schema["properties"]["id"]["default"],
+            Value::Null,
+            "{name}: the schema must not show the nil UUID as a default"
+        );
     }
 }
 
@@ -165,9 +169,9 @@ fn a_required_field_of_the_schema_is_required() {
 }
 
 #[test]
-fn an_unknown_field_is_named_wherever_it_stands() {
+fn an_unknown_field_is_named_wherever_it_is() {
     for (name, example) in examples() {
-        for (pointer, path) in places(&example) {
+        for (pointer, path) in locations(&example) {
             let mut request = example.clone();
             let Value::Object(fields) = request.pointer_mut(&pointer).unwrap() else {
                 continue;
@@ -182,10 +186,10 @@ fn an_unknown_field_is_named_wherever_it_stands() {
 }
 
 #[test]
-fn a_value_of_the_wrong_type_is_named_wherever_it_stands() {
+fn a_value_of_the_wrong_type_is_named_wherever_it_is() {
     let others = [json!(true), json!(5), json!(1.5), json!("x"), json!([]), json!([5]), json!({}), json!({ "x": 1 })];
     for (name, example) in examples() {
-        for (pointer, path) in places(&example) {
+        for (pointer, path) in locations(&example) {
             let kind = std::mem::discriminant(example.pointer(&pointer).unwrap());
             for other in others.iter().filter(|other| std::mem::discriminant(*other) != kind || other.is_f64()) {
                 let mut request = example.clone();
@@ -193,19 +197,19 @@ fn a_value_of_the_wrong_type_is_named_wherever_it_stands() {
                 let malformed = refusal(&name, request.to_string());
                 assert_eq!(malformed.field, path, "{name}: {malformed}");
                 assert_eq!(malformed.reason, Reason::WrongType, "{name}: {malformed}");
-                let told = malformed.to_string();
-                assert!(told.contains(": expected ") || path.is_empty(), "{name}: {malformed}");
-                assert!(told.contains(", got "), "{name}: {malformed}");
+                let message = malformed.to_string();
+                assert!(message.contains(": expected ") || path.is_empty(), "{name}: {malformed}");
+                assert!(message.contains(", got "), "{name}: {malformed}");
             }
         }
     }
 }
 
-/// Whoever adds a text to a command must name `requested` beside it: `Deserialize` takes whatever was stored.
+/// This fails for a text without `requested`, since `Deserialize` accepts any stored text.
 #[test]
-fn a_text_that_shows_nothing_or_cannot_be_is_refused_wherever_it_stands() {
+fn a_text_that_is_blank_or_has_forbidden_characters_is_refused_wherever_it_is() {
     for (name, example) in examples() {
-        for (pointer, path) in places(&example) {
+        for (pointer, path) in locations(&example) {
             for bad in ["", " ", "\u{200b}", "\u{3164}\u{fe0f}", "\u{2800}", "a\u{7}b", "a\u{2028}b", "a\u{202e}b"] {
                 let mut request = example.clone();
                 let place = request.pointer_mut(&pointer).unwrap();
@@ -220,7 +224,7 @@ fn a_text_that_shows_nothing_or_cannot_be_is_refused_wherever_it_stands() {
 }
 
 #[test]
-fn an_array_is_no_object_even_if_its_items_are_in_the_order_of_the_fields() {
+fn an_array_is_not_read_as_an_object() {
     let id = json!(id(1));
     assert_eq!(refusal("user.delete", json!([id]).to_string()).to_string(), "expected an object, got an array");
     let lines = json!({ "user": id, "lines": [{ "product": id, "quantity": 1 }, [id, 1, null]] });
@@ -230,7 +234,7 @@ fn an_array_is_no_object_even_if_its_items_are_in_the_order_of_the_fields() {
 }
 
 #[test]
-fn a_field_that_is_there_twice_is_named() {
+fn a_duplicate_field_is_named() {
     for (name, example) in examples() {
         let text = example.to_string();
         for (field, value) in example.as_object().unwrap() {
@@ -242,7 +246,7 @@ fn a_field_that_is_there_twice_is_named() {
 }
 
 #[test]
-fn what_is_cut_off_or_goes_on_or_is_no_text_is_refused() {
+fn a_body_that_is_truncated_or_goes_on_or_is_not_text_is_refused() {
     for (name, example) in examples() {
         let text = example.to_string();
         for end in 1..text.len() {
@@ -262,7 +266,7 @@ fn what_is_cut_off_or_goes_on_or_is_no_text_is_refused() {
 }
 
 #[test]
-fn deep_nesting_is_refused_wherever_it_stands() {
+fn deep_nesting_is_refused_wherever_it_is() {
     for (name, example) in examples() {
         for deep in ["[".repeat(10_000), "{\"a\":".repeat(10_000), "[".repeat(5_000) + &"]".repeat(5_000)] {
             refusal(&name, &deep);
@@ -278,7 +282,7 @@ fn deep_nesting_is_refused_wherever_it_stands() {
 fn an_error_is_short_and_printable_whatever_was_sent() {
     let long = "\u{7}é\"".repeat(20_000);
     for (name, example) in examples() {
-        for (pointer, _) in places(&example) {
+        for (pointer, _) in locations(&example) {
             let mut request = example.clone();
             let place = request.pointer_mut(&pointer).unwrap();
             match place {
@@ -288,9 +292,9 @@ fn an_error_is_short_and_printable_whatever_was_sent() {
                 other => *other = json!(long),
             }
             let malformed = refusal(&name, request.to_string());
-            let told = malformed.to_string();
-            assert!(malformed.field.chars().count() <= 121 && told.chars().count() <= 760, "{told}");
-            assert!(!told.contains(char::is_control), "{told}");
+            let message = malformed.to_string();
+            assert!(malformed.field.chars().count() <= 121 && message.chars().count() <= 760, "{message}");
+            assert!(!message.contains(char::is_control), "{message}");
         }
     }
 }
@@ -313,20 +317,20 @@ fn every_event_and_every_state_is_read_back_as_it_was_written() {
     }
 }
 
-/// Every state that the samples lead to.
+/// The states that the samples lead to, after each of them.
 fn states() -> Vec<State> {
-    let mut stored = Stored::default();
+    let mut stored = InMemoryJournal::default();
     let mut states = Vec::new();
-    for (known, sample) in samples() {
+    for (command_type, sample) in samples() {
         let request = serde_json::from_str(sample.request).unwrap();
-        let _ = stored.execute(command(&format!("{}.{}", known.aggregate, known.verb), request));
+        let _ = stored.execute(command(&format!("{}.{}", command_type.aggregate, command_type.verb), request));
         states.extend(stored.states().into_values().map(|(_, state)| state));
     }
     states
 }
 
 #[test]
-fn what_this_program_does_not_know_is_not_decoded() {
+fn unknown_events_and_states_are_not_decoded() {
     for recorded in sample_events() {
         let event = recorded.event;
         let (kind, name, schema) = (event.aggregate(), event.name(), event.schema());

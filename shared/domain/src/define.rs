@@ -1,5 +1,5 @@
-//! The macros that an aggregate is declared with. They are macros so that the name of each command and each event is
-//! written once: its type, its subject, its encoding and its decoding cannot disagree.
+//! The macros that declare an aggregate. With them the name of each command and each event is written once, so that its
+//! type, its subject, its encoding and its decoding cannot disagree.
 
 /// Declares an aggregate's `Command` enum and its `COMMANDS`, the endpoints of the command service:
 ///
@@ -12,10 +12,10 @@
 /// }
 /// ```
 ///
-/// Each variant holds a struct of the same name, which derives `Serialize`, `Deserialize` (with `deny_unknown_fields`)
-/// and `JsonSchema` and has an `id: Id`: the aggregate that the command is for. One that `creates` is refused where
-/// there is an aggregate with that identifier ([`crate::Aggregates::require_new`]); its `id` has a default, for the
-/// service to fill. Every other command is refused where there is none.
+/// Each variant holds a struct of the same name, which derives `Serialize`, `Deserialize` (with `deny_unknown_fields`) and
+/// `JsonSchema` and has an `id: Id`, the identifier of the command's own aggregate. A command marked `creates` is refused
+/// if the identifier is in use ([`crate::Aggregates::require_new`]); its `id` may be absent, and the service then makes
+/// one. Every other command is refused if there is no such aggregate.
 macro_rules! commands {
     ($kind:ident { $($variant:ident($verb:literal, $($creates:ident,)? $description:literal))* }) => {
         #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +24,7 @@ macro_rules! commands {
         }
 
         impl Command {
-            /// The aggregate that the command is for.
+            /// The identifier of the command's own aggregate.
             pub fn target(&self) -> $crate::Id {
                 match self { $(Self::$variant(command) => command.id),* }
             }
@@ -38,10 +38,10 @@ macro_rules! commands {
             }
         }
 
-        /// The kind of aggregate, as subjects name it.
+        /// The kind of aggregate, as it appears in subjects.
         pub const KIND: &str = <$kind as $crate::Aggregate>::KIND;
 
-        /// The commands, as the command service serves them.
+        /// The commands that the command service serves.
         pub const COMMANDS: &[$crate::CommandType] = &[$($crate::CommandType {
             aggregate: KIND,
             verb: $verb,
@@ -67,9 +67,9 @@ macro_rules! creates {
     };
 }
 
-/// Declares an aggregate's `Event` enum. Each variant holds a struct of the same name; the number is the version of
-/// its schema, to be raised, with the old one still decoded, when the struct changes in a way that old payloads do not
-/// satisfy.
+/// Declares an aggregate's `Event` enum. Each variant holds a struct of the same name. The number is the version of the
+/// payload's schema. It has to be raised when the struct changes in a way that old payloads do not satisfy, and the old
+/// payloads must then still be decoded.
 macro_rules! events {
     ($($variant:ident($name:literal, $schema:literal))*) => {
         #[derive(Clone, Debug, PartialEq)]
@@ -77,7 +77,7 @@ macro_rules! events {
             $($variant($variant)),*
         }
 
-        /// The name and the version of the schema of each event.
+        /// The name of each event and the version of its schema.
         pub const EVENTS: &[(&str, i16)] = &[$(($name, $schema)),*];
 
         impl Event {
@@ -105,25 +105,25 @@ macro_rules! events {
     };
 }
 
-/// Declares the modules of all aggregates and the enums over them from the one list of them in `lib.rs`, with the
-/// matches that hand each to its module.
+/// Declares the modules of all aggregates, and the enums that combine their commands, events and states, from the one
+/// list in `lib.rs`.
 macro_rules! aggregates {
     ($($variant:ident($module:ident))*) => {
         $(pub mod $module;)*
 
-        /// A command to any kind of aggregate, parsed and valid in itself.
+        /// A command to any kind of aggregate. Its fields are valid; the rules of the business are yet to be checked.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Command {
             $($variant($module::Command)),*
         }
 
-        /// What happened to an aggregate of any kind.
+        /// An event of any kind of aggregate.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Event {
             $($variant($module::Event)),*
         }
 
-        /// The present state of an aggregate of any kind.
+        /// The current state of any kind of aggregate.
         #[derive(Clone, Debug, PartialEq)]
         pub enum State {
             $($variant($module::$variant)),*
@@ -134,8 +134,8 @@ macro_rules! aggregates {
             [$($module::COMMANDS),*].into_iter().flatten()
         }
 
-        /// All codes with which commands are refused, each with the kind of the aggregate that has it and its meaning.
-        /// The kind is empty for those that every aggregate has.
+        /// All codes with which commands are refused, each with the kind of aggregate that declares it and its meaning. The
+        /// kind is empty for the codes that all aggregates share.
         pub fn rejections() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
             [("", aggregates::REJECTIONS) $(, ($module::KIND, $module::$variant::REJECTIONS))*]
                 .into_iter()
@@ -146,7 +146,7 @@ macro_rules! aggregates {
             vec![$(($module::KIND, $module::$variant::SAMPLES)),*]
         }
 
-        /// All events of all aggregates: kind, name, version of the schema.
+        /// All events of all aggregates, each as its kind, its name and the version of its schema.
         pub fn events() -> Vec<(&'static str, &'static str, i16)> {
             let mut events = Vec::new();
             $(events.extend($module::EVENTS.iter().map(|(name, schema)| {
@@ -156,13 +156,13 @@ macro_rules! aggregates {
         }
 
         impl Command {
-            /// The aggregate that the command is for, which `Expected-Version` speaks of and whose version the reply
-            /// tells.
+            /// The identifier of the command's own aggregate. `Expected-Version` refers to its version, and the reply
+            /// gives its new one.
             pub fn target(&self) -> Id {
                 match self { $(Self::$variant(command) => command.target()),* }
             }
 
-            /// The command as JSON, the same for all requests that mean it, however they are written.
+            /// The command as JSON. Requests that mean the same command give the same JSON, however they are written.
             ///
             /// # Errors
             /// Never for the commands of this crate, whose types all have a JSON form.
@@ -170,7 +170,7 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(command) => command.to_json()),* }
             }
 
-            /// Whether the command makes its target, and is refused where there is one.
+            /// Whether the command creates its target, and so is refused if the identifier is in use.
             pub fn creates(&self) -> bool {
                 match self { $(Self::$variant(command) => command.creates()),* }
             }
@@ -179,15 +179,15 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(command) => <$module::$variant as Aggregate>::needs(command)),* }
             }
 
-            /// Every aggregate that the command reads or changes, its target first, repetitions allowed, but for those
-            /// that only the state of its target names ([`Self::touches_references_of`]).
+            /// The aggregates that the command reads or changes, its target first, possibly with repetitions. Those that
+            /// are known only from the state of the target are not included ([`Self::touches_references_of`]).
             pub fn touches(&self) -> Vec<Id> {
                 let mut touched = vec![self.target()];
                 touched.append(&mut self.needs().aggregates);
                 touched
             }
 
-            /// The aggregate whose own references ([`State::references`]) the command touches too: its target, or none.
+            /// The target, if the command also touches the aggregates that the target refers to ([`State::references`]).
             pub fn touches_references_of(&self) -> Option<Id> {
                 self.needs().references.then(|| self.target())
             }
@@ -197,7 +197,7 @@ macro_rules! aggregates {
                 self.needs().claims
             }
 
-            /// The events that the command leads to, or why it is refused.
+            /// The events that the command leads to, or the reason why it is refused.
             pub(crate) fn decide(self, aggregates: &Aggregates, now: Timestamp) -> Result<Vec<(Id, Event)>, Rejection> {
                 match self {
                     $(Self::$variant(command) => <$module::$variant as Aggregate>::decide(command, aggregates, now)),*
@@ -212,12 +212,12 @@ macro_rules! aggregates {
         })*
 
         impl Event {
-            /// The kind of the aggregate: the middle word of the event's subject.
+            /// The kind of the aggregate, which is the middle word of the event's subject.
             pub fn aggregate(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $module::KIND),* }
             }
 
-            /// The event's own name: the last word of its subject.
+            /// The event's own name, which is the last word of its subject.
             pub fn name(&self) -> &'static str {
                 match self { $(Self::$variant(event) => event.name()),* }
             }
@@ -235,8 +235,10 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(event) => event.encode()),* }
             }
 
+            /// Decodes a stored event.
+            ///
             /// # Errors
-            /// If the kind, name or schema is not known, or the payload is not of that schema.
+            /// If the kind, name or schema is unknown, or the payload does not have that schema.
             pub fn decode(aggregate: &str, name: &str, schema: i16, payload: &[u8]) -> Result<Self, Undecodable> {
                 match aggregate {
                     $($module::KIND => {
@@ -253,7 +255,7 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(_) => $module::KIND),* }
             }
 
-            /// The state as JSON, to be read again by [`State::decode`].
+            /// The state as JSON, as [`State::decode`] reads it.
             ///
             /// # Errors
             /// Never for the states of this crate, whose types all have a JSON form.
@@ -261,8 +263,10 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(state) => serde_json::to_vec(state)),* }
             }
 
+            /// Decodes a stored state.
+            ///
             /// # Errors
-            /// If the kind is not known or the JSON is not of its state.
+            /// If the kind is unknown, or the JSON is not a state of that kind.
             pub fn decode(aggregate: &str, json: &[u8]) -> Result<Self, Undecodable> {
                 match aggregate {
                     $($module::KIND => Ok(Self::$variant(decode_payload(json)?)),)*
@@ -280,8 +284,8 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(state) => Aggregate::claims(state)),* }
             }
 
-            /// The state after the event. An event that no `decide` emits in this state, such as one of another kind,
-            /// changes nothing, so there is a state after every event if there was one before.
+            /// The state after the event. An event that no `decide` emits in this state, such as one of another kind, leaves
+            /// it unchanged. So if there is a state before the event, there is one after it.
             pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
                 match (before, event) {
                     $(

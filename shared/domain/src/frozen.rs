@@ -1,6 +1,6 @@
-//! Whatever was once stored can be read for ever. The files hold events and states that an older version of this
-//! program stored when its rules were laxer: with texts that are invisible, not normalised or reversed, with addresses
-//! that are not valid, with currencies that were in use then. Lines are added to the files, and never changed.
+//! Tests that stored events and states stay readable. The files hold what older versions of this program stored under the
+//! rules of their time: texts that are invisible, not normalised or reordered, invalid addresses, and currencies that have
+//! been withdrawn since. Lines may be added to the files, but never changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,19 +8,18 @@ use serde_json::Value;
 
 use crate::{Currency, Email, Event, Id, Name, Sku, State, events};
 
-/// Each line has the identifier, kind, name, schema and payload of an event.
+/// Lines of identifier, kind, name, schema and payload.
 const EVENTS: &str = include_str!("frozen/events.jsonl");
-/// Each line has the identifier, kind and state of an aggregate, and its claims as that version made them.
+/// Lines of identifier, kind, state, and the claims that it had then.
 const STATES: &str = include_str!("frozen/states.jsonl");
-/// The currencies that were accepted.
+/// The currencies that older versions accepted.
 const CURRENCIES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN \
     BZD CAD CDF CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD \
     HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD MAD \
     MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RON \
     RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD TZS UAH UGX \
     USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG";
-/// Currencies that were withdrawn before the older version, which refused them. Today, orders of their time are
-/// accepted.
+/// Currencies that older versions did not accept. They are now accepted in orders of their time.
 const WITHDRAWN: [&str; 9] = ["HRK", "ANG", "CUC", "SLL", "ZWL", "LTL", "LVL", "EEK", "DEM"];
 
 fn rows(file: &str) -> impl Iterator<Item = Vec<Value>> {
@@ -28,7 +27,7 @@ fn rows(file: &str) -> impl Iterator<Item = Vec<Value>> {
 }
 
 #[test]
-fn every_event_that_was_ever_written_decodes_to_what_it_said() {
+fn every_stored_event_is_decoded_without_loss() {
     let mut seen = BTreeSet::new();
     let mut states: BTreeMap<Id, State> = BTreeMap::new();
     for row in rows(EVENTS) {
@@ -42,7 +41,7 @@ fn every_event_that_was_ever_written_decodes_to_what_it_said() {
         states.extend(after.map(|state| (id, state)));
         seen.insert((event.aggregate(), event.name(), schema));
     }
-    // A kind that the file has nothing of is not in production yet.
+    // A kind without a line in the file is not in production yet.
     let frozen: BTreeSet<&str> = seen.iter().map(|(kind, ..)| *kind).collect();
     for event in events().into_iter().filter(|(kind, _, schema)| frozen.contains(kind) && *schema == 1) {
         assert!(seen.contains(&event), "{event:?} is not in frozen/events.jsonl: add a line with one");
@@ -51,7 +50,7 @@ fn every_event_that_was_ever_written_decodes_to_what_it_said() {
 }
 
 #[test]
-fn every_state_that_was_ever_stored_decodes_to_what_it_said_and_can_be_claimed_by() {
+fn every_stored_state_is_decoded_without_loss_and_has_the_claims_that_it_had() {
     let mut seen = BTreeSet::new();
     for row in rows(STATES) {
         let [_, kind, stored, claims] = &row[..] else { panic!("{row:?}") };
@@ -63,17 +62,17 @@ fn every_state_that_was_ever_stored_decodes_to_what_it_said_and_can_be_claimed_b
         assert_eq!(now.len(), then.len());
         for ((scope, value), (old_scope, old_value)) in now.into_iter().zip(then) {
             assert_eq!(scope, old_scope);
-            // The migration does not change ASCII values.
+            // The migration left ASCII claims unchanged.
             assert!(value == old_value || !old_value.is_ascii(), "{old_value:?} {value:?}");
-            assert!(value.len() < 2_500, "PostgreSQL's index takes no longer ones");
+            assert!(value.len() < 2_500, "an index of PostgreSQL takes no longer values");
         }
     }
     assert_eq!(seen.len(), 9, "every state of every kind: {seen:?}");
 }
 
-/// Otherwise the files would show nothing.
+/// The files are worth something only if they hold texts that are refused now.
 #[test]
-fn much_of_it_is_refused_today() {
+fn the_files_hold_many_texts_that_are_refused_now() {
     let texts = |field: &'static str| {
         rows(EVENTS).filter_map(move |row| Some(row[4].get(field)?.as_str()?.to_owned())).collect::<BTreeSet<_>>()
     };
@@ -84,7 +83,7 @@ fn much_of_it_is_refused_today() {
 }
 
 #[test]
-fn every_currency_that_was_ever_accepted_is_read() {
+fn every_currency_that_was_ever_accepted_is_still_read() {
     for code in CURRENCIES.split(' ').chain(WITHDRAWN) {
         assert_eq!(code.parse::<Currency>().unwrap().as_str(), code);
         let price = format!(r#"{{"amount":1,"currency":"{code}"}}"#);

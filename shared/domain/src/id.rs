@@ -1,4 +1,4 @@
-//! Identifiers are UUIDs. A client may choose one for a new aggregate; otherwise the command service makes it.
+//! Identifiers are UUIDs. The client may choose them; otherwise the command service makes them.
 
 use std::{fmt, str::FromStr};
 
@@ -8,16 +8,16 @@ use uuid::Uuid;
 
 use crate::strict;
 
-/// The identifier of an aggregate. It is always written as 36 lower-case characters, in JSON and in BSON alike, so that
-/// a stored document needs no conversion on its way out. The nil UUID, the default, stands for none: no client may send
-/// it.
+/// The identifier of an aggregate. It is written as 36 lower-case characters in both JSON and BSON, so that a stored
+/// document can be sent to clients without conversion. The nil UUID, which is the default, stands for an absent
+/// identifier, and clients may not send it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub Uuid);
 
 const EXPECTED: &str = "a UUID of 36 characters such as 0192d3a0-7c1e-7b5a-9f00-3c2b1a000001, not the nil one";
 
 impl Id {
-    /// Whether it is the nil UUID, which stands for none.
+    /// Whether this is the nil UUID, which stands for an absent identifier.
     pub(crate) fn is_none(&self) -> bool {
         self.0.is_nil()
     }
@@ -33,7 +33,8 @@ impl FromStr for Id {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        // `Uuid` also reads braces, URNs and bare digits. If those were accepted, two keys could mean one aggregate.
+        // `Uuid` also parses braces, URNs and bare hexadecimal digits. Only one spelling is accepted here, so that no two
+        // texts stand for the same identifier.
         match Uuid::try_parse(text) {
             Ok(uuid) if text.len() == 36 && !uuid.is_nil() => Ok(Self(uuid)),
             Ok(_) | Err(_) => Err(InvalidId),
@@ -41,7 +42,7 @@ impl FromStr for Id {
     }
 }
 
-/// The text is not a UUID of 36 characters, or it is the nil one.
+/// The error for a text that is not a UUID of 36 characters, or that is the nil UUID.
 #[derive(Debug, thiserror::Error)]
 #[error("expected {EXPECTED}")]
 pub struct InvalidId;
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_one_spelling_only() {
+    fn only_one_spelling_of_an_identifier_is_read() {
         let text = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
         assert_eq!(text.parse::<Id>().unwrap().to_string(), text);
         assert_eq!(text.to_uppercase().parse::<Id>().unwrap().to_string(), text);

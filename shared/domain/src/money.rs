@@ -1,4 +1,4 @@
-//! Money: whole minor units (pence, cents) of one currency, never a float; every sum is checked.
+//! Money is a whole number of minor units (pence, cents) of one currency, never a float. Arithmetic on it is checked.
 
 use std::{borrow::Cow, fmt};
 
@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::strict::{self, Object};
 
-/// The largest amount that a price or a total may have, in minor units. It is far above any real one, and a JSON reader
-/// that knows only doubles still reads it exactly.
+/// The largest price or total, in minor units. It is far above any real one, yet exact in JSON parsers that read all
+/// numbers as doubles.
 pub const MAX_AMOUNT: i64 = 1_000_000_000_000_000;
 
 /// An amount of money.
@@ -23,14 +23,14 @@ pub struct Money {
 }
 
 impl Money {
-    /// This amount times `count`; `None` if that is above [`MAX_AMOUNT`] or below 0.
-    pub fn times(self, count: i64) -> Option<Self> {
+    /// The amount multiplied by `count`; `None` if the product is above [`MAX_AMOUNT`] or below 0.
+    pub fn checked_mul(self, count: i64) -> Option<Self> {
         let amount = self.amount.checked_mul(count).filter(|amount| (0..=MAX_AMOUNT).contains(amount))?;
         Some(Self { amount, ..self })
     }
 
-    /// The sum of two amounts of one currency; `None` above [`MAX_AMOUNT`] or where the currencies differ.
-    pub fn plus(self, other: Self) -> Option<Self> {
+    /// The sum of two amounts; `None` if it is above [`MAX_AMOUNT`], or if the currencies differ.
+    pub fn checked_add(self, other: Self) -> Option<Self> {
         let amount = self.amount.checked_add(other.amount).filter(|amount| *amount <= MAX_AMOUNT)?;
         (self.currency == other.currency).then_some(Self { amount, ..self })
     }
@@ -62,17 +62,17 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-/// A currency that is or was in use, by its ISO 4217 code. One that is withdrawn remains in the prices of its time.
+/// A currency that is or was in use, as its ISO 4217 code. Withdrawn currencies stay valid in orders of their time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Currency([u8; 3]);
 
 impl Currency {
-    /// The code, three upper-case letters.
+    /// The code, which is three upper-case letters.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// The first day, such as `2023-01-01`, on which the currency was no longer in use; `None` if it is in use.
+    /// The first day on which the currency was no longer in use, such as `2023-01-01`; `None` if it still is.
     pub fn withdrawn(&self) -> Option<&'static str> {
         WITHDRAWN.iter().find(|(code, _)| code.as_bytes() == self.0).map(|(_, day)| *day)
     }
@@ -84,7 +84,7 @@ impl std::str::FromStr for Currency {
     fn from_str(text: &str) -> Result<Self, InvalidCurrency> {
         let &[a, b, c] = text.as_bytes() else { return Err(InvalidCurrency) };
         let code = [a, b, c];
-        // Each code and the space after it are four bytes.
+        // Each code takes four bytes with the space after it.
         let is_active = CODES.as_bytes().chunks(4).any(|active| active.starts_with(&code));
         if is_active || Self(code).withdrawn().is_some() { Ok(Self(code)) } else { Err(InvalidCurrency) }
     }
@@ -92,7 +92,7 @@ impl std::str::FromStr for Currency {
 
 const EXPECTED: &str = "an ISO 4217 currency code such as EUR";
 
-/// The text is no ISO 4217 code.
+/// The error for a text that is not an ISO 4217 currency code.
 #[derive(Debug, thiserror::Error)]
 #[error("expected {EXPECTED}")]
 pub struct InvalidCurrency;
@@ -135,8 +135,8 @@ impl JsonSchema for Currency {
     }
 }
 
-/// The active codes of ISO 4217 (list one, 2026), without precious metals, funds, and codes for testing. When one is
-/// withdrawn, it moves to the list below, since stored amounts must be read for ever.
+/// The active codes of ISO 4217 (list one, 2026), without precious metals, funds, and codes for testing. A code that is
+/// withdrawn has to move to the list below, since stored events and states that contain it must stay readable.
 const CODES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD \
     CAD CDF CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD \
     HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD \
@@ -144,8 +144,8 @@ const CODES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD
     QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD \
     TZS UAH UGX USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG";
 
-/// The codes that ISO 4217 has withdrawn since 1999 (list three), each with the first day on which nobody could pay in
-/// the currency any longer. Where the list names only a month, it is the first day of that month.
+/// The codes that ISO 4217 has withdrawn since 1999 (list three), each with the first day on which the currency could no
+/// longer be used for payments. Where a currency was withdrawn in steps, it is a day of the month that the list gives.
 const WITHDRAWN: &[(&str, &str)] = &[
     ("ADP", "2002-03-01"),
     ("AFA", "2003-01-01"),
@@ -209,18 +209,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_are_checked() {
+    fn arithmetic_is_checked() {
         let gbp = |amount| Money { amount, currency: "GBP".parse().unwrap() };
-        assert_eq!(gbp(255).times(6), Some(gbp(1530)));
-        assert_eq!(gbp(MAX_AMOUNT).times(2), None);
-        assert_eq!(gbp(i64::MAX / 2).times(3), None);
-        assert_eq!(gbp(1).plus(gbp(MAX_AMOUNT - 1)), Some(gbp(MAX_AMOUNT)));
-        assert_eq!(gbp(1).plus(gbp(MAX_AMOUNT)), None);
-        assert_eq!(gbp(1).plus(Money { amount: 1, currency: "EUR".parse().unwrap() }), None);
+        assert_eq!(gbp(255).checked_mul(6), Some(gbp(1530)));
+        assert_eq!(gbp(MAX_AMOUNT).checked_mul(2), None);
+        assert_eq!(gbp(i64::MAX / 2).checked_mul(3), None);
+        assert_eq!(gbp(1).checked_add(gbp(MAX_AMOUNT - 1)), Some(gbp(MAX_AMOUNT)));
+        assert_eq!(gbp(1).checked_add(gbp(MAX_AMOUNT)), None);
+        assert_eq!(gbp(1).checked_add(Money { amount: 1, currency: "EUR".parse().unwrap() }), None);
     }
 
     #[test]
-    fn a_currency_is_in_use_or_withdrawn_on_a_day() {
+    fn a_currency_is_either_in_use_or_has_a_day_of_withdrawal() {
         for code in CODES.split(' ') {
             assert_eq!(code.parse::<Currency>().unwrap().withdrawn(), None, "{code}");
         }
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_real_currencies_only() {
+    fn only_real_currencies_are_parsed() {
         for bad in ["", "gbp", "GB", "GBPX", "XXX", "D A", "ZZZ"] {
             assert!(bad.parse::<Currency>().is_err(), "{bad}");
         }

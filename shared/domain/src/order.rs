@@ -1,6 +1,6 @@
-//! Orders: placed → paid → shipped; placed or paid → cancelled; shipped or cancelled → deleted. Placing takes the stock
-//! of every line, or of none; cancelling gives it back. Name and price of a line are fixed when the order is placed,
-//! and an order has one currency.
+//! Orders. An order goes from placed to paid to shipped. It can be cancelled while it is placed or paid, and deleted once
+//! it is shipped or cancelled. Placing it takes the stock of all lines or of none; cancelling it gives the stock back.
+//! The names and prices of the lines are fixed when the order is placed, and an order has one currency.
 
 use std::collections::HashMap;
 
@@ -13,13 +13,13 @@ use crate::{
     user,
 };
 
-/// The most lines that an order may have.
+/// The largest number of lines in one order.
 pub const MAX_LINES: usize = 2_000;
-/// The most pieces that a line may have.
+/// The largest number of pieces in one line.
 pub const MAX_QUANTITY: i64 = 1_000_000;
-/// How far a client's clock may be ahead, so that an order which is placed "now" is not refused. The time is kept as
-/// the client gives it.
-const CLOCK_DIFFERENCE_MILLIS: i64 = 5_000;
+/// How far the clock of a client may be ahead, so that an order placed "now" is not refused. The client's time is stored
+/// unchanged.
+const MAX_CLOCK_SKEW_MILLIS: i64 = 5_000;
 
 commands! {
     Order {
@@ -97,17 +97,17 @@ pub struct Placed {
     pub user: Id,
     pub placed_at: Timestamp,
     pub lines: Vec<Line>,
-    /// The sum of the lines.
+    /// The sum over the lines.
     pub total: Money,
 }
 
-/// A line with its name and price as they were when the order was placed.
+/// A line of an order, with the product's name and price as they were when the order was placed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     pub product: Id,
     pub sku: Sku,
     pub name: Name,
-    /// Pieces.
+    /// The number of pieces.
     pub quantity: i64,
     pub unit_price: Money,
 }
@@ -118,14 +118,14 @@ pub struct Paid {}
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shipped {}
 
-/// The event repeats what was undone, so that a view that counts orders can take it back without having kept them.
+/// The event carries what the order was, so that a view that counts orders can subtract it without having kept it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cancelled {
     pub user: Id,
     pub placed_at: Timestamp,
     pub lines: Vec<Line>,
     pub total: Money,
-    /// The order was paid: the money must go back.
+    /// Whether the order had been paid, so that the money has to be refunded.
     pub refund_due: bool,
 }
 
@@ -213,7 +213,7 @@ impl Aggregate for Order {
                 let products = lines.iter().map(|line| line.product);
                 Needs { aggregates: [*user].into_iter().chain(products).collect(), ..Needs::default() }
             }
-            // Cancelling changes the products of the order, which only the order knows.
+            // Cancelling an order changes its products, which the command does not name.
             Command::Cancel(_) => Needs { references: true, ..Needs::default() },
             Command::Pay(_) | Command::Ship(_) | Command::Delete(_) => Needs::default(),
         }
@@ -279,7 +279,7 @@ impl Create {
         aggregates.require_new(id)?;
         user::living(aggregates, user)?;
         let placed_at = placed_at.unwrap_or(now);
-        if placed_at.unix_millis() > now.unix_millis() + CLOCK_DIFFERENCE_MILLIS {
+        if placed_at.unix_millis() > now.unix_millis() + MAX_CLOCK_SKEW_MILLIS {
             return Err(Rejection::refused(
                 "placed_in_future",
                 format!("placed_at: expected a time that is not in the future, it is {now} now"),
@@ -316,10 +316,10 @@ impl Order {
     }
 }
 
-/// The order, which must be there.
+/// The order, which must exist.
 ///
 /// # Errors
-/// If there is no such order, or not any more.
+/// If there is no such order, or it is deleted.
 fn order(aggregates: &Aggregates, id: Id) -> Result<&Order, Rejection> {
     match aggregates.get::<Order>(id) {
         Some(Order::Deleted) | None => {
@@ -338,10 +338,10 @@ fn wrong_status(id: Id, order: &Order, allowed: &[&str]) -> Rejection {
         .with("allowed", allowed)
 }
 
-/// The sum of the lines.
+/// The sum over the lines.
 ///
 /// # Errors
-/// If their currencies differ, or the sum is larger than money can be.
+/// If there is no line, the currencies differ, or the sum is above [`MAX_AMOUNT`].
 fn total(lines: &[Line]) -> Result<Money, Rejection> {
     let mut total: Option<Money> = None;
     for (index, line) in lines.iter().enumerate() {
@@ -354,7 +354,7 @@ fn total(lines: &[Line]) -> Result<Money, Rejection> {
                 .with("field", field())
                 .with("currencies", vec![before.currency.to_string(), currency.to_string()]));
         }
-        let Some(sum) = line.unit_price.times(line.quantity).and_then(|amount| before.plus(amount)) else {
+        let Some(sum) = line.unit_price.checked_mul(line.quantity).and_then(|amount| before.checked_add(amount)) else {
             let message = format!("{}: the total of an order can be {MAX_AMOUNT} minor units at most", field());
             return Err(Rejection::refused("total_overflow", message).with("field", field()).with("max", MAX_AMOUNT));
         };
@@ -363,7 +363,10 @@ fn total(lines: &[Line]) -> Result<Money, Rejection> {
     total.ok_or_else(|| Rejection::refused("no_lines", "lines: an order has at least one").with("field", "lines"))
 }
 
-/// One event for each product, with the quantity of all its lines together.
+/// The events that take the stock: one for each product, over all of its lines.
+///
+/// # Errors
+/// If a product does not exist or has too little stock.
 fn take_stock(aggregates: &Aggregates, order: Id, lines: &[Line]) -> Result<Vec<(Id, crate::Event)>, Rejection> {
     let take = |(id, quantity)| {
         let product = product::living(aggregates, id)?;
@@ -379,7 +382,7 @@ fn take_stock(aggregates: &Aggregates, order: Id, lines: &[Line]) -> Result<Vec<
 
 fn cancel(aggregates: &Aggregates, id: Id, placed: &Placed, refund_due: bool) -> Vec<(Id, crate::Event)> {
     let Placed { user, placed_at, lines, total } = placed.clone();
-    // A product that was deleted meanwhile has no stock to give back to.
+    // A product that has been deleted in the meantime gets nothing back.
     let give_back = |(product, quantity)| {
         let stock = product::living(aggregates, product).ok()?.stock.saturating_add(quantity);
         let event = product::Event::StockReturned(product::StockReturned { order: id, quantity, stock });
@@ -390,17 +393,17 @@ fn cancel(aggregates: &Aggregates, id: Id, placed: &Placed, refund_due: bool) ->
     [(id, cancelled.into())].into_iter().chain(stock_returned).collect()
 }
 
-/// The pieces of each product, in the order in which the lines first name it. The sums cannot overflow: they are at
-/// most [`MAX_LINES`] times [`MAX_QUANTITY`].
+/// The number of pieces of each product, in the order in which the lines first name the products. The sums cannot
+/// overflow, since they are at most [`MAX_LINES`] times [`MAX_QUANTITY`].
 fn quantities(lines: &[Line]) -> Vec<(Id, i64)> {
-    let mut place: HashMap<Id, usize> = HashMap::new();
+    let mut indexes: HashMap<Id, usize> = HashMap::new();
     let mut quantities: Vec<(Id, i64)> = Vec::new();
     for line in lines {
-        let at = *place.entry(line.product).or_insert_with(|| {
+        let index = *indexes.entry(line.product).or_insert_with(|| {
             quantities.push((line.product, 0));
             quantities.len() - 1
         });
-        quantities[at].1 += line.quantity;
+        quantities[index].1 += line.quantity;
     }
     quantities
 }
@@ -429,7 +432,7 @@ mod tests {
         scenario::{bare, command, create_order, create_product, gbp, given, id, now, register, restock},
     };
 
-    /// The user 1, and two products at 2.50 pounds: 10 with five pieces, 11 with three.
+    /// User 1, and two products at 2.50: product 10 with five pieces and product 11 with three.
     fn shop() -> Vec<Command> {
         vec![register(1, "ada@example.com"), create_product(10, "A", 5), create_product(11, "B", 3)]
     }
@@ -498,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_may_stand_in_several_lines_and_its_stock_is_taken_once() {
+    fn a_product_may_be_in_several_lines_and_its_stock_is_taken_in_one_event() {
         given(shop()).when(create_order(20, 1, &[(10, 2), (11, 1), (10, 3)])).then([
             (
                 "order.placed",
@@ -511,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn several_lines_together_cannot_take_more_than_there_is() {
+    fn the_lines_of_a_product_cannot_together_take_more_than_its_stock() {
         given(shop()).when(create_order(20, 1, &[(10, 3), (10, 3)])).then_refused(
             Refused,
             "out_of_stock",
@@ -520,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_may_carry_its_own_price_even_nothing() {
+    fn a_line_may_have_its_own_price_and_even_be_free() {
         let lines = json!([
             { "product": id(10), "quantity": 2, "unit_price": gbp(199) },
             { "product": id(10), "quantity": 1 },
@@ -538,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn prices_of_a_line_may_be_in_another_currency_than_the_products_if_all_agree() {
+    fn an_order_may_be_in_another_currency_than_its_products() {
         let euros = json!({ "amount": 100, "currency": "EUR" });
         let lines = json!([{ "product": id(10), "quantity": 2, "unit_price": euros }]);
         given(shop()).when(create(lines)).then([
@@ -559,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_keeps_name_and_price_when_the_product_changes() {
+    fn an_order_keeps_names_and_prices_when_a_product_changes() {
         let price = gbp(999);
         let change = command("product.update", json!({ "id": id(10), "sku": "C", "name": "Lamp", "price": price }));
         given(shop_and([create_order(20, 1, &[(10, 1)]), change])).when(bare("order.cancel", 20)).then([
@@ -588,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn stock_that_another_order_took_is_gone() {
+    fn stock_that_one_order_took_is_not_available_to_another() {
         given(shop_and([create_order(21, 1, &[(10, 4)])])).when(create_order(20, 1, &[(10, 2)])).then_refused(
             Refused,
             "out_of_stock",
@@ -631,17 +634,17 @@ mod tests {
     }
 
     #[test]
-    fn an_order_may_have_been_placed_before_and_is_dated_in_utc() {
-        for (told, kept) in [
+    fn an_order_may_have_been_placed_earlier_and_its_time_is_stored_in_utc() {
+        for (requested, stored) in [
             ("2010-12-01T08:26:00Z", "2010-12-01T08:26:00.000Z"),
             ("2010-12-01T09:26:00+01:00", "2010-12-01T08:26:00.000Z"),
             ("2026-01-31T09:30:00.000Z", "2026-01-31T09:30:00.000Z"),
-            // The client's clock is ahead.
+            // The client's clock may be ahead.
             ("2026-01-31T09:30:05Z", "2026-01-31T09:30:05.000Z"),
         ] {
             let lines = json!([line(10, "A", 1, 250)]);
-            given(shop()).when(create_at(told)).then([
-                ("order.placed", 20, json!({ "user": id(1), "placed_at": kept, "lines": lines, "total": gbp(250) })),
+            given(shop()).when(create_at(requested)).then([
+                ("order.placed", 20, json!({ "user": id(1), "placed_at": stored, "lines": lines, "total": gbp(250) })),
                 ("product.stock_taken", 10, moved(1, 4)),
             ]);
         }
@@ -649,9 +652,9 @@ mod tests {
 
     #[test]
     fn an_order_cannot_have_been_placed_in_the_future() {
-        for told in ["2026-01-31T09:30:05.001Z", "9999-12-31T23:59:59.999Z"] {
-            let placed_at: crate::Timestamp = told.parse().unwrap();
-            given(shop()).when(create_at(told)).then_refused(
+        for requested in ["2026-01-31T09:30:05.001Z", "9999-12-31T23:59:59.999Z"] {
+            let placed_at: crate::Timestamp = requested.parse().unwrap();
+            given(shop()).when(create_at(requested)).then_refused(
                 Refused,
                 "placed_in_future",
                 json!({ "field": "placed_at", "placed_at": placed_at, "now": now() }),
@@ -660,7 +663,7 @@ mod tests {
     }
 
     #[test]
-    fn who_orders_must_be_a_living_user() {
+    fn only_a_user_who_exists_can_order() {
         let gone = shop_and([register(2, "bob@example.com"), bare("user.delete", 2)]);
         for (past, user) in [(shop(), 2), (gone, 2), (shop(), 10)] {
             given(past).when(create_order(20, user, &[(10, 1)])).then_refused(
@@ -672,7 +675,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ordered_must_be_a_living_product() {
+    fn only_a_product_that_exists_can_be_ordered() {
         let gone = shop_and([create_product(12, "C", 5), bare("product.delete", 12)]);
         for (past, product) in [(shop(), 12), (gone, 12), (shop(), 1), (shop(), 20)] {
             given(past).when(create_order(20, 1, &[(10, 1), (product, 1)])).then_refused(
@@ -684,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_serves_once_even_after_a_deletion_and_for_another_kind() {
+    fn an_identifier_cannot_be_used_again_after_a_deletion_or_for_another_kind() {
         let order = || create_order(20, 1, &[(10, 1)]);
         let pasts = [
             shop_and([order()]),
@@ -699,7 +702,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_without_lines_which_no_request_can_be_is_refused_all_the_same() {
+    fn an_order_without_lines_is_refused_even_though_no_request_can_ask_for_one() {
         let order = Create { id: id(20), user: id(1), lines: vec![], placed_at: None };
         let mut aggregates = Aggregates::default();
         aggregates.execute(register(1, "ada@example.com"), None, now()).unwrap();
@@ -742,7 +745,7 @@ mod tests {
     }
 
     #[test]
-    fn stock_returns_on_top_of_what_was_restocked_meanwhile() {
+    fn returned_stock_is_added_to_what_was_restocked_in_the_meantime() {
         let past = shop_and([create_order(20, 1, &[(10, 5)]), restock(10, 4)]);
         given(past).when(bare("order.cancel", 20)).then([
             (
@@ -761,7 +764,7 @@ mod tests {
     }
 
     #[test]
-    fn stock_returns_to_living_products_only() {
+    fn stock_is_not_returned_to_deleted_products() {
         let past = shop_and([create_order(20, 1, &[(10, 2), (11, 1)]), bare("product.delete", 10)]);
         given(past).when(bare("order.cancel", 20)).then([
             (
@@ -794,7 +797,7 @@ mod tests {
         }
     }
 
-    /// In every status every command is tried. A refusal names the statuses that would allow the command.
+    /// Tries every command in every status. A refusal says which statuses would allow the command.
     #[test]
     fn each_status_allows_what_follows_it_and_nothing_else() {
         let pay = || bare("order.pay", 20);
@@ -824,9 +827,9 @@ mod tests {
         }
     }
 
-    /// In every status every event is tried. One that cannot follow changes nothing.
+    /// Applies every event in every status. An event that cannot follow changes nothing.
     #[test]
-    fn each_event_leads_on_from_its_own_statuses_only() {
+    fn each_event_changes_only_the_statuses_that_it_can_follow() {
         let events = || {
             let past = shop_and([create_order(20, 1, &[(10, 1)])]);
             let Some(Order::Placed(placed)) = given(past).state::<Order>(20) else { panic!("the order is placed") };
@@ -855,7 +858,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_or_no_more_or_no_order_cannot_be_changed() {
+    fn an_order_that_does_not_exist_or_is_deleted_cannot_be_changed() {
         let deleted = [create_order(20, 1, &[(10, 1)]), bare("order.cancel", 20), bare("order.delete", 20)];
         for past in [shop(), shop_and(deleted), shop_and([register(20, "bob@example.com")])] {
             for verb in ["pay", "ship", "cancel", "delete"] {

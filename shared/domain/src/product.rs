@@ -1,5 +1,5 @@
-//! Products and their stock. A SKU is unique among living products, whatever its spelling;
-//! stock never goes below zero; a new price is in a currency that is in use.
+//! Products and their stock. No two products have the same SKU, in whatever spelling, unless one of them is deleted. Stock
+//! never falls below zero, and a new price is in a currency that is in use.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -8,8 +8,8 @@ use crate::{
     Aggregate, Aggregates, Claim, Currency, Id, Money, Name, Needs, Rejection, Sample, Sku, Timestamp, strict,
 };
 
-/// The largest stock that a product can be created with or restocked to, in pieces. Only what cancelled orders give
-/// back can lead above it.
+/// The largest stock that a product can be created with or restocked to, in pieces. Only the returns of cancelled orders
+/// can exceed it.
 pub const MAX_STOCK: i64 = 1_000_000_000_000;
 
 commands! {
@@ -84,11 +84,11 @@ pub struct Created {
     pub name: Name,
     /// The price of one piece.
     pub price: Money,
-    /// Pieces.
+    /// The number of pieces.
     pub stock: i64,
 }
 
-/// All attributes of the product as they now are, except its stock.
+/// The product after the change, except for its stock.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Updated {
     pub sku: Sku,
@@ -98,29 +98,29 @@ pub struct Updated {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Restocked {
-    /// Pieces: positive if added, negative if taken, never 0.
+    /// The number of pieces, positive if they were added and negative if they were taken. It is never 0.
     pub quantity: i64,
-    /// The stock afterwards, in pieces.
+    /// The stock after the change.
     pub stock: i64,
 }
 
-/// An order took pieces: all of its lines for this product together.
+/// An order took pieces. There is one event for all of its lines with this product.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StockTaken {
     pub order: Id,
-    /// Pieces, above 0.
+    /// The number of pieces, above 0.
     pub quantity: i64,
-    /// The stock afterwards, in pieces.
+    /// The stock after the change.
     pub stock: i64,
 }
 
-/// A cancelled order gave its pieces back.
+/// A cancelled order returned its pieces.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StockReturned {
     pub order: Id,
-    /// Pieces, above 0.
+    /// The number of pieces, above 0.
     pub quantity: i64,
-    /// The stock afterwards, in pieces.
+    /// The stock after the change.
     pub stock: i64,
 }
 
@@ -141,7 +141,7 @@ pub struct Living {
     pub name: Name,
     /// The price of one piece.
     pub price: Money,
-    /// Pieces, never below 0.
+    /// The number of pieces, never below 0.
     pub stock: i64,
 }
 
@@ -290,7 +290,7 @@ impl Update {
 impl Restock {
     fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
         let product = living(aggregates, self.id)?;
-        // Both numbers are far from the limits of 64 bits; saturating only rules out a panic.
+        // The sum cannot overflow, since both numbers are far from the limits of 64 bits. Saturating only rules out a panic.
         let stock = product.stock.saturating_add(self.quantity);
         if stock < 0 {
             return Err(out_of_stock(self.id, product, self.quantity.saturating_neg()));
@@ -314,10 +314,10 @@ impl Delete {
     }
 }
 
-/// The product, which must be there.
+/// The product, which must exist.
 ///
 /// # Errors
-/// If there is no such product, or not any more.
+/// If there is no such product, or it is deleted.
 pub(crate) fn living(aggregates: &Aggregates, id: Id) -> Result<&Living, Rejection> {
     match aggregates.get::<Product>(id) {
         Some(Product::Living(product)) => Ok(product),
@@ -349,10 +349,10 @@ fn claim(sku: &Sku) -> Claim {
     Claim { scope: "product.sku", value: sku.normalized() }
 }
 
-/// Checks that one could pay in this currency at that time.
+/// Checks that the currency was in use at that time.
 ///
 /// # Errors
-/// If the currency had been withdrawn by then.
+/// If it had been withdrawn by then.
 pub(crate) fn require_in_use(currency: Currency, at: Timestamp, field: &str) -> Result<(), Rejection> {
     match currency.withdrawn() {
         Some(day) if *at.day() >= *day => {
@@ -413,7 +413,7 @@ mod tests {
         given([create_product(10, "85123A", 5)]).when(create_product(11, "85123a", 5)).then_accepted();
     }
 
-    /// In these tests it is 2026-01-31.
+    /// The tests run at 2026-01-31.
     #[test]
     fn a_new_price_is_in_a_currency_that_is_in_use() {
         for (code, day) in [("BGN", "2026-01-01"), ("HRK", "2023-01-01"), ("DEM", "2002-03-01")] {
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_price_of_before_stays_when_its_currency_is_withdrawn() {
+    fn a_price_stays_when_its_currency_is_withdrawn() {
         let price = json!({ "amount": 100, "currency": "BGN" });
         let mut aggregates = Aggregates::default();
         let before = "2025-12-31T23:59:59Z".parse().unwrap();
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_may_be_free_of_charge_and_has_no_stock_unless_told() {
+    fn a_product_may_be_free_of_charge_and_has_no_stock_by_default() {
         let request = json!({ "sku": "85123A", "name": "LANTERN", "price": gbp(0) });
         given([]).when(command("product.create", request)).then([(
             "product.created",
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_serves_once_even_after_a_deletion_and_for_another_kind() {
+    fn an_identifier_cannot_be_used_again_after_a_deletion_or_for_another_kind() {
         let pasts = [
             vec![create_product(10, "A", 5)],
             vec![create_product(10, "A", 5), bare("product.delete", 10)],
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sku_that_was_changed_to_is_taken() {
+    fn a_sku_is_taken_by_a_change_to_it() {
         let change = command("product.update", json!({ "id": id(10), "sku": "B" }));
         given([create_product(10, "A", 5), change]).when(create_product(11, "B", 5)).then_refused(
             Conflict,
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_that_changes_nothing_is_no_event() {
+    fn an_update_that_changes_nothing_has_no_event() {
         for request in [
             json!({ "id": id(10) }),
             json!({ "id": id(10), "sku": "A", "name": "Lantern", "price": gbp(250) }),
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restock_adds_or_takes_down_to_nothing() {
+    fn a_restock_adds_to_the_stock_or_takes_from_it_down_to_zero() {
         for (quantity, stock) in [(3, 8), (-3, 2), (-5, 0)] {
             given([create_product(10, "A", 5)]).when(restock(10, quantity)).then([(
                 "product.restocked",
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restock_cannot_take_more_than_there_is() {
+    fn a_restock_cannot_take_more_than_the_stock() {
         for (quantity, requested) in [(-6, 6), (-MAX_STOCK, MAX_STOCK)] {
             given([create_product(10, "A", 5)]).when(restock(10, quantity)).then_refused(
                 Refused,
@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stock_above_the_limit_by_what_was_cancelled_can_still_be_taken_from() {
+    fn a_stock_that_a_cancellation_raised_above_the_limit_can_still_be_taken_from() {
         let past = [
             register(1, "ada@example.com"),
             create_product(10, "A", MAX_STOCK),
@@ -605,12 +605,12 @@ mod tests {
     }
 
     #[test]
-    fn a_product_is_deleted_also_with_stock() {
+    fn a_product_can_be_deleted_while_it_has_stock() {
         given([create_product(10, "A", 5)]).when(bare("product.delete", 10)).then([("product.deleted", 10, json!({}))]);
     }
 
     #[test]
-    fn what_is_not_there_or_no_more_or_no_product_cannot_be_changed() {
+    fn a_product_that_does_not_exist_or_is_deleted_cannot_be_changed() {
         let pasts = [
             vec![],
             vec![create_product(10, "A", 5), bare("product.delete", 10)],

@@ -1,4 +1,5 @@
-//! Properties that hold over any sequence of commands, also when the aggregates are stored and loaded between batches.
+//! Property tests of what must hold over any sequence of commands, even when the states are stored and loaded again
+//! between batches.
 
 use std::{
     cell::RefCell,
@@ -20,13 +21,13 @@ use crate::{
     order::{self, Order},
     product::{self, Product},
     rejections, samples,
-    scenario::{Stored, bare, command, id, now, parse},
+    scenario::{InMemoryJournal, bare, command, id, now, parse},
     user::{self, User},
 };
 
 const CASES: u32 = 128;
 
-/// A command, and whether a batch ends with it.
+/// A command to execute, and whether its batch ends with it.
 #[derive(Clone, Debug)]
 struct Step {
     command: Command,
@@ -34,21 +35,21 @@ struct Step {
     ends_batch: bool,
 }
 
-/// Sequences of commands to the shop, and of commands to all aggregates.
+/// Sequences of commands, either to the shop (users, products and orders) or to aggregates of all kinds.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop_oneof![3 => shop_steps(), 1 => sample_steps()]
 }
 
-/// Sequences that use a handful of identifiers, e-mail addresses and SKUs again and again, so that commands collide.
+/// Commands to the shop. They draw on few identifiers, e-mail addresses and SKUs, so that they often conflict.
 fn shop_steps() -> BoxedStrategy<Vec<Step>> {
-    // Most sequences start in a shop that is open.
+    // Most sequences start with users and products.
     let openings = vec![vec![], open_shop(), open_shop(), open_shop()];
     steps_of(openings, shop_command().boxed())
 }
 
-/// Recombinations of the samples that every aggregate gives of itself.
+/// Recombinations of the samples of all aggregates.
 fn sample_steps() -> BoxedStrategy<Vec<Step>> {
-    let read = |(known, sample): (&CommandType, &Sample)| parse_sample(known, sample.request);
+    let read = |(command_type, sample): (&CommandType, &Sample)| parse_sample(command_type, sample.request);
     let opening: Vec<Command> = samples().filter_map(read).collect();
     let half = opening.iter().take(opening.len() / 2).cloned().collect();
     steps_of(vec![vec![], half, opening], recombined().boxed())
@@ -65,36 +66,36 @@ fn steps_of(openings: Vec<Vec<Command>>, command: BoxedStrategy<Command>) -> Box
     steps.boxed()
 }
 
-/// A sample in which each field may have the value that it has in another sample of the aggregate, or be absent.
+/// A sample in which each field may have its value from another sample of the aggregate, or be absent.
 fn recombined() -> impl Strategy<Value = Command> {
     let all: Vec<(&CommandType, Value)> =
-        samples().map(|(known, sample)| (known, serde_json::from_str(sample.request).unwrap())).collect();
-    let of_fields = |kind: &str| {
+        samples().map(|(command_type, sample)| (command_type, serde_json::from_str(sample.request).unwrap())).collect();
+    let values_by_field = |kind: &str| {
         let mut values: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-        for (_, request) in all.iter().filter(|(known, _)| known.aggregate == kind) {
+        for (_, request) in all.iter().filter(|(command_type, _)| command_type.aggregate == kind) {
             for (field, value) in request.as_object().unwrap() {
                 values.entry(field.clone()).or_default().push(value.clone());
             }
         }
         values
     };
-    let one = |(known, request): &(&'static CommandType, Value)| {
-        let (known, request, values) = (*known, request.clone(), of_fields(known.aggregate));
+    let variants = |(command_type, request): &(&'static CommandType, Value)| {
+        let (command_type, request, values) = (*command_type, request.clone(), values_by_field(command_type.aggregate));
         let field = move |(field, own): (&String, &Value)| {
             let others = values[field].clone();
             let value = prop_oneof![6 => Just(own.clone()), 3 => select(others), 1 => Just(Value::Null)];
             (Just(field.clone()), value)
         };
         let fields: Vec<_> = request.as_object().unwrap().iter().map(field).collect();
-        fields.prop_filter_map("it is read", move |fields| {
-            parse_sample(known, &Value::Object(fields.into_iter().collect()).to_string())
+        fields.prop_filter_map("the request is well-formed", move |fields| {
+            parse_sample(command_type, &Value::Object(fields.into_iter().collect()).to_string())
         })
     };
-    proptest::strategy::Union::new(all.iter().map(one).collect::<Vec<_>>())
+    proptest::strategy::Union::new(all.iter().map(variants).collect::<Vec<_>>())
 }
 
-fn parse_sample(known: &CommandType, request: &str) -> Option<Command> {
-    (known.parse)(request.as_bytes(), id(99)).ok()
+fn parse_sample(command_type: &CommandType, request: &str) -> Option<Command> {
+    (command_type.parse)(request.as_bytes(), id(99)).ok()
 }
 
 fn open_shop() -> Vec<Command> {
@@ -144,7 +145,7 @@ fn product_request(n: u128, sku: &str, price: Value, stock: i64) -> Value {
     json!({ "id": id(n), "sku": sku, "name": "Lantern", "price": price, "stock": stock })
 }
 
-/// Identifiers of users, and now and then one of another kind.
+/// The identifiers of users and, occasionally, of another kind of aggregate.
 fn users() -> impl Strategy<Value = u128> {
     prop_oneof![40 => 1..4_u128, 1 => Just(11), 1 => Just(21)]
 }
@@ -194,7 +195,7 @@ fn placed_at() -> impl Strategy<Value = Option<&'static str>> {
     prop_oneof![8 => Just(None), 2 => Just(Some("2010-12-01T08:26:00Z")), 1 => Just(Some("2026-01-31T09:30:05.001Z"))]
 }
 
-/// The results of a sequence of commands that were decided without storing and loading in between.
+/// The outcome of a sequence of commands that were all executed on the same aggregates in memory.
 struct History {
     decided: Vec<(Step, Result<Vec<Recorded>, Rejection>)>,
     aggregates: Aggregates,
@@ -242,14 +243,14 @@ fn for_any_history(property: impl Fn(&History)) {
     for_any_steps(|steps| property(&History::of(steps)));
 }
 
-/// The sequences are worth something only if they go far: every event of the shop happens, every rule refuses. Always
-/// the same sequences, so that this never fails by chance.
+/// The property tests are worth something only if their sequences lead to every event and every refusal. This test always
+/// runs the same sequences, so that it never fails by chance.
 #[test]
-fn the_sequences_meet_every_command_every_event_and_every_refusal_of_the_shop() {
+fn the_sequences_lead_to_every_event_and_every_refusal_of_the_shop() {
     let seen: RefCell<BTreeMap<String, u32>> = RefCell::default();
     let count = |what: String| *seen.borrow_mut().entry(what).or_default() += 1;
-    let same = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    for_steps_of(TestRunner::new_with_rng(config(), same), shop_steps(), |steps| {
+    let fixed = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    for_steps_of(TestRunner::new_with_rng(config(), fixed), shop_steps(), |steps| {
         for (_, result) in History::of(steps).decided {
             match &result {
                 Ok(events) if events.is_empty() => count("accepted without an event".to_owned()),
@@ -261,9 +262,9 @@ fn the_sequences_meet_every_command_every_event_and_every_refusal_of_the_shop() 
             count(if result.is_ok() { "accepted" } else { "refused" }.to_owned());
         }
     });
-    let of_the_shop = |kind: &str| ["", user::KIND, product::KIND, order::KIND].contains(&kind);
-    let codes = rejections().filter(|(kind, ..)| of_the_shop(kind)).map(|(_, code, _)| format!("refused {code}"));
-    let events = events().into_iter().filter(|(kind, ..)| of_the_shop(kind));
+    let is_in_shop = |kind: &str| ["", user::KIND, product::KIND, order::KIND].contains(&kind);
+    let codes = rejections().filter(|(kind, ..)| is_in_shop(kind)).map(|(_, code, _)| format!("refused {code}"));
+    let events = events().into_iter().filter(|(kind, ..)| is_in_shop(kind));
     let expected: BTreeSet<_> = codes
         .chain(events.map(|(kind, name, _)| format!("event {kind}.{name}")))
         .chain(["accepted", "refused", "accepted without an event"].map(str::to_owned))
@@ -272,7 +273,7 @@ fn the_sequences_meet_every_command_every_event_and_every_refusal_of_the_shop() 
     assert_eq!(
         seen.keys().cloned().collect::<BTreeSet<_>>(),
         expected,
-        "what is missing needs other commands in `shop_command`"
+        "`shop_command` must make commands that lead to what is missing"
     );
     assert!(seen.values().all(|times| *times > 5), "{seen:#?}");
     assert!(seen["accepted"] > 1_000 && seen["refused"] > 1_000, "{seen:#?}");
@@ -296,20 +297,20 @@ fn stock_is_never_negative() {
     });
 }
 
-/// What was created and restocked is either still there or in orders that were not cancelled, product by product.
+/// For each product, the pieces that were created and restocked are either in stock or in orders that were not cancelled.
 #[test]
-fn no_piece_is_lost_or_made() {
+fn no_piece_is_lost_or_invented() {
     for_any_history(|history| {
-        let mut brought: HashMap<Id, i64> = HashMap::new();
+        let mut supplied: HashMap<Id, i64> = HashMap::new();
         let mut sold: HashMap<Id, i64> = HashMap::new();
         let sell = |sold: &mut HashMap<Id, i64>, lines: &[order::Line], sign: i64| {
             lines.iter().for_each(|line| *sold.entry(line.product).or_default() += sign * line.quantity);
         };
         for Recorded { id, event, .. } in history.events() {
             match event {
-                Event::Product(product::Event::Created(created)) => *brought.entry(*id).or_default() += created.stock,
+                Event::Product(product::Event::Created(created)) => *supplied.entry(*id).or_default() += created.stock,
                 Event::Product(product::Event::Restocked(restocked)) => {
-                    *brought.entry(*id).or_default() += restocked.quantity;
+                    *supplied.entry(*id).or_default() += restocked.quantity;
                 }
                 Event::Order(order::Event::Placed(placed)) => sell(&mut sold, &placed.lines, 1),
                 Event::Order(order::Event::Cancelled(cancelled)) => sell(&mut sold, &cancelled.lines, -1),
@@ -319,7 +320,7 @@ fn no_piece_is_lost_or_made() {
         for (id, (_, state)) in history.states() {
             if let State::Product(Product::Living(product)) = state {
                 let sold = sold.get(&id).copied().unwrap_or_default();
-                assert_eq!(product.stock + sold, brought[&id], "{id}");
+                assert_eq!(product.stock + sold, supplied[&id], "{id}");
             }
         }
     });
@@ -344,7 +345,7 @@ fn a_total_is_the_sum_of_its_lines() {
 }
 
 #[test]
-fn versions_have_no_gap() {
+fn versions_have_no_gaps() {
     for_any_history(|history| {
         let mut versions: BTreeMap<Id, u64> = BTreeMap::new();
         for recorded in history.events() {
@@ -360,7 +361,7 @@ fn versions_have_no_gap() {
 }
 
 #[test]
-fn a_command_makes_its_target_or_needs_it() {
+fn an_accepted_command_either_creates_its_target_or_finds_it() {
     for_any_steps(|steps| {
         let mut aggregates = Aggregates::default();
         for Step { command, expected_version, .. } in steps {
@@ -372,20 +373,20 @@ fn a_command_makes_its_target_or_needs_it() {
 }
 
 #[test]
-fn a_command_that_is_refused_or_changes_nothing_leaves_no_trace() {
+fn a_command_that_is_refused_or_has_no_event_changes_nothing() {
     for_any_steps(|steps| {
         let mut aggregates = Aggregates::default();
         for Step { command, expected_version, .. } in steps {
             let before = aggregates.clone();
             let result = aggregates.execute(command, expected_version, now());
-            let silent = result.as_ref().map_or(true, Vec::is_empty);
-            assert_eq!(silent, aggregates == before, "{result:?}");
+            let is_without_event = result.as_ref().map_or(true, Vec::is_empty);
+            assert_eq!(is_without_event, aggregates == before, "{result:?}");
         }
     });
 }
 
 #[test]
-fn the_events_alone_lead_to_the_same_states() {
+fn replaying_the_events_leads_to_the_same_states() {
     for_any_history(|history| {
         let mut replayed: BTreeMap<Id, State> = BTreeMap::new();
         for Recorded { id, event, .. } in history.events() {
@@ -399,36 +400,35 @@ fn the_events_alone_lead_to_the_same_states() {
     });
 }
 
-/// Applying an event never fails: whatever the event, a state that is there stays there, and a final state stays as it
-/// is.
+/// Applying an event never fails and never removes a state. A deleted aggregate stays as it is, whatever the event.
 #[test]
-fn an_event_that_does_not_belong_changes_nothing() {
+fn an_event_that_cannot_follow_changes_nothing() {
     for_any_history(|history| {
         let events: Vec<_> = history.events().collect();
         for (_, state) in history.states().into_values() {
             for recorded in events.iter().take(20) {
                 let after = State::evolve(Some(state.clone()), &recorded.event).unwrap();
                 assert_eq!(after.aggregate(), state.aggregate());
-                let at_its_end =
+                let deleted =
                     [State::User(User::Deleted), State::Product(Product::Deleted), State::Order(Order::Deleted)];
                 let foreign = state.aggregate() != recorded.event.aggregate();
-                if foreign || recorded.version == 1 || at_its_end.contains(&state) {
+                if foreign || recorded.version == 1 || deleted.contains(&state) {
                     assert_eq!(after, state);
                 }
-                let made = State::evolve(None, &recorded.event);
-                assert_eq!(made.is_some(), recorded.version == 1);
+                let created = State::evolve(None, &recorded.event);
+                assert_eq!(created.is_some(), recorded.version == 1);
             }
         }
     });
 }
 
 #[test]
-fn a_claim_is_held_by_the_one_living_aggregate_whose_state_has_it() {
+fn a_claim_is_held_by_the_one_aggregate_whose_state_has_it() {
     for_any_history(|history| {
         let mut held: BTreeMap<Claim, Id> = BTreeMap::new();
         for (id, (_, state)) in history.states() {
             for claim in state.claims() {
-                assert_eq!(held.insert(claim, id), None, "two living aggregates hold one claim");
+                assert_eq!(held.insert(claim, id), None, "two aggregates hold the same claim");
             }
         }
         for claim in history.decided.iter().flat_map(|(step, _)| step.command.claims()) {
@@ -437,12 +437,12 @@ fn a_claim_is_held_by_the_one_living_aggregate_whose_state_has_it() {
     });
 }
 
-/// What a command says that it needs is all that it needs; and the differences that a batch leaves to be
-/// stored, claims included, are neither more nor less than what happened.
+/// A command needs nothing that it does not declare, and the changes that a batch stores, claims included, are exactly
+/// those that its events made.
 #[test]
-fn batches_that_load_only_what_they_touch_decide_the_same_as_one_memory() {
+fn batches_that_load_only_what_they_touch_lead_to_the_same_results() {
     for_any_steps(|steps| {
-        let mut stored = Stored::default();
+        let mut stored = InMemoryJournal::default();
         let mut results = Vec::new();
         for batch in steps.split_inclusive(|step| step.ends_batch) {
             let mut loaded = stored.load(batch.iter().map(|step| &step.command));
@@ -460,7 +460,7 @@ fn batches_that_load_only_what_they_touch_decide_the_same_as_one_memory() {
     });
 }
 
-/// JSON, or nearly so.
+/// Texts that are JSON, or nearly so.
 fn json_like() -> impl Strategy<Value = String> {
     let pieces = [
         "{",
@@ -505,16 +505,16 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_request_whatever_makes_a_parser_panic(body in prop_oneof![vec(any::<u8>(), 0..200), json_like().prop_map(String::into_bytes)]) {
-        for known in commands() {
-            if let Err(malformed) = parse(&format!("{}.{}", known.aggregate, known.verb), &body) {
+    fn no_request_makes_a_parser_panic(body in prop_oneof![vec(any::<u8>(), 0..200), json_like().prop_map(String::into_bytes)]) {
+        for command_type in commands() {
+            if let Err(malformed) = parse(&format!("{}.{}", command_type.aggregate, command_type.verb), &body) {
                 prop_assert!(!malformed.to_string().contains(char::is_control));
             }
         }
     }
 
     #[test]
-    fn a_time_is_read_back_as_it_was_written_and_its_text_sorts(millis in vec(-62_167_219_200_000..=253_402_300_799_999_i64, 2)) {
+    fn a_timestamp_is_read_back_as_it_was_written_and_its_text_sorts(millis in vec(-62_167_219_200_000..=253_402_300_799_999_i64, 2)) {
         let times: Vec<_> = millis.iter().map(|millis| Timestamp::from_unix_millis(*millis).unwrap()).collect();
         let texts: Vec<_> = times.iter().map(Timestamp::to_string).collect();
         prop_assert_eq!(texts[0].parse::<Timestamp>().unwrap(), times[0]);
@@ -523,23 +523,23 @@ proptest! {
     }
 
     #[test]
-    fn any_text_and_any_number_is_taken_or_refused_without_a_panic(text in any::<String>(), millis in any::<i64>()) {
+    fn any_text_and_any_number_is_accepted_or_refused_without_a_panic(text in any::<String>(), millis in any::<i64>()) {
         let _ = (crate::Email::new(&text), crate::Name::new(&text), crate::Sku::new(&text), crate::Country::new(&text));
         let _ = (text.parse::<Id>(), text.parse::<Timestamp>(), text.parse::<crate::Currency>());
         let _ = Timestamp::from_unix_millis(millis).map(|time| time.day());
     }
 
     #[test]
-    fn a_text_that_is_taken_is_taken_again_as_it_is_and_read_back(text in "(\\PC|[a-zA-Z@. ]|[éÅßﬁ가한ไทย\\u{301}\\u{200d}]){1,20}", at in "[a-zé]{1,5}") {
+    fn an_accepted_text_is_accepted_again_unchanged_and_read_back(text in "(\\PC|[a-zA-Z@. ]|[éÅßﬁ가한ไทย\\u{301}\\u{200d}]){1,20}", at in "[a-zé]{1,5}") {
         fn check<T: std::ops::Deref<Target = str> + serde::Serialize + serde::de::DeserializeOwned>(
             new: fn(&str) -> Result<T, crate::InvalidText>,
             text: &str,
         ) -> Result<(), TestCaseError> {
-            if let Ok(taken) = new(text) {
-                let again = new(&taken).map_err(|error| TestCaseError::fail(format!("{:?}: {error}", &*taken)))?;
-                prop_assert_eq!(&*again, &*taken);
-                let stored = serde_json::to_string(&taken).unwrap();
-                prop_assert_eq!(&*serde_json::from_str::<T>(&stored).unwrap(), &*taken);
+            if let Ok(accepted) = new(text) {
+                let again = new(&accepted).map_err(|error| TestCaseError::fail(format!("{:?}: {error}", &*accepted)))?;
+                prop_assert_eq!(&*again, &*accepted);
+                let stored = serde_json::to_string(&accepted).unwrap();
+                prop_assert_eq!(&*serde_json::from_str::<T>(&stored).unwrap(), &*accepted);
             }
             Ok(())
         }

@@ -1,12 +1,12 @@
-//! Why a command is refused: a stable code for programs, a message for people, details for both.
+//! The reason why a command is refused: a stable code for programs, a message for people, and details for both.
 
 use serde_json::{Map, Value};
 
-/// A refusal. The command changed nothing.
+/// The reason why a command was refused. A refused command changes nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejection {
     pub kind: RejectionKind,
-    /// Stable, and documented where its aggregate declares it ([`crate::Aggregate::REJECTIONS`]).
+    /// A stable code. The aggregate explains it in [`crate::Aggregate::REJECTIONS`].
     pub code: &'static str,
     pub message: String,
     pub details: Map<String, Value>,
@@ -14,9 +14,9 @@ pub struct Rejection {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectionKind {
-    /// What the command names does not exist.
+    /// Something that the command names does not exist.
     NotFound,
-    /// It collides with what another command did: version, uniqueness.
+    /// The command conflicts with an earlier one, over a version or over a unique value.
     Conflict,
     /// A rule of the business forbids it.
     Refused,

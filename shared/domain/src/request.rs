@@ -1,132 +1,14 @@
-//! Requests, parsed once, strictly: unknown fields, wrong types and values out of bounds are errors that name the
-//! field and say what was expected. The errors are short and free of control characters, whatever the client sent, so
-//! that they fit into any reply and header, and never repeat a text of the request but the name of an unknown field.
+//! Requests are parsed once, and strictly: unknown fields, wrong types and values out of bounds are errors that name the
+//! field and say what was expected. The invariant: of the texts in a request, an error repeats only the name of an unknown
+//! field.
 
-use std::fmt;
-
-use schemars::Schema;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-use crate::{Command, Id, strict::Object};
+use crate::{Malformed, Reason, strict::Object};
 
-/// One kind of command: what the command service needs to serve it.
-#[derive(Clone, Copy, Debug)]
-pub struct CommandType {
-    pub aggregate: &'static str,
-    pub verb: &'static str,
-    pub description: &'static str,
-    /// The JSON Schema of the request.
-    pub schema: fn() -> Schema,
-    /// Reads a request; the identifier is for the aggregate that it makes, if the client names none.
-    pub parse: fn(&[u8], Id) -> Result<Command, Malformed>,
-}
-
-/// A request that cannot be accepted as it is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Malformed {
-    /// The path of the field, such as `lines[2].quantity`; empty where the fault is not in one field.
-    pub field: String,
-    pub reason: Reason,
-    /// What was expected instead, phrased to follow the word "expected"; empty where the reason says it all.
-    pub expected: String,
-    /// What the client sent, phrased to follow the word "got"; empty where that would repeat its text.
-    got: String,
-}
-
-/// What is wrong with a request: a stable word for programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// A required field is absent.
-    Missing,
-    /// There is no such field.
-    Unknown,
-    /// The field stands there more than once.
-    Duplicate,
-    /// The field exists, but does not go together with the others.
-    Unexpected,
-    /// The value has another JSON type, or is a number with a fraction in place of a whole one.
-    WrongType,
-    /// The value has the right type, but is too small or too large, or has too few or too many items.
-    OutOfBounds,
-    /// The value has the right type, but not the right form, or is none of the choices.
-    Invalid,
-    /// The body is not one JSON value in UTF-8.
-    NotJson,
-}
-
-impl Reason {
-    /// The word for it in the details of a failure, as documented in `docs/requests.md`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Unknown => "unknown",
-            Self::Duplicate => "duplicate",
-            Self::Unexpected => "unexpected",
-            Self::WrongType => "wrong_type",
-            Self::OutOfBounds => "out_of_bounds",
-            Self::Invalid => "invalid",
-            Self::NotJson => "not_json",
-        }
-    }
-
-    /// A sentence for people; empty where what was expected says it all.
-    fn in_words(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Unknown => "unknown field",
-            Self::Duplicate => "there more than once",
-            Self::Unexpected => "not to be there",
-            Self::WrongType | Self::OutOfBounds | Self::Invalid | Self::NotJson => "",
-        }
-    }
-}
-
-impl Malformed {
-    /// Overlong texts are cut, and control characters replaced. `expected` is phrased to follow the word "expected".
-    pub fn new(field: &str, reason: Reason, expected: impl Into<String>) -> Self {
-        let (field, expected) = (printable(field, 120), printable(&expected.into(), 480));
-        Self { field, reason, expected, got: String::new() }
-    }
-
-    /// The least and the greatest value that were expected, if a range of numbers was.
-    pub fn bounds(&self) -> Option<(i64, i64)> {
-        // Serde's errors carry nothing but a text.
-        let (_, range) = self.expected.split_once(" from ")?;
-        let (min, rest) = range.split_once(" to ")?;
-        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        Some((min.parse().ok()?, rest[..end].parse().ok()?))
-    }
-
-    fn got(self, got: &str) -> Self {
-        Self { got: printable(got, 120), ..self }
-    }
-}
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { field, reason, expected, got } = self;
-        let mut parts = vec![reason.in_words().to_owned()];
-        parts.extend((!expected.is_empty()).then(|| format!("expected {expected}")));
-        parts.extend((!got.is_empty()).then(|| format!("got {got}")));
-        parts.retain(|part| !part.is_empty());
-        let colon = if field.is_empty() { "" } else { ": " };
-        write!(f, "{field}{colon}{}", parts.join(", "))
-    }
-}
-
-impl std::error::Error for Malformed {}
-
-/// A stored event or state that this program does not understand.
-#[derive(Debug, thiserror::Error)]
-pub enum Undecodable {
-    #[error("unknown kind, name or schema")]
-    Unknown,
-    #[error("the payload does not have the schema's shape: {0}")]
-    Payload(#[from] serde_json::Error),
-}
-
-/// Parses a request: one JSON object. An empty body is read as `{}`, so that `nats request qry.user.list ""` works.
+/// Parses a request, which is one JSON object. An empty body is read as `{}`, so that `nats request qry.user.list ""`
+/// works.
 ///
 /// # Errors
 /// The error names the field, and says what was expected.
@@ -141,15 +23,11 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
     })
 }
 
-pub(crate) fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Undecodable> {
-    Ok(serde_json::from_slice(payload)?)
-}
-
-/// Reads the body. An error comes with the path of its field.
+/// Deserializes a request. An error comes with the path of the field that it concerns.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, (String, serde_json::Error)> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let Object(parsed) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        // The path of the whole request is a dot; a key that is broken itself is `?`.
+        // The path of the whole request is a dot, and that of a key with a syntax error is `?`.
         let path = match error.path().to_string() {
             path if error.inner().classify() == Category::Data => path,
             path => path.trim_end_matches(['.', '?']).to_owned(),
@@ -160,35 +38,33 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, (String, serde_json::Erro
     Ok(parsed)
 }
 
-/// If the request was refused for a number that is too large even for a float: the same request with a readable number
-/// in its place. Serde refuses such a number before the field can say what it expects, and no field accepts this one
-/// either.
+/// The request with a smaller number, if the error is about a number that is too large even for a float. That error comes
+/// before the field says what it expects. The smaller number can be parsed, but no field accepts it either.
 fn with_a_smaller_number(body: &[u8], error: &serde_json::Error) -> Option<Vec<u8>> {
     if !error.to_string().starts_with("number out of range") {
         return None;
     }
-    let line_begins =
-        body.split(|byte| *byte == b'\n').take(error.line() - 1).map(|line| line.len() + 1).sum::<usize>();
-    let (before, after) = body.split_at_checked(line_begins + error.column())?;
-    let is_of_number = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
-    let begins = before.iter().rposition(|byte| !is_of_number(byte)).map_or(0, |at| at + 1);
-    let rest = after.iter().position(|byte| !is_of_number(byte)).map_or(&b""[..], |at| &after[at..]);
-    Some([&body[..begins], b"1e300", rest].concat())
+    let line_start = body.split(|byte| *byte == b'\n').take(error.line() - 1).map(|line| line.len() + 1).sum::<usize>();
+    let (before, after) = body.split_at_checked(line_start + error.column())?;
+    let is_numeric = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+    let start = before.iter().rposition(|byte| !is_numeric(byte)).map_or(0, |index| index + 1);
+    let rest = after.iter().position(|byte| !is_numeric(byte)).map_or(&b""[..], |index| &after[index..]);
+    Some([&body[..start], b"1e300", rest].concat())
 }
 
-/// Translates serde's error, which speaks of Rust, into the terms of JSON.
+/// Translates an error of serde, which speaks of Rust, into the terms of JSON.
 fn malformed(path: &str, error: &serde_json::Error) -> Malformed {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
-    let fault = text.strip_suffix(&place).unwrap_or(&text);
+    let message = text.strip_suffix(&place).unwrap_or(&text);
     match error.classify() {
-        Category::Data => explain(path, fault),
+        Category::Data => explain(path, message),
         Category::Syntax
-            if ["lone leading surrogate in hex escape", "unexpected end of hex escape"].contains(&fault) =>
+            if ["lone leading surrogate in hex escape", "unexpected end of hex escape"].contains(&message) =>
         {
             Malformed::new(path, Reason::Invalid, "text in which every surrogate has its other half")
         }
-        Category::Syntax if fault == "recursion limit exceeded" => {
+        Category::Syntax if message == "recursion limit exceeded" => {
             Malformed::new(path, Reason::Invalid, "a value that is not nested as deep as this")
         }
         Category::Syntax | Category::Eof | Category::Io => {
@@ -205,7 +81,7 @@ fn explain(path: &str, text: &str) -> Malformed {
     if let Some(name) = quoted("duplicate field `") {
         return Malformed::new(&join(path, name), Reason::Duplicate, "");
     }
-    // The last part, what was expected, is our own text. Anything before it may come from the client.
+    // The expectation, which this crate wrote, comes last. The text before it may contain anything that the client sent.
     let (got, expected) = text.rsplit_once(", expected ").unwrap_or((text, ""));
     let of = |reason| Malformed::new(path, reason, in_json(expected));
     let fault = |prefix| got.strip_prefix(prefix);
@@ -232,7 +108,7 @@ fn explain(path: &str, text: &str) -> Malformed {
     }
 }
 
-/// Serde's name of a type or value, in the terms of JSON.
+/// Translates serde's name of a type or value into the terms of JSON.
 fn in_json(name: &str) -> &str {
     let value = ["integer `", "floating point `", "boolean `"].iter().find_map(|kind| name.strip_prefix(kind));
     if let Some(value) = value.and_then(|value| value.strip_suffix('`')) {
@@ -256,15 +132,6 @@ fn in_json(name: &str) -> &str {
 
 fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
-}
-
-fn printable(text: &str, max_chars: usize) -> String {
-    let mut printable: String =
-        text.chars().take(max_chars).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
-    if text.chars().nth(max_chars).is_some() {
-        printable.push('…');
-    }
-    printable
 }
 
 #[cfg(test)]
@@ -294,14 +161,14 @@ mod tests {
 
     /// Checks the field, the reason, and the message after the field.
     #[track_caller]
-    fn refused(command: &str, request: &str, field: &str, reason: Reason, told: &str) {
+    fn refused(command: &str, request: &str, field: &str, reason: Reason, message: &str) {
         let malformed = scenario::parse(command, request).expect_err(request);
         assert_eq!((malformed.field.as_str(), malformed.reason), (field, reason), "{request:.200} {malformed}");
         let colon = if field.is_empty() { "" } else { ": " };
-        assert_eq!(malformed.to_string(), format!("{field}{colon}{told}"), "{request:.200}");
+        assert_eq!(malformed.to_string(), format!("{field}{colon}{message}"), "{request:.200}");
     }
 
-    /// A line of an order, with `rest` after the product.
+    /// A line of an order, with `rest` after the field `product`.
     fn line(rest: &str) -> String {
         format!(r#"{{"product":"{UUID}"{rest}}}"#)
     }
@@ -340,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_not_empty_nor_overlong_nor_has_it_control_characters() {
+    fn a_text_is_neither_empty_nor_too_long_and_has_no_control_characters() {
         let cases = [
             ("user.update", "email", AN_EMAIL, 255),
             ("user.update", "name", A_NAME, 201),
@@ -393,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_no_64_bits_hold_is_of_the_wrong_type_where_no_number_is_expected() {
+    fn a_number_beyond_64_bits_is_of_the_wrong_type_if_no_number_is_expected() {
         for huge in ["1e400", "-1e400", &"9".repeat(400), &format!("{}.5", "9".repeat(400))] {
             let got = ", got a number that is too large to read";
             refused("user.delete", &format!(r#"{{"id":{huge}}}"#), "id", WrongType, &format!("{A_UUID}{got}"));
@@ -408,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stock_is_bounded_and_a_restock_is_not_nothing() {
+    fn a_stock_is_bounded_and_a_restock_is_not_zero() {
         for bad in ["-1", "1000000000001"] {
             let price = r#"{"amount":1,"currency":"GBP"}"#;
             let request = format!(r#"{{"sku":"A","name":"Lamp","price":{price},"stock":{bad}}}"#);
@@ -513,21 +380,21 @@ mod tests {
     }
 
     #[test]
-    fn half_a_surrogate_pair_is_json_and_no_text() {
-        let told = "expected text in which every surrogate has its other half";
+    fn half_a_surrogate_pair_is_valid_json_but_not_a_text() {
+        let message = "expected text in which every surrogate has its other half";
         for half in [r"\ud800", r"\udc00", r"\ud800\ud800", r"\ud800\n", r"a\udfffb"] {
-            refused("user.delete", &format!(r#"{{"id":"{half}"}}"#), "id", Invalid, told);
-            refused("user.delete", &format!(r#"{{"{half}":1}}"#), "", Invalid, told);
+            refused("user.delete", &format!(r#"{{"id":"{half}"}}"#), "id", Invalid, message);
+            refused("user.delete", &format!(r#"{{"{half}":1}}"#), "", Invalid, message);
         }
     }
 
     #[test]
-    fn a_field_that_is_there_twice_is_said_to_be() {
+    fn a_duplicate_field_is_named() {
         refused("user.delete", &format!(r#"{{"id":"{UUID}","id":"{UUID}"}}"#), "id", Duplicate, "there more than once");
     }
 
     #[test]
-    fn what_is_no_utf_8_is_refused() {
+    fn a_body_that_is_not_utf_8_is_refused() {
         let malformed = scenario::parse("user.delete", b"{\"id\":\"\xff\"}").unwrap_err();
         assert_eq!(
             malformed.to_string(),
@@ -551,9 +418,9 @@ mod tests {
         refused("user.delete", r#"{"name":"Ada"}"#, "name", Unknown, "unknown field, expected `id`");
     }
 
-    /// Types that queries have and commands have not.
+    /// Covers the types that occur in queries but not in commands.
     #[test]
-    fn numbers_choices_and_nothing_are_explained_too() {
+    fn errors_about_numbers_choices_and_empty_objects_are_in_the_terms_of_json() {
         #[derive(Debug, PartialEq, Deserialize)]
         #[serde(rename_all = "snake_case")]
         enum Sort {
@@ -576,8 +443,8 @@ mod tests {
         let refused = |body: &str| parse::<Request>(body.as_bytes()).unwrap_err().to_string();
         assert_eq!(refused(r#"{"sort":"size"}"#), "sort: expected `name` or `price`");
         for (other, got) in [("5", "5"), ("{}", "an object"), (r#"{"name":null}"#, "an object"), ("[]", "an array")] {
-            let told = format!("sort: expected `name` or `price`, got {got}");
-            assert_eq!(refused(&format!(r#"{{"sort":{other}}}"#)), told);
+            let message = format!("sort: expected `name` or `price`, got {got}");
+            assert_eq!(refused(&format!(r#"{{"sort":{other}}}"#)), message);
         }
         assert_eq!(refused(r#"{"limit":"5"}"#), "limit: expected a whole number from 0 to 4294967295, got a string");
         assert_eq!(refused(r#"{"limit":-5}"#), "limit: expected a whole number from 0 to 4294967295, got -5");

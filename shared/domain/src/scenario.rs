@@ -1,5 +1,5 @@
-//! The language of the unit tests: *given* what was commanded before, *when* a command comes, *then* there are these
-//! events, or it is refused with this code. All in the words and JSON of the wire, so that the tests also pin those.
+//! The language of the unit tests: *given* earlier commands, *when* a command is executed, *then* it leads to these events
+//! or is refused with this code. Tests are written in the names and JSON of the wire, so that they also pin those.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::{
     commands, rejections,
 };
 
-/// The moment at which everything happens: 2026-01-31T09:30:00.000Z.
+/// The time at which all commands are executed: 2026-01-31T09:30:00.000Z.
 pub(crate) fn now() -> Timestamp {
     "2026-01-31T09:30:00Z".parse().unwrap()
 }
@@ -23,18 +23,21 @@ pub(crate) fn gbp(amount: i64) -> Value {
     json!({ "amount": amount, "currency": "GBP" })
 }
 
-/// Reads a request for `<aggregate>.<verb>`; if it makes an aggregate and names no identifier, that is `id(99)`.
+/// Parses a request for `<aggregate>.<verb>`. A new aggregate without an identifier gets `id(99)`.
 pub(crate) fn parse(command: &str, request: impl AsRef<[u8]>) -> Result<Command, Malformed> {
-    let found = commands().find(|known| command == format!("{}.{}", known.aggregate, known.verb));
+    let found = commands().find(|it| command == format!("{}.{}", it.aggregate, it.verb));
     (found.unwrap().parse)(request.as_ref(), id(99))
 }
 
-/// Reads a request that is valid.
+/// The command of a request for `<aggregate>.<verb>`.
+///
+/// # Panics
+/// If the request is malformed.
 pub(crate) fn command(command: &str, request: Value) -> Command {
     parse(command, request.to_string()).unwrap_or_else(|malformed| panic!("{command} {request}: {malformed}"))
 }
 
-/// A command whose only field is the `id`.
+/// A command with no field but the identifier of its aggregate.
 pub(crate) fn bare(name: &str, n: u128) -> Command {
     command(name, json!({ "id": id(n) }))
 }
@@ -52,7 +55,7 @@ pub(crate) fn restock(n: u128, quantity: i64) -> Command {
     command("product.restock", json!({ "id": id(n), "quantity": quantity }))
 }
 
-/// Places an order of the user for products and quantities, at the products' prices.
+/// Creates an order by the user. Each line is a product and a quantity, at the product's price.
 pub(crate) fn create_order(n: u128, user: u128, lines: &[(u128, i64)]) -> Command {
     let line = |(product, quantity): &(u128, i64)| json!({ "product": id(*product), "quantity": quantity });
     let lines: Vec<_> = lines.iter().map(line).collect();
@@ -61,13 +64,13 @@ pub(crate) fn create_order(n: u128, user: u128, lines: &[(u128, i64)]) -> Comman
 
 /// The journal's tables, in memory.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Stored {
+pub(crate) struct InMemoryJournal {
     aggregates: BTreeMap<Id, (u64, &'static str, Vec<u8>)>,
     claims: BTreeMap<Claim, Id>,
 }
 
-impl Stored {
-    /// Loads what the commands say that they need, as the command service does, and nothing else.
+impl InMemoryJournal {
+    /// Loads what the commands declare that they need and nothing else, as the command service does.
     pub(crate) fn load<'a>(&self, commands: impl Iterator<Item = &'a Command> + Clone) -> Aggregates {
         let mut loaded = Aggregates::default();
         let referrers: BTreeSet<Id> = commands.clone().filter_map(Command::touches_references_of).collect();
@@ -110,18 +113,25 @@ impl Stored {
             assert!(version > stored_version);
         }
         for (claim, id) in batch.released_claims() {
-            assert_eq!(self.claims.remove(claim), Some(id), "released and not held: {claim:?}");
+            assert_eq!(
+                self.claims.remove(claim),
+                Some(id),
+                "{claim:?} was released, though the aggregate does not hold it"
+            );
         }
         for (claim, id) in batch.taken_claims() {
             let before = self.claims.insert(claim.clone(), id);
-            assert_eq!(before, None, "{claim:?} was taken, though it is held: `needs` of the command must name it");
+            assert_eq!(
+                before, None,
+                "{claim:?} was taken, though another aggregate holds it: `needs` of the command must name it"
+            );
         }
     }
 
-    /// Executes the command on what it says that it needs, and stores what came of it.
+    /// Executes the command on what it declares that it needs, and stores the changes.
     ///
     /// # Panics
-    /// If it changes something else, or takes a claim that it does not name.
+    /// If the command changes another aggregate, or takes a claim that it does not declare.
     pub(crate) fn execute(&mut self, command: Command) -> Result<Vec<Recorded>, Rejection> {
         let shown = format!("{command:?}");
         let claims = command.claims();
@@ -135,15 +145,17 @@ impl Stored {
     }
 }
 
-/// The journal after the commands before.
+/// The journal after earlier commands.
 pub(crate) struct Given {
-    stored: Stored,
+    stored: InMemoryJournal,
 }
 
+/// Executes commands to start a test from.
+///
 /// # Panics
 /// If one of the commands is refused.
 pub(crate) fn given(commands: impl IntoIterator<Item = Command>) -> Given {
-    let mut stored = Stored::default();
+    let mut stored = InMemoryJournal::default();
     for command in commands {
         let shown = format!("{command:?}");
         stored.execute(command).unwrap_or_else(|rejection| panic!("{shown}: {rejection:?}"));
@@ -156,7 +168,7 @@ impl Given {
         self.stored.state(id(n)).and_then(|(_, state)| K::of(&state).cloned())
     }
 
-    /// The command sees what it says that it needs, and nothing else.
+    /// Executes the command. It sees what it declares that it needs, and nothing else.
     pub(crate) fn when(self, command: Command) -> Outcome {
         let mut after = self.stored.clone();
         let result = after.execute(command);
@@ -165,13 +177,13 @@ impl Given {
 }
 
 pub(crate) struct Outcome {
-    before: Stored,
-    after: Stored,
+    before: InMemoryJournal,
+    after: InMemoryJournal,
     result: Result<Vec<Recorded>, Rejection>,
 }
 
 impl Outcome {
-    /// Exactly these events, in this order: `<aggregate>.<event>`, the aggregate, the payload.
+    /// Expects exactly these events, in this order: `<aggregate>.<event>`, the aggregate and the payload.
     pub(crate) fn then<const N: usize>(self, expected: [(&str, u128, Value); N]) {
         let recorded = self.result.unwrap();
         let events: Vec<_> = recorded
@@ -189,12 +201,12 @@ impl Outcome {
         }
     }
 
-    /// Accepted, whatever the events.
+    /// Expects that the command is accepted, whatever its events.
     pub(crate) fn then_accepted(self) {
         self.result.unwrap();
     }
 
-    /// Refused with this code and exactly these details, and nothing has changed.
+    /// Expects that the command is refused with this code and exactly these details, and that nothing has changed.
     pub(crate) fn then_refused(self, kind: RejectionKind, code: &str, details: Value) {
         let rejection = self.result.unwrap_err();
         assert_eq!((rejection.kind, rejection.code), (kind, code));
@@ -205,11 +217,13 @@ impl Outcome {
     }
 }
 
+/// Checks that the code is documented.
+///
 /// # Panics
-/// If no aggregate has the code among its rejections, where pages and clients look it up.
+/// If no aggregate declares the code in its `REJECTIONS`.
 pub(crate) fn assert_declared(code: &str) {
     assert!(
-        rejections().any(|(_, known, _)| known == code),
-        "a command is refused with `{code}`, of which nobody knows the meaning: add it to REJECTIONS of its aggregate",
+        rejections().any(|(_, declared, _)| declared == code),
+        "a command is refused with `{code}`, which is not documented: add it to REJECTIONS of its aggregate",
     );
 }

@@ -1,4 +1,4 @@
-//! Readers for the parts of a request. Each accepts one form only, and its error says what was expected.
+//! Deserializers for the parts of a request. Each accepts a single form, and its errors say what it expected.
 
 use std::{fmt, marker::PhantomData};
 
@@ -11,7 +11,7 @@ use serde::{
     },
 };
 
-/// A JSON object, read as `T`. A derived struct alone would also take an array, its fields by their order.
+/// A JSON object, read as `T`. A derived `Deserialize` would also accept an array, as the fields in their order.
 pub(crate) struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -34,9 +34,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// One of a few words, read as `T`. A derived enum alone would also take an object, and does not say of another value
-/// what it expected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+/// One of a few words, read as `T`. A derived `Deserialize` would also accept an object, and its error about a value of
+/// another type does not list the words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(inline)]
 pub struct Choice<T>(pub T);
 
@@ -54,7 +54,7 @@ impl<'de, T: for<'a> Deserialize<'a>> Deserialize<'de> for Choice<T> {
             type Value = T;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                // Serde's error about an unknown word lists the words that there are.
+                // The words are taken from serde's error about an unknown one.
                 let error = Self::read("").err().map(|error| error.to_string()).unwrap_or_default();
                 f.write_str(error.rsplit_once(", expected ").map_or("a string", |(_, words)| words))
             }
@@ -68,20 +68,20 @@ impl<'de, T: for<'a> Deserialize<'a>> Deserialize<'de> for Choice<T> {
     }
 }
 
-/// Reads an optional value with a default. `null` means the same as its absence.
+/// Reads an optional field that has a default. `null` means the same as its absence.
 ///
 /// # Errors
-/// Those of `T`.
+/// Returns those of `T`.
 pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// Reads a string with `read`.
+/// Reads a string and converts it with `read`. `expected` is a phrase to follow "expected".
 ///
 /// # Errors
-/// If it is not a string, or `read` returns `None`. `expected` is phrased to follow the word "expected".
+/// If the value is not a string, or `read` returns `None`.
 pub fn text<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expected: &'static str,
@@ -107,10 +107,10 @@ pub fn text<'de, D: Deserializer<'de>, T>(
     deserializer.deserialize_str(Visitor { expected, read })
 }
 
-/// Reads a string with `read`, or `null`.
+/// Reads a string like [`text`], or `null`.
 ///
 /// # Errors
-/// The errors of [`text`].
+/// Returns those of [`text`].
 pub(crate) fn text_if_any<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expected: &'static str,
@@ -144,11 +144,10 @@ pub(crate) fn text_if_any<'de, D: Deserializer<'de>, T>(
     deserializer.deserialize_option(Visitor { expected, read })
 }
 
-/// Reads a whole number that is `allowed`.
+/// Reads a whole number for which `allowed` returns true. `expected` is a phrase to follow "expected".
 ///
 /// # Errors
-/// If it is not a number, has a fraction or an exponent, or is not allowed. `expected` is phrased to follow the word
-/// "expected".
+/// If the value is not a number, has a fraction or an exponent, or is not allowed.
 pub fn whole_number<'de, D: Deserializer<'de>>(
     deserializer: D,
     expected: fmt::Arguments<'_>,
@@ -182,7 +181,7 @@ pub fn whole_number<'de, D: Deserializer<'de>>(
 
         fn visit_f64<E: de::Error>(self, number: f64) -> Result<i64, E> {
             let got = Unexpected::Float(number);
-            // A whole number of more than 64 bits is read as a float.
+            // The parser reads whole numbers of more than 64 bits as floats.
             if number.abs() >= i64::MAX as f64 {
                 Err(E::invalid_value(got, &self))
             } else {

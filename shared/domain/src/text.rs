@@ -1,8 +1,8 @@
-//! Texts that cannot be wrong: trimmed, in NFC, not empty, bounded in characters, without control characters
-//! (PostgreSQL's text cannot hold a NUL, and a line break in a name is somebody's mistake).
+//! Types of text that are valid by construction: trimmed, in NFC, not empty, bounded in characters, and without control
+//! characters (PostgreSQL's text cannot contain a NUL, and a line break in a name is a mistake).
 //!
-//! These rules hold for requests. A stored text was accepted under the rules of its day, which were fewer, and must be
-//! read for ever: `Deserialize` takes any text, and the structs of commands name `requested` instead.
+//! These rules are for requests. Stored texts were accepted under earlier rules, which were fewer, and must stay readable.
+//! `Deserialize` therefore accepts any text, and the structs of commands use `requested` instead.
 
 use std::{borrow::Cow, fmt, ops::Deref};
 
@@ -15,8 +15,8 @@ use crate::{
     unicode::{caseless, compatible, composed, is_assigned, is_invisible, visible},
 };
 
-/// Declares a text type. A macro because the types differ in nothing but their name, bound and extra rule, and the
-/// boilerplate that a checked text needs is long.
+/// Declares types of text. This is a macro because the types differ only in their names, bounds and rules, and each needs
+/// much boilerplate.
 macro_rules! texts {
     ($($(#[$doc:meta])* $name:ident {
         max: $max:expr, breaks: $breaks:expr, check: $check:expr, expected: $expected:expr
@@ -26,8 +26,10 @@ macro_rules! texts {
         pub struct $name(String);
 
         impl $name {
+            /// The text, trimmed and in NFC.
+            ///
             /// # Errors
-            /// The error says what was expected, in words for whoever sent the text.
+            /// Says what was expected, if the text breaks one of the rules.
             pub fn new(text: &str) -> Result<Self, InvalidText> {
                 let composed = composed(text);
                 let text = composed.trim();
@@ -39,7 +41,7 @@ macro_rules! texts {
                 Err(InvalidText($expected))
             }
 
-            /// The text in NFC. New texts are in NFC already; some that were stored earlier are not.
+            /// The text in NFC. Texts of requests always are, but some texts that were stored earlier are not.
             #[must_use]
             pub fn composed(&self) -> Self {
                 Self(composed(&self.0).into_owned())
@@ -48,15 +50,15 @@ macro_rules! texts {
             /// Reads the text of a request by the rules of [`Self::new`], for `deserialize_with`.
             ///
             /// # Errors
-            /// The error says what was expected.
+            /// Says what was expected.
             pub fn requested<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 strict::text(deserializer, $expected, |text| Self::new(text).ok())
             }
 
-            /// Reads an optional text of a request in the same way.
+            /// Reads an optional text of a request by the rules of [`Self::new`], for `deserialize_with`.
             ///
             /// # Errors
-            /// The error says what was expected.
+            /// Says what was expected.
             pub fn requested_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
                 strict::text_if_any(deserializer, $expected, |text| Self::new(text).ok())
             }
@@ -88,7 +90,7 @@ macro_rules! texts {
             }
         }
 
-        /// Takes a stored text as it is.
+        /// Reads a stored text unchanged.
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 strict::text(deserializer, "a text", |text| Some(Self(text.to_owned())))
@@ -111,28 +113,28 @@ macro_rules! texts {
     )*};
 }
 
-/// The control characters that a text of one line may have.
+/// The control characters that are allowed in a text of one line.
 const NO_BREAKS: [char; 0] = [];
-/// The control characters that a text of several lines may have.
+/// The control characters that are allowed in a text of several lines.
 const LINE_BREAKS: [char; 2] = ['\n', '\r'];
 
 texts! {
-    /// The name of a user or a product. Joiners and the like are kept, since some scripts and emoji need them.
+    /// The name of a user or a product. Joiners and similar characters are allowed, since some scripts and emoji need them.
     Name {
         max: 200,
         breaks: NO_BREAKS,
         check: is_legible,
         expected: "a text of 1 to 200 characters, not all invisible, without control characters"
     }
-    /// An e-mail address: a local part of at most 64 bytes, `@`, a domain. Bytes are what mail servers count.
+    /// An e-mail address: a local part of at most 64 bytes, `@` and a domain. It is measured in bytes, as mail servers do.
     Email {
         max: 254,
         breaks: NO_BREAKS,
         check: is_email,
         expected: "an e-mail address such as ada@example.com, at most 254 bytes, without invisible characters"
     }
-    /// A stock-keeping unit, the seller's own code for a product. Letter case counts (85123A and 85123a are two), and
-    /// real ones have spaces inside (BANK CHARGES).
+    /// A stock-keeping unit, the seller's own code for a product. It is case-sensitive (85123A and 85123a are two SKUs),
+    /// and may contain spaces, as real ones do (BANK CHARGES).
     Sku {
         max: 64,
         breaks: NO_BREAKS,
@@ -140,14 +142,14 @@ texts! {
         expected: "a SKU of 1 to 64 characters without control characters, invisible ones, or white space other \
             than spaces"
     }
-    /// A country, by the name or code that the client uses.
+    /// A country, as the name or code that the client uses.
     Country {
         max: 60,
         breaks: NO_BREAKS,
         check: is_legible,
         expected: "a country of 1 to 60 characters, not all invisible, without control characters"
     }
-    /// A text of several lines, such as a review or a message. Its line breaks are kept as they were sent.
+    /// A text of several lines, such as a review or a message. Line endings are kept as they were sent.
     Note {
         max: 2_000,
         breaks: LINE_BREAKS,
@@ -156,18 +158,18 @@ texts! {
     }
 }
 
-/// What was expected instead of the text.
+/// The error for a text that breaks the rules of its type. It says what was expected.
 #[derive(Debug, thiserror::Error)]
 #[error("expected {0}")]
 pub struct InvalidText(&'static str);
 
 impl Email {
-    /// The form in which addresses are compared. Spellings that look the same or differ only in letter case have one
-    /// form (`Ada@Example.com`, `ada@example.com`), and so have the two spellings of a domain that is not ASCII.
+    /// The address in the form in which addresses are compared. Addresses that look the same, or differ only in letter case
+    /// (`Ada@Example.com`, `ada@example.com`), have the same form, and so have the two spellings of a non-ASCII domain.
     pub fn normalized(&self) -> String {
         match self.0.rsplit_once('@') {
             Some((local, domain)) => {
-                // A stored address may have a domain that today's rules would refuse.
+                // A stored address may have a domain that is not valid by the present rules.
                 let domain = ascii_domain(&visible(domain)).unwrap_or_else(|| caseless(domain));
                 format!("{}@{domain}", caseless(local))
             }
@@ -177,13 +179,13 @@ impl Email {
 }
 
 impl Sku {
-    /// The form in which SKUs are compared. Spellings that look the same have one form.
+    /// The code in the form in which codes are compared. Codes that look the same have the same form.
     pub fn normalized(&self) -> String {
         compatible(&self.0)
     }
 }
 
-/// Checks the shape alone. Whether an address works shows only when something is sent to it.
+/// Checks the form only. Whether an address works shows when something is sent to it.
 fn is_email(text: &str) -> bool {
     let Some((local, domain)) = text.rsplit_once('@') else {
         return false;
@@ -198,27 +200,26 @@ fn is_email(text: &str) -> bool {
         && local.len() + 1 + domain.len().max(ascii.len()) <= 254
 }
 
-/// The domain as the domain name system knows it; `None` if it is not a domain. Two spellings with the same result name
-/// one domain.
+/// The domain in its ASCII form, in which the domain name system compares domains; `None` if the domain is invalid.
 fn ascii_domain(domain: &str) -> Option<String> {
     let ascii =
         Uts46::new().to_ascii(domain.as_bytes(), AsciiDenyList::URL, Hyphens::CheckFirstLast, DnsLength::Verify);
     ascii.ok().map(Cow::into_owned)
 }
 
-/// Whether there is something to read, and no character that reverses the direction of the text around it: with those,
-/// a name could look like another, or disturb the line that it stands in.
+/// Whether the text has a visible character, and no bidirectional control that reorders the text. Such controls can make a
+/// name look like another, or disturb the line that shows it.
 fn is_legible(text: &str) -> bool {
     text.chars().any(|c| !c.is_whitespace() && !is_invisible(c))
         && !text.contains(|c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
 }
 
-/// Whether the character is visible, and compares in later versions of Unicode as it does today.
+/// Whether the character is visible, and no later version of Unicode can change its normal form.
 fn is_plain(c: char) -> bool {
     !c.is_whitespace() && !is_invisible(c) && is_assigned(c)
 }
 
-/// Control characters, and Unicode's own line and paragraph separators.
+/// Whether this is a control character, or one of Unicode's other line breaks.
 fn is_control(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
 }
@@ -228,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_has_lines_and_no_other_text_has() {
+    fn only_a_note_may_have_several_lines() {
         let text = "Bright.\nA little \u{1f4a1} heavy.\r\n\r\nStill.";
         assert_eq!(&*Note::new(text).unwrap(), text);
         assert!(Name::new(text).is_err() && Country::new(text).is_err() && Sku::new(text).is_err());
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_email_has_the_shape_of_one() {
+    fn an_email_has_a_local_part_and_a_domain() {
         for good in ["ada@example.com", "a.b+c@sub.example.co.uk", "Ada@Example.com"] {
             assert!(Email::new(good).is_ok(), "{good}");
         }
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sku_has_no_white_space_but_spaces() {
+    fn the_only_white_space_in_a_sku_is_the_space() {
         for good in ["85123A", "BANK CHARGES", &"x".repeat(64)] {
             assert_eq!(&*Sku::new(good).unwrap(), good);
         }
@@ -280,18 +281,18 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_composed() {
+    fn texts_are_normalised_to_nfc() {
         assert_eq!(&*Name::new("Cafe\u{301} \u{212b}").unwrap(), "Café Å");
         assert_eq!(&*Sku::new("E\u{301}1").unwrap(), "É1");
         assert_eq!(&*Country::new("Co\u{302}te d’Ivoire").unwrap(), "Côte d’Ivoire");
         assert_eq!(&*Email::new("ame\u{301}lie@example.com").unwrap(), "amélie@example.com");
-        // These are two hundred characters in either spelling.
+        // The limit counts composed characters.
         assert!(Name::new(&"e\u{301}".repeat(200)).is_ok() && Name::new(&"e\u{301}".repeat(201)).is_err());
         assert!(Sku::new(&"e\u{301}".repeat(64)).is_ok() && Sku::new(&"é".repeat(65)).is_err());
     }
 
     #[test]
-    fn a_name_keeps_what_scripts_and_emoji_need_and_shows_something() {
+    fn a_name_may_have_the_invisible_characters_that_scripts_and_emoji_need_but_not_only_those() {
         for good in [
             "👩\u{200d}🚀",
             "❤\u{fe0f}",
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_email_and_a_sku_have_nothing_invisible_anywhere() {
+    fn an_email_and_a_sku_have_no_invisible_characters() {
         for bad in "\u{ad}\u{34f}\u{61c}\u{600}\u{115f}\u{1160}\u{180e}\u{200b}\u{200c}\u{200d}\u{200e}\u{202e}\u{2060}\u{2800}\u{3164}\
             \u{fe0f}\u{feff}\u{ffa0}\u{fff9}\u{fffe}\u{378}\u{e0041}\u{e0100}"
             .chars()
@@ -348,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_email_is_bounded_in_bytes_as_mail_servers_count() {
+    fn an_email_is_bounded_in_bytes() {
         let local = |local: &str| Email::new(&format!("{local}@example.com")).is_ok();
         assert!(local(&"x".repeat(64)) && !local(&"x".repeat(65)));
         assert!(local(&"é".repeat(32)) && !local(&"é".repeat(33)));
@@ -359,14 +360,14 @@ mod tests {
         assert!(domain(18, 9) && !domain(18, 10), "254 bytes in all");
         let label = |label: &str| Email::new(&format!("a@{label}.com")).is_ok();
         assert!(label(&"x".repeat(63)) && !label(&"x".repeat(64)));
-        // In its ASCII form such a label is longer than it looks.
+        // The ASCII form of such a label is longer than the label.
         assert!(label("é") && !label(&"éa".repeat(30)));
         let ascii_is_longer = format!("{}@{}com", "x".repeat(60), "ü.".repeat(60));
         assert!(ascii_is_longer.len() < 254 && Email::new(&ascii_is_longer).is_err());
     }
 
     #[test]
-    fn spellings_that_are_one_to_every_eye_are_one_email() {
+    fn emails_that_look_the_same_are_equal_whatever_their_letter_case() {
         let one = [
             ["Ada@Example.COM", "ada@example.com"],
             ["amélie@example.com", "AME\u{301}LIE@example.com"],
@@ -391,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_that_are_one_to_every_eye_are_one_sku_but_letter_case_counts() {
+    fn skus_that_look_the_same_are_equal_but_letter_case_counts() {
         let normalized = |text: &str| Sku::new(text).unwrap().normalized();
         for [one, other] in [["E\u{301}1", "É1"], ["\u{212b}", "Å"], ["Ａ１", "A1"], ["ﬁ", "fi"], ["ｶﾞ", "ガ"]]
         {
@@ -400,11 +401,11 @@ mod tests {
         assert_ne!(normalized("85123A"), normalized("85123a"));
         assert_ne!(normalized("É1"), normalized("é1"));
         assert_eq!(normalized("BANK CHARGES"), "BANK CHARGES");
-        assert!(normalized(&"\u{fdfa}".repeat(64)).len() < 2_500, "PostgreSQL's index takes no longer ones");
+        assert!(normalized(&"\u{fdfa}".repeat(64)).len() < 2_500, "an index of PostgreSQL takes no longer values");
     }
 
     #[test]
-    fn what_is_stored_is_read_as_it_is() {
+    fn stored_texts_are_read_unchanged() {
         for text in ["", " ", "\u{200b}", "a@b@c", "e\u{301}", "a\u{0}"] {
             let json = serde_json::to_string(text).unwrap();
             assert_eq!(&*serde_json::from_str::<Name>(&json).unwrap(), text);

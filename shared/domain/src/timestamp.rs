@@ -1,4 +1,4 @@
-//! Moments in UTC, to the millisecond. They come in with the command or its envelope: nothing here reads a clock.
+//! Timestamps in UTC, to the millisecond. They are passed in with the command or its envelope; nothing here reads a clock.
 
 use std::{fmt, str::FromStr};
 
@@ -10,26 +10,29 @@ use crate::strict;
 
 const EXPECTED: &str = "a time in RFC 3339 such as 2026-01-31T09:30:00Z";
 
-/// A moment, in milliseconds since 1970-01-01T00:00:00Z. On the wire and in documents it is RFC 3339 in UTC with three
-/// decimals: 24 characters, so that the order of the texts is the order of the moments.
+/// A point in time, in milliseconds since 1970-01-01T00:00:00Z. On the wire and in documents it is RFC 3339 in UTC with
+/// three decimals. All such texts have 24 characters, so they sort chronologically.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
+    /// The timestamp that many milliseconds after 1970-01-01T00:00:00Z.
+    ///
     /// # Errors
-    /// If the moment lies outside the years 0 to 9999, whose texts would not sort.
+    /// If it is outside the years 0 to 9999, whose texts would not sort chronologically.
     pub fn from_unix_millis(millis: i64) -> Result<Self, InvalidTimestamp> {
         match OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000) {
-            Ok(moment) if (0..=9999).contains(&moment.year()) => Ok(Self(millis)),
+            Ok(time) if (0..=9999).contains(&time.year()) => Ok(Self(millis)),
             Ok(_) | Err(_) => Err(InvalidTimestamp),
         }
     }
 
+    /// The milliseconds since 1970-01-01T00:00:00Z.
     pub fn unix_millis(self) -> i64 {
         self.0
     }
 
-    /// The day in UTC, as `2010-12-01`.
+    /// The day in UTC, such as `2010-12-01`.
     pub fn day(self) -> String {
         let mut text = self.to_string();
         text.truncate(10);
@@ -39,19 +42,19 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The constructors refuse moments that this format cannot express.
-        let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
+        // The conversion cannot fail, since the constructors refuse timestamps out of its range.
+        let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
             .unwrap_or(OffsetDateTime::UNIX_EPOCH);
         write!(
             f,
             "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
-            moment.year(),
-            u8::from(moment.month()),
-            moment.day(),
-            moment.hour(),
-            moment.minute(),
-            moment.second(),
-            moment.millisecond()
+            time.year(),
+            u8::from(time.month()),
+            time.day(),
+            time.hour(),
+            time.minute(),
+            time.second(),
+            time.millisecond()
         )
     }
 }
@@ -60,14 +63,14 @@ impl FromStr for Timestamp {
     type Err = InvalidTimestamp;
 
     fn from_str(text: &str) -> Result<Self, InvalidTimestamp> {
-        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| InvalidTimestamp)?;
-        let nanos = moment.unix_timestamp_nanos();
+        let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| InvalidTimestamp)?;
+        let nanos = time.unix_timestamp_nanos();
         let millis = i64::try_from(nanos.div_euclid(1_000_000)).map_err(|_| InvalidTimestamp)?;
         Self::from_unix_millis(millis)
     }
 }
 
-/// The text is not a moment in RFC 3339, or the moment lies outside the years 0 to 9999.
+/// The error for a text that is not a time in RFC 3339, or a time outside the years 0 to 9999.
 #[derive(Debug, thiserror::Error)]
 #[error("expected {EXPECTED}")]
 pub struct InvalidTimestamp;
@@ -103,15 +106,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_written_in_utc_with_milliseconds() {
-        let moment: Timestamp = "2010-12-01T09:26:00+01:00".parse().unwrap();
-        assert_eq!(moment.to_string(), "2010-12-01T08:26:00.000Z");
-        assert_eq!(moment.day(), "2010-12-01");
-        assert_eq!(Timestamp::from_unix_millis(moment.unix_millis()).unwrap(), moment);
+    fn a_timestamp_is_written_in_utc_with_milliseconds() {
+        let time: Timestamp = "2010-12-01T09:26:00+01:00".parse().unwrap();
+        assert_eq!(time.to_string(), "2010-12-01T08:26:00.000Z");
+        assert_eq!(time.day(), "2010-12-01");
+        assert_eq!(Timestamp::from_unix_millis(time.unix_millis()).unwrap(), time);
     }
 
     #[test]
-    fn refuses_what_its_text_could_not_order() {
+    fn a_timestamp_whose_text_would_not_sort_is_refused() {
         for bad in ["", "2010-12-01", "2010-13-01T00:00:00Z", "0000-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"]
         {
             assert!(bad.parse::<Timestamp>().is_err(), "{bad}");

@@ -1,7 +1,6 @@
-//! Forms in which texts are compared: texts that look the same, or differ only in letter case, get one form. The
-//! invariants: the form of a form is that form, and texts that Unicode calls equivalent have equal forms. Unicode
-//! promises that the forms of assigned characters never change, so later versions can compare with what is stored
-//! today.
+//! Normal forms of texts for comparison: texts that look the same, or differ only in letter case, have the same form. The
+//! invariants: normalisation is idempotent, and texts that Unicode calls equivalent have equal forms. Unicode guarantees
+//! that the forms of assigned characters never change, so stored forms stay comparable in later versions.
 
 use std::borrow::Cow;
 
@@ -12,35 +11,34 @@ use icu_properties::{
     props::{DefaultIgnorableCodePoint, GeneralCategory, NoncharacterCodePoint},
 };
 
-/// Characters that show nothing, though their Unicode properties do not say so.
+/// Characters that are drawn as blank, though their Unicode properties do not say so.
 const BLANKS: [char; 5] = ['\u{2800}', '\u{16fe4}', '\u{13441}', '\u{13442}', '\u{1d159}'];
 
-/// The text in NFC, in which letters and their marks have one spelling.
+/// The text in NFC, in which letters and their marks are composed where possible.
 pub(crate) fn composed(text: &str) -> Cow<'_, str> {
     ComposingNormalizerBorrowed::new_nfc().normalize(text)
 }
 
-/// The form in which texts are compared where letter case counts: NFKC, without invisible characters.
+/// The form for case-sensitive comparison: NFKC, without invisible characters.
 pub(crate) fn compatible(text: &str) -> String {
     ComposingNormalizerBorrowed::new_nfkc().normalize(&visible(text)).into_owned()
 }
 
-/// The form in which texts are compared where letter case does not count: NFKC with full case folding, without
-/// invisible characters. The last sigma of a word is folded like any other, so that a prefix of a text gives a prefix
-/// of its form.
+/// The form for caseless comparison: NFKC and full case folding, without invisible characters. The final sigma of a word
+/// is folded like any other sigma, so that the form of a prefix is a prefix of the form.
 pub fn caseless(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
     }
-    // Folding may yield a letter with a compatibility form, and the other way round. Unicode's definition D146 says how
-    // often to repeat both.
+    // Case folding may yield characters that have a compatibility form, and the other way round, so both are done twice
+    // (definition D146 of Unicode).
     let (nfkd, folding) = (DecomposingNormalizerBorrowed::new_nfkd(), CaseMapper::new());
     let once = nfkd.normalize(folding.fold_string(&nfkd.normalize(&visible(text))).as_ref()).into_owned();
     ComposingNormalizerBorrowed::new_nfkc().normalize(&folding.fold_string(&once)).into_owned()
 }
 
-/// Whether the character shows nothing, and is neither white space nor a control character: format characters, fillers,
-/// joiners, variation selectors.
+/// Whether the character is invisible, and neither white space nor a control character. These are format characters,
+/// fillers, joiners and variation selectors.
 pub(crate) fn is_invisible(c: char) -> bool {
     !c.is_ascii()
         && (CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
@@ -49,12 +47,12 @@ pub(crate) fn is_invisible(c: char) -> bool {
             || BLANKS.contains(&c))
 }
 
-/// Whether Unicode has assigned the character. The forms of an unassigned one may change with the next version.
+/// Whether Unicode has assigned the character. The forms of an unassigned one may change in a later version.
 pub(crate) fn is_assigned(c: char) -> bool {
     c.is_ascii() || CodePointMapData::<GeneralCategory>::new().get(c) != GeneralCategory::Unassigned
 }
 
-/// The text without invisible characters.
+/// The text without its invisible characters.
 pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     if text.contains(is_invisible) { text.chars().filter(|c| !is_invisible(*c)).collect() } else { text.into() }
 }
@@ -70,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_take_for_one_text_has_one_caseless_form() {
+    fn texts_that_people_take_for_the_same_have_the_same_caseless_form() {
         for (one, other) in [
             ("STRASSE", "Straße"),
             ("STRASSE", "STRAẞE"),
@@ -96,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn every_character_has_forms_that_stay_as_they_are_and_show_something_or_nothing() {
+    fn the_forms_of_every_character_are_idempotent_and_visible_if_the_character_is() {
         for c in every_character() {
             let text = c.to_string();
             for form in [caseless, compatible] {
@@ -106,7 +104,7 @@ mod tests {
                 assert_eq!(once.is_empty(), is_invisible(c), "{c:?}");
             }
             assert_eq!(caseless(&text.to_lowercase()), caseless(&text), "{c:?}");
-            // Turkish has I as its capital, but the language of the text is not known.
+            // Only in Turkish and a few other languages is I its upper case, and the language of a text is unknown.
             assert!(c == 'ı' || caseless(&text.to_uppercase()) == caseless(&text), "{c:?}");
         }
     }
@@ -119,7 +117,7 @@ mod tests {
         assert!(!"a1 é字ิ\u{301}★🎁\u{e000}".contains(is_invisible));
     }
 
-    /// Texts of letters, marks and invisible characters that interact, and now and then of any character.
+    /// Texts of letters, marks and invisible characters that interact, with an occasional arbitrary character.
     fn text() -> impl Strategy<Value = String> {
         let c = prop_oneof![
             8 => prop::sample::select("aAeßẞσςΣﬁÅ\u{212b}\u{301}\u{323}\u{30a}\u{345}ᾳΐ가\u{1100}\u{1161}\u{11a8}ｶﾞกำิ่क्षि\u{200d}\u{fe0f}\u{200b} ".chars().collect::<Vec<_>>()),
@@ -132,7 +130,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn equivalent_texts_have_equal_forms_and_forms_stay_as_they_are(text in text()) {
+        fn equivalent_texts_have_equal_forms_and_forms_are_idempotent(text in text()) {
             let nfkc = ComposingNormalizerBorrowed::new_nfkc();
             let (nfd, nfkd) = (DecomposingNormalizerBorrowed::new_nfd(), DecomposingNormalizerBorrowed::new_nfkd());
             for form in [caseless, compatible] {
@@ -142,7 +140,7 @@ mod tests {
                     prop_assert_eq!(&form(&equivalent), &wanted);
                 }
             }
-            // Only without invisible characters: next to one, a compatibility form may reorder its neighbours.
+            // Compatibility normalisation may reorder the neighbours of an invisible character, so those are removed first.
             let text = visible(&text).into_owned();
             for form in [caseless, compatible] {
                 for equivalent in [nfkc.normalize(&text), nfkd.normalize(&text)] {

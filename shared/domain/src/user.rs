@@ -1,4 +1,5 @@
-//! Users, who place orders. An e-mail address is unique among living users, whatever its letter case and spelling.
+//! Users, who place orders. No two users have the same e-mail address, in whatever letter case and spelling, unless one of
+//! them is deleted.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -60,7 +61,7 @@ pub struct Registered {
     pub country: Option<Country>,
 }
 
-/// All attributes of the user as they now are, not the difference.
+/// The user after the change, not only the fields that changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Updated {
     pub email: Email,
@@ -200,10 +201,10 @@ impl Delete {
     }
 }
 
-/// The user, who must be there.
+/// The user, who must exist.
 ///
 /// # Errors
-/// If there is no such user, or not any more.
+/// If there is no such user, or they are deleted.
 pub(crate) fn living(aggregates: &Aggregates, id: Id) -> Result<&Living, Rejection> {
     match aggregates.get::<User>(id) {
         Some(User::Living(user)) => Ok(user),
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_country_need_not_be_told_and_the_service_makes_the_id_if_the_client_does_not() {
+    fn the_country_is_optional_and_the_service_makes_an_identifier_if_the_client_does_not() {
         let request = json!({ "email": ADA, "name": "Ada", "country": null });
         given([]).when(command("user.register", request)).then([(
             "user.registered",
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_serves_once_even_after_a_deletion_and_for_another_kind() {
+    fn an_identifier_cannot_be_used_again_after_a_deletion_or_for_another_kind() {
         let taken = json!({ "id": id(1) });
         let pasts = [
             vec![register(1, ADA)],
@@ -288,7 +289,7 @@ mod tests {
             ("ada@münchen.de", "ada@xn--mnchen-3ya.de"),
         ] {
             for (one, other) in [(one, other), (other, one)] {
-                // Addresses are stored in NFC.
+                // The service normalises addresses to NFC.
                 let shown = other.replace("E\u{301}", "É");
                 given([register(1, one)]).when(register(2, other)).then_refused(
                     Conflict,
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_email_of_another_cannot_be_changed_to() {
+    fn an_email_cannot_be_changed_to_that_of_another_user() {
         let update = command("user.update", json!({ "id": id(2), "email": "ADA@example.com" }));
         given([register(1, ADA), register(2, BOB)]).when(update).then_refused(
             Conflict,
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn an_email_that_was_changed_to_is_taken() {
+    fn an_email_is_taken_by_a_change_to_it() {
         let change = command("user.update", json!({ "id": id(1), "email": BOB }));
         given([register(1, ADA), change]).when(register(2, BOB)).then_refused(
             Conflict,
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_that_changes_nothing_is_no_event() {
+    fn an_update_that_changes_nothing_has_no_event() {
         for request in [
             json!({ "id": id(1) }),
             json!({ "id": id(1), "email": ADA, "name": "Ada" }),
@@ -377,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_there_or_no_more_or_no_user_can_be_neither_updated_nor_deleted() {
+    fn a_user_who_does_not_exist_or_is_deleted_can_be_neither_updated_nor_deleted() {
         for past in [vec![], vec![register(1, ADA), bare("user.delete", 1)], vec![create_product(1, "LANTERN", 5)]] {
             for command in [
                 bare("user.update", 1),

@@ -161,7 +161,7 @@ fn count_day(mut figures: DayFigures, order: &Counted<'_>) -> Result<Option<Figu
 
 fn count_product(mut figures: ProductFigures, order: &Counted<'_>) -> Result<Option<Figures>, Inapplicable> {
     for line in order.lines.iter().filter(|line| line.product == figures.product) {
-        let amount = line.unit_price.times(line.quantity);
+        let amount = line.unit_price.checked_mul(line.quantity);
         let amount = amount.ok_or_else(|| Inapplicable(format!("the amount of a line of {} overflows", line.sku)))?;
         figures.units = order.tally.apply(figures.units, whole(line.quantity)?)?;
         figures.revenue = order.tally.apply(figures.revenue, whole(amount.amount)?)?;
