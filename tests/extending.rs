@@ -39,7 +39,7 @@ fn an_aggregate_and_a_view_are_one_file_and_one_line_each() {
     let system = ["test", "--locked", "--offline", "-p", "tests", "--test", "system", "--"];
     let through_nats = ["every_sample_and", "every_filter_and_sort", "stands_in_the_tables", "discovered"];
     let told = copy.succeeds("cargo", &[&system[..], &through_nats[..]].concat());
-    assert!(told.contains("4 passed") || told.contains("5 passed"), "{told}");
+    assert!(told.contains("4 passed"), "{told}");
 
     let review = "shared/domain/src/review.rs";
     let aggregate = &blocks[review];
@@ -49,8 +49,9 @@ fn an_aggregate_and_a_view_are_one_file_and_one_line_each() {
         (
             r#"("already_reviewed", "the user has a review"#,
             r#"("reviewed", "the user has a review"#,
-            "`already_reviewed`, of which nobody knows the meaning",
+            "`already_reviewed`, which is not documented: add it to REJECTIONS",
         ),
+        ("claims: vec![authorship(*product, *user)],", "", "`needs` of the command must name it"),
     ] {
         assert!(aggregate.contains(forgotten), "{forgotten}");
         copy.write(review, &aggregate.replace(forgotten, of_it));
@@ -108,7 +109,7 @@ impl Project {
             std::os::unix::fs::symlink(theirs, servers).unwrap();
         }
         for built in ["deps", "build", ".fingerprint"] {
-            link(&profile.join(built), &target.join("debug").join(built));
+            copy_built(&profile.join(built), &target.join("debug").join(built));
         }
         Self { root, target }
     }
@@ -177,17 +178,19 @@ fn synchronize(from: &Path, to: &Path, but: &[&str]) {
     }
 }
 
-/// Hard-links every library and every record of the first directory into the second, where it is not there yet.
-/// Programs, which have no extension and are large, are left out, but for those of build scripts.
-fn link(from: &Path, to: &Path) {
+/// Copies every library and every record of the first directory into the second, where it is not there yet. Programs,
+/// which have no extension and are large, are left out, except those of build scripts. Links would not do: cargo writes
+/// some of these files in place. It compares times, so the copies keep them.
+fn copy_built(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).unwrap();
         if entry.is_dir() {
-            link(&entry, &to);
+            copy_built(&entry, &to);
         } else if !to.exists() && (entry.extension().is_some() || !from.ends_with("deps")) {
-            // It may vanish: cargo removes what it replaces.
-            let _ = fs::hard_link(&entry, &to);
+            fs::copy(&entry, &to).unwrap();
+            let modified = fs::metadata(&entry).and_then(|metadata| metadata.modified()).unwrap();
+            fs::File::options().write(true).open(&to).and_then(|file| file.set_modified(modified)).unwrap();
         }
     }
 }

@@ -7,8 +7,8 @@ use crate::{Aggregates, Claim, Id, Rejection, Timestamp};
 /// A kind of aggregate, implemented by the type of its state. The state is stored as JSON after every command and read
 /// back before the next, so every form that was ever stored must stay readable.
 ///
-/// The aggregate's file also declares its commands and its events (the macros `commands!` and `events!`), and the list in
-/// `lib.rs` names it. Endpoints, schemas, subjects and tests are all derived from these.
+/// The aggregate's file also declares its commands and its events (the macros `commands!` and `events!`), and the list
+/// in `lib.rs` names it. Endpoints, schemas, subjects and tests are all derived from these.
 pub trait Aggregate: Serialize + DeserializeOwned + Sized {
     /// The aggregate's name in subjects: `cmd.<KIND>.<verb>` and `evt.<KIND>.<event>`. It must not change once an event
     /// is stored.
@@ -17,8 +17,8 @@ pub trait Aggregate: Serialize + DeserializeOwned + Sized {
     /// The codes with which the aggregate's commands are refused, each with an explanation for the authors of clients.
     const REJECTIONS: &'static [(&'static str, &'static str)] = &[];
 
-    /// Requests in an order in which they can be sent, after the samples of the aggregates further up in the list.
-    /// The tests that cover all aggregates and all views run on them. Together they must show every command accepted with
+    /// Requests in an order in which they can be sent, after the samples of the aggregates further up in the list. The
+    /// tests that cover all aggregates and all views run on them. Together they must show every command accepted with
     /// all of its fields, every event, and every code of [`Self::REJECTIONS`].
     const SAMPLES: &'static [Sample];
 
@@ -28,8 +28,8 @@ pub trait Aggregate: Serialize + DeserializeOwned + Sized {
     /// The enum that `events!` declares.
     type Event;
 
-    /// What must be loaded to decide the command, besides its own aggregate. The command service loads and locks exactly
-    /// this, so nothing else is in the [`Aggregates`] that [`Self::decide`] is given.
+    /// What must be loaded to decide the command, besides its own aggregate. The command service loads and locks
+    /// exactly this, so nothing else is in the [`Aggregates`] that [`Self::decide`] is given.
     fn needs(_command: &Self::Command) -> Needs {
         Needs::default()
     }
@@ -55,8 +55,8 @@ pub trait Aggregate: Serialize + DeserializeOwned + Sized {
     }
 
     /// The aggregates that this one refers to, for commands that ask for them by [`Needs::references`]. The list may
-    /// contain repetitions. It is read before the aggregate is locked, so it must be the same in every state in which it
-    /// is not empty.
+    /// contain repetitions. It is read before the aggregate is locked, so it must be the same in every state in which
+    /// it is not empty.
     fn references(&self) -> Vec<Id> {
         vec![]
     }

@@ -62,8 +62,8 @@ impl Aggregates {
     /// Adds an aggregate as it was read from the journal, with the claims that its state holds.
     pub fn load(&mut self, id: Id, version: u64, state: State) {
         for claim in state.claims() {
-            // A newer rule of normalisation may give two stored aggregates the same claim. The table of claims says which
-            // of them holds it, see `load_claim`.
+            // A newer rule of normalisation may give two stored aggregates the same claim. The table of claims says
+            // which of them holds it, see `load_claim`.
             self.claims.entry(claim).or_insert(id);
         }
         self.loaded.insert(id, Loaded { stored_version: version, version, state });
@@ -74,8 +74,8 @@ impl Aggregates {
         self.claims.insert(claim, id);
     }
 
-    /// Decides the command and applies its events: all of them, or none if it is refused. The positions of the events are
-    /// 0 until the journal assigns them.
+    /// Decides the command and applies its events: all of them, or none if it is refused. The positions of the events
+    /// are 0 until the journal assigns them.
     ///
     /// # Errors
     /// Returns the rejection if the command is refused. Nothing has changed then.
@@ -153,8 +153,9 @@ impl Aggregates {
         self.loaded.into_iter().map(|(id, Loaded { version, state, .. })| (id, version, state))
     }
 
-    /// The claims that have to be released, in order, each with its former holder. An aggregate that only seemed to hold a
-    /// claim has nothing to release: its stored state is older than the rule that gives it the same claim as another.
+    /// The claims that have to be released, in order, each with its former holder. An aggregate that only seemed to
+    /// hold a claim has nothing to release: its stored state is older than the rule that gives it the same claim as
+    /// another.
     pub fn released_claims(&self) -> impl Iterator<Item = (&Claim, Id)> {
         self.claims_changed.iter().filter_map(|(claim, change)| {
             let former = change.loaded_holder?;

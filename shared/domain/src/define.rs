@@ -12,10 +12,10 @@
 /// }
 /// ```
 ///
-/// Each variant holds a struct of the same name, which derives `Serialize`, `Deserialize` (with `deny_unknown_fields`) and
-/// `JsonSchema` and has an `id: Id`, the identifier of the command's own aggregate. A command marked `creates` is refused
-/// if the identifier is in use ([`crate::Aggregates::require_new`]); its `id` may be absent, and the service then makes
-/// one. Every other command is refused if there is no such aggregate.
+/// Each variant holds a struct of the same name, which derives `Serialize`, `Deserialize` (with `deny_unknown_fields`)
+/// and `JsonSchema` and has an `id: Id`, the identifier of the command's own aggregate. A command marked `creates` is
+/// refused if the identifier is in use ([`crate::Aggregates::require_new`]); its `id` may be absent, and the service
+/// then makes one. Every other command is refused if there is no such aggregate.
 macro_rules! commands {
     ($kind:ident { $($variant:ident($verb:literal, $($creates:ident,)? $description:literal))* }) => {
         #[derive(Clone, Debug, PartialEq)]
@@ -134,8 +134,8 @@ macro_rules! aggregates {
             [$($module::COMMANDS),*].into_iter().flatten()
         }
 
-        /// All codes with which commands are refused, each with the kind of aggregate that declares it and its meaning. The
-        /// kind is empty for the codes that all aggregates share.
+        /// All codes with which commands are refused, each with the kind of aggregate that declares it and its meaning.
+        /// The kind is empty for the codes that all aggregates share.
         pub fn rejections() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
             [("", aggregates::REJECTIONS) $(, ($module::KIND, $module::$variant::REJECTIONS))*]
                 .into_iter()
@@ -179,15 +179,16 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(command) => <$module::$variant as Aggregate>::needs(command)),* }
             }
 
-            /// The aggregates that the command reads or changes, its target first, possibly with repetitions. Those that
-            /// are known only from the state of the target are not included ([`Self::touches_references_of`]).
+            /// The aggregates that the command reads or changes, its target first, possibly with repetitions. Those
+            /// that are known only from the state of the target are not included ([`Self::touches_references_of`]).
             pub fn touches(&self) -> Vec<Id> {
                 let mut touched = vec![self.target()];
                 touched.append(&mut self.needs().aggregates);
                 touched
             }
 
-            /// The target, if the command also touches the aggregates that the target refers to ([`State::references`]).
+            /// The target, if the command also touches the aggregates that the target refers to
+            /// ([`State::references`]).
             pub fn touches_references_of(&self) -> Option<Id> {
                 self.needs().references.then(|| self.target())
             }
@@ -284,8 +285,8 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(state) => Aggregate::claims(state)),* }
             }
 
-            /// The state after the event. An event that no `decide` emits in this state, such as one of another kind, leaves
-            /// it unchanged. So if there is a state before the event, there is one after it.
+            /// The state after the event. An event that no `decide` emits in this state, such as one of another kind,
+            /// leaves it unchanged. So if there is a state before the event, there is one after it.
             pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
                 match (before, event) {
                     $(

@@ -1,6 +1,6 @@
-//! Tests that stored events and states stay readable. The files hold what older versions of this program stored under the
-//! rules of their time: texts that are invisible, not normalised or reordered, invalid addresses, and currencies that have
-//! been withdrawn since. Lines may be added to the files, but never changed.
+//! Tests that stored events and states stay readable. The files hold what older versions of this program stored under
+//! the rules of their time: texts that are invisible, not normalised or reordered, invalid addresses, and currencies
+//! that have been withdrawn since. Lines may be added to the files, but never changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

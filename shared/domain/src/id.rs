@@ -33,8 +33,8 @@ impl FromStr for Id {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        // `Uuid` also parses braces, URNs and bare hexadecimal digits. Only one spelling is accepted here, so that no two
-        // texts stand for the same identifier.
+        // `Uuid` also parses braces, URNs and bare hexadecimal digits. Only one spelling is accepted here, so that no
+        // two texts stand for the same identifier.
         match Uuid::try_parse(text) {
             Ok(uuid) if text.len() == 36 && !uuid.is_nil() => Ok(Self(uuid)),
             Ok(_) | Err(_) => Err(InvalidId),

@@ -64,8 +64,8 @@ impl Reason {
 }
 
 impl Malformed {
-    /// Makes the error, where `expected` is a phrase to follow "expected". Long texts are truncated, and control characters
-    /// are replaced.
+    /// Makes the error, where `expected` is a phrase to follow "expected". Long texts are truncated, and control
+    /// characters are replaced.
     pub fn new(field: &str, reason: Reason, expected: impl Into<String>) -> Self {
         let (field, expected) = (printable(field, 120), printable(&expected.into(), 480));
         Self { field, reason, expected, got: String::new() }

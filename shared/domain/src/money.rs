@@ -144,8 +144,9 @@ const CODES: &str = "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD
     QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD \
     TZS UAH UGX USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG";
 
-/// The codes that ISO 4217 has withdrawn since 1999 (list three), each with the first day on which the currency could no
-/// longer be used for payments. Where a currency was withdrawn in steps, it is a day of the month that the list gives.
+/// The codes that ISO 4217 has withdrawn since 1999 (list three), each with the first day on which the currency could
+/// no longer be used for payments. Where a currency was withdrawn in steps, it is a day of the month that the list
+/// gives.
 const WITHDRAWN: &[(&str, &str)] = &[
     ("ADP", "2002-03-01"),
     ("AFA", "2003-01-01"),

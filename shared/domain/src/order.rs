@@ -1,6 +1,6 @@
-//! Orders. An order goes from placed to paid to shipped. It can be cancelled while it is placed or paid, and deleted once
-//! it is shipped or cancelled. Placing it takes the stock of all lines or of none; cancelling it gives the stock back.
-//! The names and prices of the lines are fixed when the order is placed, and an order has one currency.
+//! Orders. An order goes from placed to paid to shipped. It can be cancelled while it is placed or paid, and deleted
+//! once it is shipped or cancelled. Placing it takes the stock of all lines or of none; cancelling it gives the stock
+//! back. The names and prices of the lines are fixed when the order is placed, and an order has one currency.
 
 use std::collections::HashMap;
 
@@ -17,8 +17,8 @@ use crate::{
 pub const MAX_LINES: usize = 2_000;
 /// The largest number of pieces in one line.
 pub const MAX_QUANTITY: i64 = 1_000_000;
-/// How far the clock of a client may be ahead, so that an order placed "now" is not refused. The client's time is stored
-/// unchanged.
+/// How far the clock of a client may be ahead, so that an order placed "now" is not refused. The client's time is
+/// stored unchanged.
 const MAX_CLOCK_SKEW_MILLIS: i64 = 5_000;
 
 commands! {

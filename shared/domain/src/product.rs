@@ -1,5 +1,5 @@
-//! Products and their stock. No two products have the same SKU, in whatever spelling, unless one of them is deleted. Stock
-//! never falls below zero, and a new price is in a currency that is in use.
+//! Products and their stock. No two products have the same SKU, in whatever spelling, unless one of them is deleted.
+//! Stock never falls below zero, and a new price is in a currency that is in use.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -8,8 +8,8 @@ use crate::{
     Aggregate, Aggregates, Claim, Currency, Id, Money, Name, Needs, Rejection, Sample, Sku, Timestamp, strict,
 };
 
-/// The largest stock that a product can be created with or restocked to, in pieces. Only the returns of cancelled orders
-/// can exceed it.
+/// The largest stock that a product can be created with or restocked to, in pieces. Only the returns of cancelled
+/// orders can exceed it.
 pub const MAX_STOCK: i64 = 1_000_000_000_000;
 
 commands! {
@@ -290,7 +290,8 @@ impl Update {
 impl Restock {
     fn decide(self, aggregates: &Aggregates) -> Result<Event, Rejection> {
         let product = living(aggregates, self.id)?;
-        // The sum cannot overflow, since both numbers are far from the limits of 64 bits. Saturating only rules out a panic.
+        // The sum cannot overflow, since both numbers are far from the limits of 64 bits. Saturating only rules out a
+        // panic.
         let stock = product.stock.saturating_add(self.quantity);
         if stock < 0 {
             return Err(out_of_stock(self.id, product, self.quantity.saturating_neg()));

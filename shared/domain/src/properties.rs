@@ -243,8 +243,8 @@ fn for_any_history(property: impl Fn(&History)) {
     for_any_steps(|steps| property(&History::of(steps)));
 }
 
-/// The property tests are worth something only if their sequences lead to every event and every refusal. This test always
-/// runs the same sequences, so that it never fails by chance.
+/// The property tests are worth something only if their sequences lead to every event and every refusal. This test
+/// always runs the same sequences, so that it never fails by chance.
 #[test]
 fn the_sequences_lead_to_every_event_and_every_refusal_of_the_shop() {
     let seen: RefCell<BTreeMap<String, u32>> = RefCell::default();
@@ -297,7 +297,8 @@ fn stock_is_never_negative() {
     });
 }
 
-/// For each product, the pieces that were created and restocked are either in stock or in orders that were not cancelled.
+/// For each product, the pieces that were created and restocked are either in stock or in orders that were not
+/// cancelled.
 #[test]
 fn no_piece_is_lost_or_invented() {
     for_any_history(|history| {

@@ -1,6 +1,6 @@
-//! Requests are parsed once, and strictly: unknown fields, wrong types and values out of bounds are errors that name the
-//! field and say what was expected. The invariant: of the texts in a request, an error repeats only the name of an unknown
-//! field.
+//! Requests are parsed once, and strictly: unknown fields, wrong types and values out of bounds are errors that name
+//! the field and say what was expected. The invariant: of the texts in a request, an error repeats only the name of an
+//! unknown field.
 
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
@@ -38,8 +38,8 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, (String, serde_json::Erro
     Ok(parsed)
 }
 
-/// The request with a smaller number, if the error is about a number that is too large even for a float. That error comes
-/// before the field says what it expects. The smaller number can be parsed, but no field accepts it either.
+/// The request with a smaller number, if the error is about a number that is too large even for a float. That error
+/// comes before the field says what it expects. The smaller number can be parsed, but no field accepts it either.
 fn with_a_smaller_number(body: &[u8], error: &serde_json::Error) -> Option<Vec<u8>> {
     if !error.to_string().starts_with("number out of range") {
         return None;
@@ -81,7 +81,8 @@ fn explain(path: &str, text: &str) -> Malformed {
     if let Some(name) = quoted("duplicate field `") {
         return Malformed::new(&join(path, name), Reason::Duplicate, "");
     }
-    // The expectation, which this crate wrote, comes last. The text before it may contain anything that the client sent.
+    // The expectation, which this crate wrote, comes last. The text before it may contain anything that the client
+    // sent.
     let (got, expected) = text.rsplit_once(", expected ").unwrap_or((text, ""));
     let of = |reason| Malformed::new(path, reason, in_json(expected));
     let fault = |prefix| got.strip_prefix(prefix);

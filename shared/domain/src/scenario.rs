@@ -1,5 +1,6 @@
-//! The language of the unit tests: *given* earlier commands, *when* a command is executed, *then* it leads to these events
-//! or is refused with this code. Tests are written in the names and JSON of the wire, so that they also pin those.
+//! The language of the unit tests: *given* earlier commands, *when* a command is executed, *then* it leads to these
+//! events or is refused with this code. Tests are written in the names and JSON of the wire, so that they also pin
+//! those.
 
 use std::collections::{BTreeMap, BTreeSet};
 

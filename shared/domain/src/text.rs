@@ -1,8 +1,8 @@
 //! Types of text that are valid by construction: trimmed, in NFC, not empty, bounded in characters, and without control
 //! characters (PostgreSQL's text cannot contain a NUL, and a line break in a name is a mistake).
 //!
-//! These rules are for requests. Stored texts were accepted under earlier rules, which were fewer, and must stay readable.
-//! `Deserialize` therefore accepts any text, and the structs of commands use `requested` instead.
+//! These rules are for requests. Stored texts were accepted under earlier rules, which were fewer, and must stay
+//! readable. `Deserialize` therefore accepts any text, and the structs of commands use `requested` instead.
 
 use std::{borrow::Cow, fmt, ops::Deref};
 
@@ -15,8 +15,8 @@ use crate::{
     unicode::{caseless, compatible, composed, is_assigned, is_invisible, visible},
 };
 
-/// Declares types of text. This is a macro because the types differ only in their names, bounds and rules, and each needs
-/// much boilerplate.
+/// Declares types of text. This is a macro because the types differ only in their names, bounds and rules, and each
+/// needs much boilerplate.
 macro_rules! texts {
     ($($(#[$doc:meta])* $name:ident {
         max: $max:expr, breaks: $breaks:expr, check: $check:expr, expected: $expected:expr
@@ -119,22 +119,24 @@ const NO_BREAKS: [char; 0] = [];
 const LINE_BREAKS: [char; 2] = ['\n', '\r'];
 
 texts! {
-    /// The name of a user or a product. Joiners and similar characters are allowed, since some scripts and emoji need them.
+    /// The name of a user or a product. Joiners and similar characters are allowed, since some scripts and emoji need
+    /// them.
     Name {
         max: 200,
         breaks: NO_BREAKS,
         check: is_legible,
         expected: "a text of 1 to 200 characters, not all invisible, without control characters"
     }
-    /// An e-mail address: a local part of at most 64 bytes, `@` and a domain. It is measured in bytes, as mail servers do.
+    /// An e-mail address: a local part of at most 64 bytes, `@` and a domain. It is measured in bytes, as mail servers
+    /// do.
     Email {
         max: 254,
         breaks: NO_BREAKS,
         check: is_email,
         expected: "an e-mail address such as ada@example.com, at most 254 bytes, without invisible characters"
     }
-    /// A stock-keeping unit, the seller's own code for a product. It is case-sensitive (85123A and 85123a are two SKUs),
-    /// and may contain spaces, as real ones do (BANK CHARGES).
+    /// A stock-keeping unit, the seller's own code for a product. It is case-sensitive (85123A and 85123a are two
+    /// SKUs), and may contain spaces, as real ones do (BANK CHARGES).
     Sku {
         max: 64,
         breaks: NO_BREAKS,
@@ -164,8 +166,9 @@ texts! {
 pub struct InvalidText(&'static str);
 
 impl Email {
-    /// The address in the form in which addresses are compared. Addresses that look the same, or differ only in letter case
-    /// (`Ada@Example.com`, `ada@example.com`), have the same form, and so have the two spellings of a non-ASCII domain.
+    /// The address in the form in which addresses are compared. Addresses that look the same, or differ only in letter
+    /// case (`Ada@Example.com`, `ada@example.com`), have the same form, and so have the two spellings of a non-ASCII
+    /// domain.
     pub fn normalized(&self) -> String {
         match self.0.rsplit_once('@') {
             Some((local, domain)) => {
@@ -207,8 +210,8 @@ fn ascii_domain(domain: &str) -> Option<String> {
     ascii.ok().map(Cow::into_owned)
 }
 
-/// Whether the text has a visible character, and no bidirectional control that reorders the text. Such controls can make a
-/// name look like another, or disturb the line that shows it.
+/// Whether the text has a visible character, and no bidirectional control that reorders the text. Such controls can
+/// make a name look like another, or disturb the line that shows it.
 fn is_legible(text: &str) -> bool {
     text.chars().any(|c| !c.is_whitespace() && !is_invisible(c))
         && !text.contains(|c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))

@@ -1,4 +1,5 @@
-//! Timestamps in UTC, to the millisecond. They are passed in with the command or its envelope; nothing here reads a clock.
+//! Timestamps in UTC, to the millisecond. They are passed in with the command or its envelope; nothing here reads a
+//! clock.
 
 use std::{fmt, str::FromStr};
 

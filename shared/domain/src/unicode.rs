@@ -1,6 +1,6 @@
-//! Normal forms of texts for comparison: texts that look the same, or differ only in letter case, have the same form. The
-//! invariants: normalisation is idempotent, and texts that Unicode calls equivalent have equal forms. Unicode guarantees
-//! that the forms of assigned characters never change, so stored forms stay comparable in later versions.
+//! Normal forms of texts for comparison: texts that look the same, or differ only in letter case, have the same form.
+//! The invariants: normalisation is idempotent, and texts that Unicode calls equivalent have equal forms. Unicode
+//! guarantees that the forms of assigned characters never change, so stored forms stay comparable in later versions.
 
 use std::borrow::Cow;
 
@@ -24,8 +24,8 @@ pub(crate) fn compatible(text: &str) -> String {
     ComposingNormalizerBorrowed::new_nfkc().normalize(&visible(text)).into_owned()
 }
 
-/// The form for caseless comparison: NFKC and full case folding, without invisible characters. The final sigma of a word
-/// is folded like any other sigma, so that the form of a prefix is a prefix of the form.
+/// The form for caseless comparison: NFKC and full case folding, without invisible characters. The final sigma of a
+/// word is folded like any other sigma, so that the form of a prefix is a prefix of the form.
 pub fn caseless(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
@@ -140,7 +140,8 @@ mod tests {
                     prop_assert_eq!(&form(&equivalent), &wanted);
                 }
             }
-            // Compatibility normalisation may reorder the neighbours of an invisible character, so those are removed first.
+            // Compatibility normalisation may reorder the neighbours of an invisible character, so those are removed
+            // first.
             let text = visible(&text).into_owned();
             for form in [caseless, compatible] {
                 for equivalent in [nfkc.normalize(&text), nfkd.normalize(&text)] {

@@ -1,5 +1,5 @@
-//! Users, who place orders. No two users have the same e-mail address, in whatever letter case and spelling, unless one of
-//! them is deleted.
+//! Users, who place orders. No two users have the same e-mail address, in whatever letter case and spelling, unless one
+//! of them is deleted.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
