@@ -8,7 +8,7 @@ use wire::{Code, Failure};
 use crate::positions::Reached;
 
 pub fn not_found(noun: &str, key: &Key, reached: Reached) -> Failure {
-    let (name, asked) = (key.name(), &*key.asked);
+    let (name, asked) = (key.name(), &*key.requested);
     let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the {name} {asked}"));
     failure.with(name, asked).with("position", reached.position)
 }

@@ -1,5 +1,5 @@
-//! Requests for tests, made from their JSON Schemas: every field at the ends of what the domain accepts, the optional
-//! ones also left out. A command, a query or a field that is new is covered without a word here.
+//! Generators of requests for property tests. They follow the JSON Schemas: fields take values at the ends of their ranges,
+//! and optional fields may be absent. New commands, queries and fields are covered automatically.
 
 use domain::CommandType;
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -7,38 +7,38 @@ use serde_json::{Map, Value, json};
 
 use crate::given;
 
-/// How many aggregates of each kind the requests name.
-const NAMED: usize = 5;
-/// Moments; each test has one at which everything happens, and what lies behind it is refused.
-const MOMENTS: [&str; 4] =
+/// The number of different aggregates of each kind in the requests.
+const AGGREGATES_PER_KIND: usize = 5;
+/// Times in the requests. Those after the time at which a test runs are refused.
+const TIMESTAMPS: [&str; 4] =
     ["0000-01-01T00:00:00Z", "2010-12-01T23:59:59.999Z", "2010-12-02T00:30:00+01:00", "9999-12-31T23:59:59.999Z"];
-/// What texts are filled with: characters of one to four bytes, such as grow when they are put in lower case or in a
-/// compatible form, and what means something to MongoDB or to JSON.
+/// Characters to fill texts with. They have one to four bytes, grow in lower case or in NFKC, or have a meaning in MongoDB
+/// or JSON.
 const FILLERS: [&str; 14] = ["x", "é", "ß", "İ", "ﷺ", "한", "𝄞", "👩", "$", ".", "%", "/", "\"", " a"];
 
-/// The names of the aggregates of one kind that requests use.
+/// The identifiers of aggregates of one kind in the requests.
 pub fn ids(kind: &str) -> Vec<String> {
     let first = kind.bytes().fold(0, |sum, byte| sum * 31 % 1_000_000 + u128::from(byte)) * 1_000;
-    (0..NAMED as u128).map(|n| given::id(first + n).to_string()).collect()
+    (0..AGGREGATES_PER_KIND as u128).map(|n| given::id(first + n).to_string()).collect()
 }
 
-/// Requests for a command.
+/// Generates requests for a command.
 pub fn command(command: &CommandType) -> BoxedStrategy<Value> {
     let schema = (command.schema)().to_value();
     request(&schema, command.aggregate)
 }
 
-/// Requests of a schema; `id` in them is one of an aggregate of this kind.
+/// Generates requests that follow a schema. Their `id` is that of an aggregate of this kind.
 pub fn request(schema: &Value, kind: &str) -> BoxedStrategy<Value> {
-    Maker { definitions: &schema["$defs"], kind }.value("", schema)
+    Generator { definitions: &schema["$defs"], kind }.value("", schema)
 }
 
-struct Maker<'a> {
+struct Generator<'a> {
     definitions: &'a Value,
     kind: &'a str,
 }
 
-impl Maker<'_> {
+impl Generator<'_> {
     fn value(&self, name: &str, schema: &Value) -> BoxedStrategy<Value> {
         if let Some(reference) = schema["$ref"].as_str() {
             let definition = reference.strip_prefix("#/$defs/").unwrap();
@@ -59,7 +59,7 @@ impl Maker<'_> {
             "string" => self.string(name, schema),
             "array" => self.array(name, schema),
             "object" => self.object(schema),
-            other => panic!("say here how to make a value of the type {other}"),
+            other => panic!("add a generator for values of the type {other} here"),
         };
         proptest::strategy::Union::new(types.iter().map(of_type).collect::<Vec<_>>()).boxed()
     }
@@ -67,11 +67,11 @@ impl Maker<'_> {
     fn string(&self, name: &str, schema: &Value) -> BoxedStrategy<Value> {
         let texts: Vec<String> = match (schema["format"].as_str(), schema["pattern"].as_str()) {
             (Some("uuid"), _) => ids(if name == "id" { self.kind } else { name }),
-            (Some("date-time"), _) => MOMENTS.map(str::to_owned).to_vec(),
-            (Some("date"), _) => MOMENTS.map(|moment| moment[..10].to_owned()).to_vec(),
-            (Some(other), _) => panic!("say here how to make a text of the format {other}"),
+            (Some("date-time"), _) => TIMESTAMPS.map(str::to_owned).to_vec(),
+            (Some("date"), _) => TIMESTAMPS.map(|timestamp| timestamp[..10].to_owned()).to_vec(),
+            (Some(other), _) => panic!("add a generator for texts of the format {other} here"),
             (None, Some("^[A-Z]{3}$")) => ["GBP", "EUR", "JPY"].map(str::to_owned).to_vec(),
-            (None, Some(other)) => panic!("say here how to make a text of the pattern {other}"),
+            (None, Some(other)) => panic!("add a generator for texts of the pattern {other} here"),
             (None, None) if name == "email" => return emails(),
             (None, None) => return text(schema),
         };
@@ -90,21 +90,21 @@ impl Maker<'_> {
             schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let field = |(name, property): (&String, &Value)| {
             let (name, value) = (name.clone(), self.value(name, property));
-            let is_there = if required.contains(&&*name) { Just(true).boxed() } else { any::<bool>().boxed() };
-            (Just(name), value, is_there)
+            let is_present = if required.contains(&&*name) { Just(true).boxed() } else { any::<bool>().boxed() };
+            (Just(name), value, is_present)
         };
         let fields: Vec<_> = schema["properties"].as_object().unwrap().iter().map(field).collect();
         let object = |fields: Vec<(String, Value, bool)>| {
-            let there = fields.into_iter().filter(|(.., is_there)| *is_there);
-            Value::Object(there.map(|(name, value, _)| (name, value)).collect::<Map<_, _>>())
+            let present = fields.into_iter().filter(|(.., is_present)| *is_present);
+            Value::Object(present.map(|(name, value, _)| (name, value)).collect::<Map<_, _>>())
         };
         fields.prop_map(object).boxed()
     }
 }
 
-/// Both ends, and what lies so far below the upper one that a million of it are no more.
+/// Generates numbers at both ends of the range, and one so small that a million of them are within it.
 fn integer(schema: &Value) -> BoxedStrategy<Value> {
-    let end = |name: &str| schema[name].as_i64().unwrap_or_else(|| panic!("{name} is not said: {schema}"));
+    let end = |name: &str| schema[name].as_i64().unwrap_or_else(|| panic!("the schema has no {name}: {schema}"));
     let (min, max) = (end("minimum"), end("maximum"));
     select(vec![min, min + 1, (max / 1_000_000).max(min), max / 2, max]).prop_map(Value::from).boxed()
 }
@@ -118,7 +118,7 @@ fn text(schema: &Value) -> BoxedStrategy<Value> {
         };
         (0..1_000_u32, select(FILLERS.to_vec())).prop_map(text)
     };
-    // The shortest are few, and soon taken where they must differ.
+    // Short texts are rare, because there are few of them and unique values would soon be taken.
     prop_oneof![1 => filled(min), 4 => filled(max), 4 => filled(max / 2)].boxed()
 }
 
@@ -136,15 +136,17 @@ fn size(schema: &Value, name: &str, otherwise: usize) -> usize {
     schema[name].as_u64().map_or(otherwise, |size| usize::try_from(size).unwrap())
 }
 
-/// What every example must be good for: each is read by its own parser.
+/// The generated requests are worth something only if most of them can be parsed.
 #[test]
-fn most_requests_are_well_formed() {
+fn most_generated_requests_are_well_formed() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    for known in domain::commands() {
-        let requests = command(known);
-        let made = (0..100).map(|_| requests.new_tree(&mut runner).unwrap().current());
-        let read = made.filter(|request| (known.parse)(request.to_string().as_bytes(), given::id(1)).is_ok()).count();
-        assert!(read > 40, "{}.{}: {read} of 100", known.aggregate, known.verb);
+    for command_type in domain::commands() {
+        let requests = command(command_type);
+        let generated = (0..100).map(|_| requests.new_tree(&mut runner).unwrap().current());
+        let parsed = generated
+            .filter(|request| (command_type.parse)(request.to_string().as_bytes(), given::id(1)).is_ok())
+            .count();
+        assert!(parsed > 40, "{}.{}: {parsed} of 100", command_type.aggregate, command_type.verb);
     }
     let nothing = json!({ "type": "object", "properties": {} });
     assert_eq!(request(&nothing, "").new_tree(&mut runner).unwrap().current(), json!({}));
