@@ -6,7 +6,7 @@
 use std::str;
 
 use bson::RawDocument;
-use views::Whole;
+use views::WholeNumber;
 
 /// Why a stored document cannot be written as JSON.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +82,7 @@ fn write_value(out: &mut Vec<u8>, value: Value<'_>) -> Result<(), EncodeError> {
         Value::Int32(number) => serde_json::to_writer(out, &number)?,
         Value::Int64(number) => serde_json::to_writer(out, &number)?,
         Value::Decimal128(bytes) => {
-            let number = Whole::from_decimal128(bytes).ok_or(EncodeError::Decimal)?;
+            let number = WholeNumber::from_decimal128(bytes).ok_or(EncodeError::Decimal)?;
             serde_json::to_writer(out, &number)?;
         }
         // JSON has neither infinity nor NaN; both become null.

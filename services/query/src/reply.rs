@@ -6,7 +6,7 @@ use views::Key;
 use wire::{Code, Failure};
 
 pub fn not_found(noun: &str, key: &Key, position: u64) -> Failure {
-    let (name, asked) = (key.name(), &*key.asked);
+    let (name, asked) = (key.name(), &*key.requested);
     let failure = Failure::new(Code::NotFound, format!("there is no {noun} with the {name} {asked}"));
     failure.with(name, asked).with("position", position)
 }

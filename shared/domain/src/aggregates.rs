@@ -256,9 +256,9 @@ mod tests {
         assert_eq!(stored.taken_claims().collect::<Vec<_>>(), [(&claim("ada@example.com"), id(2))]);
     }
 
-    /// By earlier rules, these were two addresses.
+    /// Under an earlier rule of normalisation these were two different addresses.
     #[test]
-    fn of_two_whose_addresses_have_become_one_each_changes_and_gives_up_what_is_its_own() {
+    fn two_users_with_the_same_claim_by_a_newer_rule_can_both_change_and_release_only_their_own() {
         let state = |email: &str| {
             let json = format!(r#"{{"status":"living","email":"{email}","name":"Ada","country":null}}"#);
             State::decode("user", json.as_bytes()).unwrap()

@@ -56,8 +56,8 @@ impl Reason {
         match self {
             Self::Missing => "missing",
             Self::Unknown => "unknown field",
-            Self::Duplicate => "there more than once",
-            Self::Unexpected => "not to be there",
+            Self::Duplicate => "present more than once",
+            Self::Unexpected => "not allowed here",
             Self::WrongType | Self::OutOfBounds | Self::Invalid | Self::NotJson => "",
         }
     }

@@ -357,7 +357,7 @@ fn claim(sku: &Sku) -> Claim {
 pub(crate) fn require_in_use(currency: Currency, at: Timestamp, field: &str) -> Result<(), Rejection> {
     match currency.withdrawn() {
         Some(day) if *at.day() >= *day => {
-            let message = format!("{field}: {currency} is in use no more since {day}");
+            let message = format!("{field}: {currency} has not been in use since {day}");
             Err(Rejection::refused("currency_withdrawn", message)
                 .with("field", field)
                 .with("currency", currency.as_str())
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_changes_what_it_names_and_keeps_the_rest() {
+    fn an_update_changes_the_fields_that_it_has_and_keeps_the_rest() {
         let euros = json!({ "amount": 300, "currency": "EUR" });
         let cases = [
             (json!({ "id": id(10), "sku": "B" }), json!({ "sku": "B", "name": "Lantern", "price": gbp(250) })),

@@ -391,7 +391,13 @@ mod tests {
 
     #[test]
     fn a_duplicate_field_is_named() {
-        refused("user.delete", &format!(r#"{{"id":"{UUID}","id":"{UUID}"}}"#), "id", Duplicate, "there more than once");
+        refused(
+            "user.delete",
+            &format!(r#"{{"id":"{UUID}","id":"{UUID}"}}"#),
+            "id",
+            Duplicate,
+            "present more than once",
+        );
     }
 
     #[test]

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_changes_what_it_names_and_keeps_the_rest() {
+    fn an_update_changes_the_fields_that_it_has_and_keeps_the_rest() {
         let past = json!({ "id": id(1), "email": ADA, "name": "Ada", "country": "France" });
         let cases = [
             (json!({ "id": id(1), "email": BOB }), json!({ "email": BOB, "name": "Ada", "country": "France" })),

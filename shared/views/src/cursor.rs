@@ -1,6 +1,7 @@
-//! A cursor says where a page ended, as opaque text that a client sends back to get the next page. The invariants: a
-//! cursor fits only the query that it came from (except for its limit), and whatever text a client sends as a cursor,
-//! nothing but plain strings and integers of it ever gets into a filter.
+//! Cursors for keyset pagination. A cursor is an opaque text with the sort keys of the last document of a page; a
+//! client sends it back to get the next page. The invariants: a cursor is valid only for the query that it came from
+//! (the limit may change), and whatever a client sends as a cursor, only plain strings and integers from it get into a
+//! filter.
 
 use bson::{Bson, Document, RawBsonRef, RawDocument, doc};
 use domain::{Malformed, Reason};
@@ -8,34 +9,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::Inapplicable;
 
-/// In bytes, and more than any cursor has: the longest sort key is a name of 200 characters, which has at most 800
-/// bytes of two digits each.
-const MAX_LENGTH: usize = 4_096;
+/// A limit above the length of any cursor, in bytes. The longest sort key is a name of 200 characters, which is at most
+/// 800 bytes, and each byte takes two hexadecimal digits.
+const MAX_CURSOR_BYTES: usize = 4_096;
 
-/// Makes the cursors of one query, and reads them.
+/// Writes and reads the cursors of one query.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cursor {
-    /// The query's name, filters and sort, in 64 bits.
+    /// A hash of the query's name, filters and sort.
     fingerprint: u64,
-    /// The sort keys, all in one direction.
+    /// The sort keys, all in the same direction.
     sort: Document,
 }
 
-/// The content of a cursor: the query's fingerprint, and the last document's values at the sort keys. It is written as
-/// JSON in hexadecimal digits.
+/// The content of a cursor: the fingerprint and the sort values. It is written as JSON, in hexadecimal digits.
 #[derive(Serialize, Deserialize)]
-struct Content(u64, Vec<Value>);
+struct Content(u64, Vec<SortValue>);
 
-/// A value at a sort key. Documents are sorted by no other kind, and no other is read from a client.
+/// The value of a sort key in the last document of a page. Values of other types are neither written to a cursor nor
+/// read from one.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Value {
+enum SortValue {
     Integer(i64),
     Text(String),
 }
 
 impl Cursor {
-    /// For a query with this sort, whose last key is unique.
+    /// The cursors of one query. The last key of `sort` must be unique, so that the order is total.
     pub(crate) fn new(query: &str, filter: &Document, sort: &Document) -> Self {
         Self { fingerprint: fnv1a(&format!("{query} {filter:?} {sort:?}")), sort: sort.clone() }
     }
@@ -43,28 +44,28 @@ impl Cursor {
     /// The cursor of the page after the one that ends with this document.
     ///
     /// # Errors
-    /// If the document has no string or integer at a sort key.
+    /// If a sort key of the document is neither a string nor an integer.
     pub fn next(&self, last: &RawDocument) -> Result<String, Inapplicable> {
-        let value = |path| value(last, path).ok_or_else(|| Inapplicable(format!("nothing to sort by at {path}")));
+        let value = |path| sort_value(last, path).ok_or_else(|| Inapplicable(format!("nothing to sort by at {path}")));
         let values = self.sort.keys().map(|path| value(path)).collect::<Result<_, _>>()?;
         let json = serde_json::to_vec(&Content(self.fingerprint, values));
         json.map(|json| to_hex(&json)).map_err(|error| Inapplicable(error.to_string()))
     }
 
-    /// The condition that a document comes after the one that the cursor was made of.
+    /// The condition that a document comes after the last document of the page that the cursor is from.
     ///
     /// # Errors
     /// If the text is not a cursor of this query.
     pub(crate) fn after(&self, text: &str) -> Result<Document, Malformed> {
-        let place = Some(text)
-            .filter(|text| text.len() <= MAX_LENGTH)
+        let content = Some(text)
+            .filter(|text| text.len() <= MAX_CURSOR_BYTES)
             .and_then(from_hex)
             .and_then(|json| serde_json::from_slice(&json).ok());
-        match place {
+        match content {
             Some(Content(fingerprint, values))
                 if fingerprint == self.fingerprint && values.len() == self.sort.len() =>
             {
-                Ok(self.condition(values.into_iter().map(Bson::from).collect()))
+                Ok(self.keyset_condition(values.into_iter().map(Bson::from).collect()))
             }
             Some(_) | None => Err(Malformed::new(
                 "cursor",
@@ -74,10 +75,10 @@ impl Cursor {
         }
     }
 
-    /// For the keys a, b and the values x, y: `a > x or (a = x and b > y)`. The redundant `a >= x` in front of it gives
-    /// the index a bound however the planner treats the `or`.
-    fn condition(&self, values: Vec<Bson>) -> Document {
-        let (after, from) = match self.sort.values().next() {
+    /// For the keys a, b and the values x, y, the condition is `a > x or (a = x and b > y)`. The redundant `a >= x` in
+    /// front of it bounds the index scan, however the planner treats the `or`.
+    fn keyset_condition(&self, values: Vec<Bson>) -> Document {
+        let (after, at_or_after) = match self.sort.values().next() {
             Some(Bson::Int32(1)) => ("$gt", "$gte"),
             Some(_) | None => ("$lt", "$lte"),
         };
@@ -86,7 +87,7 @@ impl Cursor {
         let mut alternatives = vec![];
         for (key, value) in self.sort.keys().zip(values) {
             if equal.is_empty() {
-                condition.insert(key, doc! { from: &value });
+                condition.insert(key, doc! { at_or_after: &value });
             }
             let mut alternative = equal.clone();
             alternative.insert(key, doc! { after: &value });
@@ -98,29 +99,29 @@ impl Cursor {
     }
 }
 
-impl From<Value> for Bson {
-    fn from(value: Value) -> Self {
+impl From<SortValue> for Bson {
+    fn from(value: SortValue) -> Self {
         match value {
-            Value::Integer(integer) => integer.into(),
-            Value::Text(text) => text.into(),
+            SortValue::Integer(integer) => integer.into(),
+            SortValue::Text(text) => text.into(),
         }
     }
 }
 
-fn value(document: &RawDocument, path: &str) -> Option<Value> {
+fn sort_value(document: &RawDocument, path: &str) -> Option<SortValue> {
     if let Some((field, rest)) = path.split_once('.') {
-        return value(document.get_document(field).ok()?, rest);
+        return sort_value(document.get_document(field).ok()?, rest);
     }
     match document.get(path).ok()?? {
-        RawBsonRef::String(text) => Some(Value::Text(text.to_owned())),
-        RawBsonRef::Int32(integer) => Some(Value::Integer(integer.into())),
-        RawBsonRef::Int64(integer) => Some(Value::Integer(integer)),
+        RawBsonRef::String(text) => Some(SortValue::Text(text.to_owned())),
+        RawBsonRef::Int32(integer) => Some(SortValue::Integer(integer.into())),
+        RawBsonRef::Int64(integer) => Some(SortValue::Integer(integer)),
         _ => None,
     }
 }
 
-/// A hash that is the same in every replica and every build, unlike the standard library's. It guards against mistakes,
-/// not against malice: a forged cursor reads nothing that its own query could not.
+/// The FNV-1a hash, which is the same in every replica and every build, unlike that of the standard library. It guards
+/// against mistakes and not against malice, since a forged cursor can read nothing that its query could not.
 fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_goes_on_after_the_last_document() {
+    fn the_next_page_starts_after_the_last_document() {
         let cursor = cursor(&doc! { "user": "u" });
         let text = cursor.next(&raw(&doc! { "_id": "o", "placed_at": "2010", "lines": [] })).unwrap();
         let expected = doc! {
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_cannot_be_sorted_by_is_an_error() {
+    fn a_document_without_valid_sort_keys_is_an_error() {
         let cursor = cursor(&doc! {});
         for last in [
             doc! { "_id": "o" },
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_refused() {
+    fn an_invalid_cursor_is_refused() {
         let cursor = cursor(&doc! {});
         let forged = |json: String| to_hex(json.as_bytes());
         let fingerprint = cursor.fingerprint;
@@ -223,7 +224,7 @@ mod tests {
             "+f".into(),
             "abc".into(),
             "zz".into(),
-            "ff".repeat(MAX_LENGTH),
+            "ff".repeat(MAX_CURSOR_BYTES),
             forged("[]".into()),
             forged("[".repeat(2_000)),
             forged(format!("[{fingerprint},[]]")),

@@ -1,4 +1,4 @@
-//! Events for tests. All of them happen at the same moment.
+//! Events for tests. They all have the same time, and an order is at version 1 when it is placed.
 
 use std::collections::BTreeSet;
 
@@ -15,13 +15,13 @@ pub fn id(n: u128) -> Id {
     format!("00000000-0000-0000-0000-{n:012}").parse().unwrap()
 }
 
-/// The document with this identifier after the events.
+/// The document with this identifier after the events that change it.
 pub fn fold<V: View>(id: &str, events: &[Recorded]) -> Option<V::Document> {
-    let concerned = events.iter().filter(|event| document_ids::<V>(event).iter().any(|changed| changed == id));
-    concerned.fold(None, |document, event| V::evolve(document, id, event).unwrap())
+    let relevant = events.iter().filter(|event| document_ids::<V>(event).iter().any(|changed| changed == id));
+    relevant.fold(None, |document, event| V::evolve(document, id, event).unwrap())
 }
 
-/// All documents of the view after the events, as they are stored.
+/// All documents of the view after the events, in the form in which they are stored.
 pub fn documents<V: View>(events: &[Recorded]) -> Vec<RawDocumentBuf> {
     let ids: BTreeSet<String> = events.iter().flat_map(document_ids::<V>).collect();
     let documents = ids.iter().filter_map(|id| fold::<V>(id, events));
@@ -35,7 +35,7 @@ pub fn page(plan: fn(&[u8]) -> Result<Plan, Malformed>, body: &str) -> List {
     }
 }
 
-/// The field that the error about the request names.
+/// The field that the error about a malformed query names.
 pub fn refusal(plan: fn(&[u8]) -> Result<Plan, Malformed>, body: &str) -> String {
     plan(body.as_bytes()).unwrap_err().field
 }
@@ -82,7 +82,7 @@ pub fn product_deleted(id: u128, version: u64) -> Recorded {
     recorded(id, version, Event::Product(product::Event::Deleted(product::Deleted {})))
 }
 
-/// A line in GBP.
+/// A line with a price in GBP.
 pub fn line(product: u128, quantity: i64, unit_price: i64) -> Line {
     priced(product, quantity, unit_price, "GBP")
 }
@@ -117,7 +117,7 @@ pub fn shipped(order: u128, version: u64) -> Recorded {
     recorded(order, version, Event::Order(order::Event::Shipped(order::Shipped {})))
 }
 
-/// The cancellation of the order that was placed.
+/// The cancellation of the order of the event `placed`.
 pub fn cancelled(placed: &Recorded, version: u64, refund_due: bool) -> Recorded {
     let Event::Order(order::Event::Placed(order::Placed { user, placed_at, lines, total })) = placed.event.clone()
     else {
@@ -131,10 +131,10 @@ pub fn order_deleted(order: u128, version: u64) -> Recorded {
     recorded(order, version, Event::Order(order::Event::Deleted(order::Deleted {})))
 }
 
-/// Every event of the shop, in an order in which they can happen.
+/// At least one event of every kind, in an order in which they can happen.
 pub fn everything() -> Vec<Recorded> {
     let kept = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250), line(2, 1, 100), line(1, 3, 200)]);
-    let given_up = placed(8, 9, "2010-12-01T08:26:00Z", vec![priced(1, 1, 30, "EUR")]);
+    let withdrawn = placed(8, 9, "2010-12-01T08:26:00Z", vec![priced(1, 1, 30, "EUR")]);
     vec![
         registered(9, "Ada", Some("United Kingdom")),
         user_updated(9, 2, "Grace", Some("France")),
@@ -143,11 +143,11 @@ pub fn everything() -> Vec<Recorded> {
         restocked(1, 3, 9),
         kept,
         stock_taken(1, 4, 4),
-        given_up.clone(),
+        withdrawn.clone(),
         stock_taken(1, 5, 3),
         paid(7, 2),
         shipped(7, 3),
-        cancelled(&given_up, 2, false),
+        cancelled(&withdrawn, 2, false),
         stock_returned(1, 6, 4),
         order_deleted(7, 4),
         order_deleted(8, 3),

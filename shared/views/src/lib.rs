@@ -1,15 +1,15 @@
-//! The read models: one file per view, with its document, how the document evolves, its indexes, and the queries over
-//! it. Evolving is pure; nothing here talks to a server.
+//! The read models. Each view has one file with its document, how events change the document, its indexes and its
+//! queries. All of it is pure; nothing here talks to a server.
 //!
 //! A new view is one new file, which keeps the contract of [`View`], and one line in the list below;
 //! `docs/extending.md` walks through it.
 
-/// Declares the modules of all views, and what there is over all of them, from the one list of them.
+/// Declares the modules of all views, and the functions over all views, from the one list below.
 macro_rules! views {
     ($($view:ident($module:ident))*) => {
         $(pub mod $module;)*
 
-        /// Visits every view.
+        /// Calls the visitor with every view.
         pub fn visit(visitor: &mut impl Visitor) {
             $(visitor.visit::<$module::$view>();)*
         }
@@ -28,7 +28,7 @@ macro_rules! views {
     };
 }
 
-// The name of the view's type, and the module that has it.
+// Each line names the type of a view and the module that defines it.
 views! {
     Orders(orders)
     Users(users)
@@ -36,25 +36,25 @@ views! {
     Sales(sales)
 }
 
-mod cursor;
 #[cfg(test)]
-mod extremes;
+mod boundary_values;
+mod cursor;
 #[cfg(test)]
 mod given;
 pub mod layout;
 mod query;
 #[cfg(test)]
-mod requests;
+mod request_generators;
 #[cfg(test)]
-mod strictness;
-mod tally;
-mod whole;
+mod request_validation;
+mod totals;
+mod whole_number;
 mod words;
 
 pub use cursor::Cursor;
 pub use query::{Key, List, Plan, Query, Rendered, Report};
-pub use tally::Sum;
-pub use whole::Whole;
+pub use totals::Sum;
+pub use whole_number::WholeNumber;
 
 use std::time::Duration;
 
@@ -64,48 +64,48 @@ use serde::{Serialize, de::DeserializeOwned};
 
 /// The contract of a view: a read model that is built from the events alone.
 pub trait View: Send + Sync + 'static {
-    /// The name of its collection, before the `@`.
+    /// The name of the view, which is also the part of its collection's name before the `@`.
     const NAME: &'static str;
 
-    /// The version of its documents. Raise it when documents come out differently than before: the view must then be
-    /// built anew.
+    /// The version of the documents. Raise it whenever the same events lead to different documents than before; the
+    /// view then has to be rebuilt.
     const VERSION: i32;
 
-    /// What is stored in MongoDB. Its `_id` is a string. Fields whose names start with `_` serve the indexes and are
-    /// left out of replies; `_id` is shown as `id`.
+    /// The document that is stored in MongoDB. Its `_id` is a string, which replies show as `id`. Other fields whose
+    /// names start with `_` serve the indexes and are left out of replies.
     type Document: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync;
 
-    /// The kinds of aggregates ([`domain::Aggregate::KIND`]) whose events it is built from. The functions below are
-    /// called for these alone.
+    /// The kinds of aggregates ([`domain::Aggregate::KIND`]) that the view is built from. The functions below are
+    /// called only for their events.
     const AGGREGATES: &'static [&'static str];
 
-    /// How long changes are gathered before they are written, while they come all the time. That costs much less where
-    /// many events change the same few documents. What comes after a pause is written at once in any case.
+    /// How long changes are gathered before they are written, while events keep coming. This is much cheaper for a view
+    /// in which many events change the same few documents. An event after a pause is written at once in any case.
     const BATCH_WINDOW: Duration = Duration::ZERO;
 
-    /// The identifiers of the documents that the event may change, each once. By default a document has the identifier
-    /// of its aggregate.
+    /// The identifiers of the documents that the event may change, without repetitions. The default is the identifier
+    /// of the event's aggregate.
     fn document_ids(event: &Recorded) -> Vec<String> {
         vec![event.id.to_string()]
     }
 
-    /// Whether all documents of [`Self::document_ids`] are new with this event, so that they need not be looked for in
-    /// MongoDB first. `false` is always right, and slower.
+    /// Whether the event creates all documents of [`Self::document_ids`], so that they need not be read from MongoDB
+    /// first. `false` is always correct, but slower.
     fn creates_document(_event: &Recorded) -> bool {
         false
     }
 
-    /// The document after the event; `None` where there is none, before its first event and after its last.
+    /// The document after the event. `None` stands for no document, both before the event and after it.
     ///
     /// # Errors
-    /// If the event cannot be applied. The document stays as it was, and the view stops there.
+    /// If the event cannot be applied. The document is not changed then, and the view stops at this event.
     fn evolve(
         document: Option<Self::Document>,
         id: &str,
         event: &Recorded,
     ) -> Result<Option<Self::Document>, Inapplicable>;
 
-    /// The keys of the indexes that serve the queries. The one over `_id` is always there.
+    /// The keys of the indexes that serve the queries. There is always an index on `_id`.
     fn indexes() -> Vec<bson::Document> {
         vec![]
     }
@@ -114,44 +114,45 @@ pub trait View: Send + Sync + 'static {
     const QUERIES: &'static [Query];
 }
 
-/// The identifiers of the view's documents that an event of any aggregate may change, each once.
+/// The identifiers of the view's documents that the event may change, without repetitions. Unlike
+/// [`View::document_ids`], this may be called with events of any aggregate.
 pub fn document_ids<V: View>(event: &Recorded) -> Vec<String> {
     if V::AGGREGATES.contains(&event.event.aggregate()) { V::document_ids(event) } else { vec![] }
 }
 
-/// Why an event cannot be applied to a document.
+/// The error for an event that cannot be applied to a document. It gives the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Inapplicable(pub String);
 
-/// Something to be done with every view, whatever its type.
+/// Something to do with every view.
 pub trait Visitor {
     fn visit<V: View>(&mut self);
 }
 
-/// Reads the documents that a query was answered with.
+/// Deserializes the documents that MongoDB returned for a query.
 ///
 /// # Errors
-/// If one is not of this form.
+/// If a document does not have this form.
 fn read<T: DeserializeOwned>(documents: &[RawDocumentBuf]) -> Result<Vec<T>, Inapplicable> {
     let read = |document: &RawDocumentBuf| bson::deserialize_from_slice(document.as_bytes());
     documents.iter().map(read).collect::<Result<_, _>>().map_err(|error| Inapplicable(error.to_string()))
 }
 
-/// Writes the body of a reply.
+/// Serializes the body of a reply.
 ///
 /// # Errors
-/// If it has no JSON form, as a map with keys that are no strings.
+/// If the value has no JSON form.
 fn write<T: Serialize>(reply: &T) -> Result<Vec<u8>, Inapplicable> {
     serde_json::to_vec(reply).map_err(|error| Inapplicable(error.to_string()))
 }
 
-/// The document, for an event that needs it.
+/// The document, which the event requires to exist.
 fn present<D>(document: Option<D>, id: &str) -> Result<D, Inapplicable> {
     document.ok_or_else(|| Inapplicable(format!("there is no document {id}")))
 }
 
-/// Checks that there is no document yet, for an event that creates it.
+/// Checks that there is no document yet, since the event creates it.
 fn absent<D>(document: Option<&D>, id: &str) -> Result<(), Inapplicable> {
     match document {
         Some(_) => Err(Inapplicable(format!("there is a document {id} already"))),
@@ -167,24 +168,24 @@ mod tests {
 
     use super::*;
 
-    /// What every view must do with any event.
-    struct Check {
+    /// Checks that every view can apply the events.
+    struct ApplyAll {
         events: Vec<Recorded>,
-        /// Of each view, how many documents are left in the end.
-        left: BTreeMap<&'static str, usize>,
+        /// How many documents each view has after the last event.
+        remaining: BTreeMap<&'static str, usize>,
     }
 
-    impl Visitor for Check {
+    impl Visitor for ApplyAll {
         fn visit<V: View>(&mut self) {
             let mut documents = BTreeMap::new();
-            let mut made = 0;
+            let mut written = 0;
             for event in self.events.iter().filter(|event| V::AGGREGATES.contains(&event.event.aggregate())) {
                 let ids = V::document_ids(event);
                 let distinct: HashSet<&String> = ids.iter().collect();
                 assert_eq!(distinct.len(), ids.len(), "each id once: {} {event:?}", V::NAME);
                 if V::creates_document(event) {
                     assert!(ids.iter().all(|id| !documents.contains_key(id)), "{} {event:?}", V::NAME);
-                    assert!(ids.iter().all(|id| V::evolve(None, id, event).is_ok_and(|made| made.is_some())));
+                    assert!(ids.iter().all(|id| V::evolve(None, id, event).is_ok_and(|document| document.is_some())));
                 }
                 for id in ids {
                     let after = V::evolve(documents.remove(&id), &id, event);
@@ -194,10 +195,10 @@ mod tests {
                         assert_eq!(stored.get_str("_id").unwrap(), id, "`_id` of the documents of {}", V::NAME);
                         assert!(bson::deserialize_from_slice::<V::Document>(stored.as_bytes()).unwrap() == document);
                         documents.insert(id, document);
-                        made += 1;
+                        written += 1;
                     }
                 }
-                // Out of place, an event may be refused, but must not panic.
+                // An event that does not fit may be refused, but must not cause a panic.
                 for id in ["", "/", "2010-12-01", "2010-12-01/GBP/1"] {
                     let _ = V::evolve(None, id, event);
                     for document in documents.values() {
@@ -205,12 +206,12 @@ mod tests {
                     }
                 }
             }
-            assert!(made > 0, "no event of the samples of {:?} makes a document of {}", V::AGGREGATES, V::NAME);
-            self.left.insert(V::NAME, documents.len());
+            assert!(written > 0, "no event of the samples of {:?} leads to a document of {}", V::AGGREGATES, V::NAME);
+            self.remaining.insert(V::NAME, documents.len());
         }
     }
 
-    /// Checks that a cursor can carry the sort keys of every list to the next page.
+    /// Checks that cursors can carry the sort keys of every list to the next page.
     struct CheckSortKeys(Vec<Recorded>);
 
     impl Visitor for CheckSortKeys {
@@ -225,27 +226,28 @@ mod tests {
                 });
                 for list in lists {
                     let (name, keys) = (query.name(), &list.sort);
-                    let places: Vec<String> =
+                    let cursors: Vec<String> =
                         documents.iter().filter_map(|document| list.cursor.next(document).ok()).collect();
                     assert!(
-                        !places.is_empty(),
+                        !cursors.is_empty(),
                         "{name}: no document of the samples has a string or a whole number at each of {keys}"
                     );
-                    let distinct: BTreeSet<&String> = places.iter().collect();
-                    assert_eq!(distinct.len(), places.len(), "{name}: two documents have the same place by {keys}");
+                    let distinct: BTreeSet<&String> = cursors.iter().collect();
+                    assert_eq!(distinct.len(), cursors.len(), "{name}: two documents have the same sort keys {keys}");
                 }
             }
         }
     }
 
     #[test]
-    fn lists_are_sorted_by_strings_and_whole_numbers() {
+    fn the_sort_keys_of_lists_are_strings_or_whole_numbers() {
         visit(&mut CheckSortKeys(domain::sample_events()));
     }
 
-    /// The views must take what older versions of the domain accepted, and read again what they store of it.
+    /// Views must accept events that older versions of the domain stored, and read back the documents that they lead
+    /// to.
     #[test]
-    fn views_apply_what_was_ever_accepted() {
+    fn views_apply_events_of_older_versions() {
         struct Frozen(Vec<Recorded>);
 
         impl Visitor for Frozen {
@@ -284,23 +286,23 @@ mod tests {
 
     #[test]
     fn views_apply_every_event_and_their_documents_survive_bson() {
-        visit(&mut Check { events: domain::sample_events(), left: BTreeMap::new() });
+        visit(&mut ApplyAll { events: domain::sample_events(), remaining: BTreeMap::new() });
     }
 
     #[test]
-    fn what_is_deleted_leaves_no_document() {
-        // All aggregates are deleted in the end; the sale of one order stays, as its day and its two products.
-        let mut check = Check { events: given::everything(), left: BTreeMap::new() };
+    fn a_deleted_aggregate_leaves_no_document() {
+        // The events end with all aggregates deleted. Only the sale of one order remains: one day with two products.
+        let mut check = ApplyAll { events: given::everything(), remaining: BTreeMap::new() };
         check.visit::<orders::Orders>();
         check.visit::<users::Users>();
         check.visit::<products::Products>();
         check.visit::<sales::Sales>();
-        assert_eq!(check.left, BTreeMap::from([("orders", 0), ("users", 0), ("products", 0), ("sales", 3)]));
+        assert_eq!(check.remaining, BTreeMap::from([("orders", 0), ("users", 0), ("products", 0), ("sales", 3)]));
     }
 
-    /// Sales of the time when the currency was in use can be asked for.
+    /// Sales from the time when it was in use must still be found.
     #[test]
-    fn queries_take_a_currency_that_is_withdrawn() {
+    fn queries_accept_a_withdrawn_currency() {
         let bodies = [
             ("user.list", r#"{"sort":"spent","currency":"HRK"}"#),
             ("product.search", r#"{"currency":"HRK","price_min":1}"#),
@@ -316,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_have_names_of_their_own_and_strict_schemas() {
+    fn queries_have_unique_names_and_strict_schemas() {
         let queries = queries();
         let names: BTreeSet<String> = queries.iter().map(|(_, query)| query.name()).collect();
         assert_eq!(names.len(), queries.len(), "{names:?}");
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_of_every_query_stands_in_an_example() {
+    fn every_field_of_every_query_is_in_an_example() {
         for (view, query) in queries() {
             let place = format!("the examples of the query `{}` of the view {view}", query.name());
             let examples: Vec<serde_json::Value> =
@@ -340,7 +342,7 @@ mod tests {
             for field in
                 (query.schema)().to_value()["properties"].as_object().into_iter().flatten().map(|(name, _)| name)
             {
-                // These fields are the same for all lists.
+                // These two are the same in all lists.
                 let is_common = ["limit", "cursor"].contains(&&**field);
                 let is_shown = examples.iter().any(|example| example.get(field).is_some());
                 assert!(is_common || is_shown, "{place}: add one with the field `{field}`");

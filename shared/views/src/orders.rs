@@ -1,4 +1,4 @@
-//! The view `orders`: every order as it now stands, and lists of them by user, status, date and total. The invariant:
+//! The view `orders`: the current state of every order, with lists by user, status, date and total. The invariant:
 //! there is one document for each order that was placed and not deleted.
 
 use std::time::Duration;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Inapplicable, Query, View, absent, present,
     query::{Direction, Limit, List, Plan},
-    tally,
+    totals,
 };
 
 pub struct Orders;
@@ -28,10 +28,10 @@ pub struct Order {
     pub status: Status,
     pub placed_at: Timestamp,
     pub total: Money,
-    /// Pieces in all lines.
+    /// The number of pieces in all lines.
     pub units: i64,
     pub lines: Vec<Line>,
-    /// The order was cancelled after it was paid.
+    /// Whether the order was cancelled after it was paid.
     pub refund_due: bool,
     pub version: u64,
     pub updated_at: Timestamp,
@@ -79,7 +79,7 @@ impl View for Orders {
 
     fn indexes() -> Vec<Document> {
         let fields = [None, Some("user"), Some("status")];
-        fields.into_iter().flat_map(|among| [index(among, Sort::Date), index(among, Sort::Total)]).collect()
+        fields.into_iter().flat_map(|group| [index(group, Sort::Date), index(group, Sort::Total)]).collect()
     }
 
     const QUERIES: &'static [Query] = &[
@@ -108,7 +108,7 @@ impl Order {
             status: Status::Placed,
             placed_at: *placed_at,
             total: *total,
-            units: tally::units(lines)?,
+            units: totals::units(lines)?,
             lines: lines.clone(),
             refund_due: false,
             version: event.version,
@@ -177,28 +177,28 @@ fn list(body: &[u8]) -> Result<Plan, Malformed> {
             return Err(Malformed::new("currency", Reason::Missing, "a currency, as the totals of one are sorted"));
         }
     };
-    // Within the orders of one user, the index's last key selects the status.
-    let among = match (user, status) {
+    // The index by user also ends with the status, so it serves both filters together.
+    let group = match (user, status) {
         (Some(_), _) => Some("user"),
         (None, Some(_)) => Some("status"),
         (None, None) => None,
     };
     let sorted = order.map_or(Direction::Desc, |Choice(order)| order).over(&keys);
-    List::page("order.list", filter, sorted, index(among, sort), limit, cursor.as_deref()).map(Plan::List)
+    List::page("order.list", filter, sorted, index(group, sort), limit, cursor.as_deref()).map(Plan::List)
 }
 
-/// The index in the order of the sort, over all orders or within each `user` or `status`. After the sort's keys come
-/// those that the rest of the filter needs, so that no document is read in vain.
-fn index(among: Option<&str>, sort: Sort) -> Document {
+/// The index in the order of the sort, over all orders or grouped by `user` or `status`. The sort keys are followed by
+/// the other fields that filters use, so that no document is read only to be discarded.
+fn index(group: Option<&str>, sort: Sort) -> Document {
     let mut index = Document::new();
-    if let Some(field) = among {
+    if let Some(field) = group {
         index.insert(field, 1);
     }
     index.extend(match sort {
         Sort::Date => doc! { "placed_at": 1, "_id": 1 },
         Sort::Total => doc! { "total.currency": 1, "total.amount": 1, "_id": 1, "placed_at": 1 },
     });
-    if among == Some("user") {
+    if group == Some("user") {
         index.insert("status", 1);
     }
     index
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_placed_order_is_as_it_was_placed() {
+    fn a_placed_order_has_the_fields_of_its_event() {
         let order = fold(&[placed(7, 9, "2010-12-01T08:26:00Z", lines())]).unwrap();
         let json = serde_json::to_string(&order).unwrap();
         assert!(
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn events_out_of_place_are_inapplicable() {
+    fn events_that_do_not_fit_are_inapplicable() {
         let placed = placed(7, 9, "2010-12-01T08:26:00Z", lines());
         let order = fold(std::slice::from_ref(&placed));
         assert!(Orders::evolve(order, "", &placed).is_err());
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn every_filter_goes_with_every_sort() {
+    fn all_filters_can_be_combined_with_a_sort() {
         let page = page(
             list,
             r#"{"user":"00000000-0000-0000-0000-000000000009","status":"paid","from":"2010-12-01T01:00:00+01:00",

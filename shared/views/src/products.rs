@@ -1,5 +1,5 @@
-//! The view `products`: every product with its price and stock, and the search over them. The invariant: `_tokens`
-//! holds all that a search for one word of the name, or for its beginning, can ask for.
+//! The view `products`: every product with its price and stock, and the search for products. The invariant: `_tokens`
+//! contains every token of a search for a word of the name or for a prefix of one.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -13,17 +13,17 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Inapplicable, Query, View, absent, present,
     query::{Direction, Key, Limit, List, Plan, get_by, one_of},
-    words::{Word, normalized, pieces},
+    words::{Word, chunks, normalized},
 };
 
-/// The most words of a search, as people count them: separated by blanks. Further ones are ignored.
+/// The largest number of words in a search, separated by white space. Further words are ignored.
 const MAX_WORDS: usize = 8;
-/// The most tokens of a search. A word may have several, such as each pair of letters in a script without blanks.
-const MAX_WANTED: usize = 32;
-/// The most tokens of a product. It is more than the words of any name have.
+/// The largest number of tokens in a search. A word may have several, such as the bigrams of a script without spaces.
+const MAX_QUERY_TOKENS: usize = 32;
+/// The largest number of tokens of a product. It is above what the words of any name can have, so no token is left out.
 const MAX_TOKENS: usize = 600;
-/// The token of every product, so that a search without words reads the same indexes.
-const EVERY: &str = "";
+/// A token that every product has, so that a search without words can use the same indexes.
+const MATCH_ALL: &str = "";
 
 pub struct Products;
 
@@ -34,7 +34,7 @@ pub struct Product {
     pub sku: Sku,
     pub name: Name,
     pub price: Money,
-    /// Pieces.
+    /// The number of pieces.
     pub stock: i64,
     pub in_stock: bool,
     pub version: u64,
@@ -43,7 +43,8 @@ pub struct Product {
     normalized_sku: String,
     #[serde(rename = "_name")]
     normalized_name: String,
-    /// How many words the name has, then its sort key. The fewer words the name has, the more of it a search covers.
+    /// The number of words in the name, followed by the normalised name. The fewer words a name has, the larger the
+    /// part of it that a search matches.
     #[serde(rename = "_rank")]
     rank: String,
     #[serde(rename = "_tokens")]
@@ -85,7 +86,8 @@ impl View for Products {
     }
 
     fn indexes() -> Vec<Document> {
-        // Not a unique index: a SKU may pass from one to another within a batch, whose writes have no order.
+        // The index is not unique, because a SKU may pass from one product to another within a batch, whose writes are
+        // unordered.
         vec![doc! { "_sku": 1 }, index(Sort::Relevance), index(Sort::Name), index(Sort::Price)]
     }
 
@@ -132,17 +134,17 @@ impl Product {
         product.indexed()
     }
 
-    /// Sets the fields for the indexes, which follow from the SKU and the name.
+    /// Derives the fields for the indexes from the SKU and the name.
     fn indexed(mut self) -> Self {
         self.normalized_sku = self.sku.normalized();
-        let words = pieces(&self.name).concat();
+        let words = chunks(&self.name).concat();
         self.normalized_name = normalized(&self.name);
-        // Three digits are enough. It is one text with the name: a page that began at a number of words would have to
-        // find its place among all products that have as many.
-        let weight = words.iter().map(Word::weight).sum::<usize>().min(999);
-        self.rank = format!("{weight:03}/{}", self.normalized_name);
-        self.tokens = BTreeSet::from([EVERY.to_owned()]);
-        for token in words.iter().flat_map(Word::held) {
+        // Three digits are enough. The rank is a single text because with two keys, a page would have to scan all
+        // products with the same number of words to find its start.
+        let word_count = words.iter().map(Word::word_count).sum::<usize>().min(999);
+        self.rank = format!("{word_count:03}/{}", self.normalized_name);
+        self.tokens = BTreeSet::from([MATCH_ALL.to_owned()]);
+        for token in words.iter().flat_map(Word::index_tokens) {
             if self.tokens.len() < MAX_TOKENS {
                 self.tokens.insert(token);
             }
@@ -162,7 +164,7 @@ struct GetProduct {
 
 fn get(body: &[u8]) -> Result<Plan, Malformed> {
     let GetProduct { id, sku } = domain::parse(body)?;
-    let key = |sku: Sku| Key { field: "_sku", value: sku.normalized(), asked: sku.to_string() };
+    let key = |sku: Sku| Key { field: "_sku", value: sku.normalized(), requested: sku.to_string() };
     get_by(id, "sku", sku.map(key))
 }
 
@@ -203,7 +205,7 @@ fn search(body: &[u8]) -> Result<Plan, Malformed> {
     let SearchProducts { text, price_min, price_max, currency, in_stock, sort, order, limit, cursor } =
         domain::parse(body)?;
     let sort = sort.map(|Choice(sort)| sort);
-    let mut filter = doc! { "_tokens": { "$all": tokens(text.as_deref())? } };
+    let mut filter = doc! { "_tokens": { "$all": query_tokens(text.as_deref())? } };
     if let Some(in_stock) = in_stock {
         filter.insert("in_stock", in_stock);
     }
@@ -239,7 +241,7 @@ fn search(body: &[u8]) -> Result<Plan, Malformed> {
     List::page("product.search", filter, sorted, index(sort), limit, cursor.as_deref()).map(Plan::List)
 }
 
-/// The index in the order of the sort. After the sort's keys come those that the rest of the filter needs.
+/// The index in the order of the sort. The sort keys are followed by the other fields that filters use.
 fn index(sort: Sort) -> Document {
     match sort {
         Sort::Relevance => doc! {
@@ -252,30 +254,33 @@ fn index(sort: Sort) -> Document {
     }
 }
 
-/// The tokens that a product must have to be found, each once.
-fn tokens(text: Option<&str>) -> Result<Vec<String>, Malformed> {
+/// The tokens that a product must have to be found, without repetitions.
+///
+/// # Errors
+/// If the text has no letter, digit or symbol.
+fn query_tokens(text: Option<&str>) -> Result<Vec<String>, Malformed> {
     let Some(text) = text else {
-        return Ok(vec![EVERY.to_owned()]);
+        return Ok(vec![MATCH_ALL.to_owned()]);
     };
     let (symbols, mut words): (Vec<Word>, Vec<Word>) =
-        first_pieces(text).into_iter().partition(|word| matches!(word, Word::Symbol(_)));
-    // A symbol is mostly an ornament or a unit, so it counts only where there are no words.
+        first_words(text).into_iter().partition(|word| matches!(word, Word::Symbol(_)));
+    // Symbols are mostly ornaments or units, so they count only if there are no words.
     if words.is_empty() {
         words = symbols;
     }
-    let tokens: BTreeSet<String> = words.iter().flat_map(Word::wanted).take(MAX_WANTED).collect();
+    let tokens: BTreeSet<String> = words.iter().flat_map(Word::query_tokens).take(MAX_QUERY_TOKENS).collect();
     if tokens.is_empty() {
         return Err(Malformed::new("text", Reason::Invalid, "at least one letter, digit or symbol"));
     }
     Ok(tokens.into_iter().collect())
 }
 
-/// The words of the first [`MAX_WORDS`] distinct pieces.
-fn first_pieces(text: &str) -> Vec<Word> {
+/// The words in the first [`MAX_WORDS`] distinct chunks of the text.
+fn first_words(text: &str) -> Vec<Word> {
     let mut first: Vec<Vec<Word>> = Vec::new();
-    for piece in pieces(text) {
-        if first.len() < MAX_WORDS && !first.contains(&piece) {
-            first.push(piece);
+    for chunk in chunks(text) {
+        if first.len() < MAX_WORDS && !first.contains(&chunk) {
+            first.push(chunk);
         }
     }
     first.concat()
@@ -315,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_created_product_can_be_found_by_every_beginning_of_its_words() {
+    fn a_created_product_has_every_prefix_of_its_words_as_a_token() {
         let product = fold(&[created(1, "Red  T-LIGHT", 255, 3)]).unwrap();
         assert_eq!(
             serde_json::to_string(&product).unwrap(),
@@ -324,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_word_is_told_from_others_by_sixteen_characters() {
+    fn the_tokens_of_a_long_word_have_up_to_sixteen_characters() {
         let product = fold(&[created(1, &"é".repeat(20), 255, 0)]).unwrap();
         let lengths: Vec<usize> = product.tokens.iter().map(|token| token.chars().count()).collect();
         assert_eq!(lengths, (0..=16).collect::<Vec<_>>());
@@ -334,11 +339,11 @@ mod tests {
     /// Whether a search for the text finds a product of this name.
     fn finds(text: &str, name: &str) -> bool {
         let product = fold(&[created(1, name, 255, 3)]).unwrap();
-        tokens(Some(text)).unwrap().iter().all(|token| product.tokens.contains(token))
+        query_tokens(Some(text)).unwrap().iter().all(|token| product.tokens.contains(token))
     }
 
     #[test]
-    fn a_search_finds_what_people_take_for_the_same() {
+    fn a_search_finds_texts_that_people_take_for_the_same() {
         for (text, name) in [
             ("STRASSE", "Straße 5"),
             ("straße", "STRASSE"),
@@ -380,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn words_beyond_eight_are_left_out_as_people_count_them() {
+    fn a_search_ignores_words_after_the_eighth() {
         assert!(finds("a b c d e f g h i", "a b c d e f g h"));
         assert!(finds("a a a a a a a a b", "a b") && !finds("a a a a a a a a b", "a c"));
         let eight = "don’t can’t won’t isn’t aren’t wasn’t T-light";
@@ -391,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_product_brings_into_the_indexes_is_bounded() {
+    fn the_index_fields_of_a_product_are_bounded() {
         let names = ["\u{fdfa}", "㌖", "東", "ß", "ab c-", "🎁", "ก", "a\u{301}"];
         let varied: String = ('\u{3300}'..).filter(|c| !c.is_control()).take(200).collect();
         for name in names.map(|part| part.chars().cycle().take(200).collect()).into_iter().chain([varied]) {
@@ -400,7 +405,7 @@ mod tests {
             assert!(product.tokens.len() <= MAX_TOKENS);
             assert!(product.tokens.iter().all(|token| token.chars().count() <= 16));
             assert!(product.rank.chars().count() <= 204 && product.normalized_name.chars().count() <= 200);
-            assert!(tokens(Some(&name)).unwrap().len() <= MAX_WANTED);
+            assert!(query_tokens(Some(&name)).unwrap().len() <= MAX_QUERY_TOKENS);
             assert!(finds(&name, &name));
         }
     }
@@ -411,7 +416,7 @@ mod tests {
         #[test]
         fn a_name_is_found_by_its_own_text(text in words::arbitrary_text()) {
             let Ok(name) = Name::new(&text) else { return Ok(()) };
-            if tokens(Some(&name)).is_ok() {
+            if query_tokens(Some(&name)).is_ok() {
                 prop_assert!(finds(&name, &name));
                 prop_assert!(finds(&name.to_lowercase(), &name));
                 prop_assert!(finds(&normalized(&name), &name));
@@ -420,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_changes_what_it_carries_and_the_tokens() {
+    fn an_update_changes_the_fields_of_its_event_and_the_tokens() {
         let product = fold(&[created(1, "Red lamp", 255, 3), product_updated(1, 2, "Blue", 300)]).unwrap();
         assert_eq!((&*product.name, product.price.amount, product.stock, product.version), ("Blue", 300, 3, 2));
         assert_eq!(product.tokens.iter().collect::<Vec<_>>(), ["", "b", "bl", "blu", "blue"]);
@@ -428,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn stock_is_what_the_last_event_says() {
+    fn the_stock_is_that_of_the_last_event() {
         let mut events = vec![created(1, "Red", 255, 0)];
         for (event, stock) in [
             (restocked(1, 2, 5), 5),
@@ -446,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn events_out_of_place_are_inapplicable() {
+    fn events_that_do_not_fit_are_inapplicable() {
         let product = fold(&[created(1, "Red", 255, 0)]);
         assert!(Products::evolve(product, ID, &created(1, "Red", 255, 0)).is_err());
         for event in [
@@ -461,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_concerns_no_product_by_itself() {
+    fn an_event_of_an_order_changes_no_product() {
         assert!(crate::document_ids::<Products>(&placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 1, 1)])).is_empty());
     }
 
@@ -473,14 +478,14 @@ mod tests {
     }
 
     #[test]
-    fn a_search_finds_all_of_its_words_the_shortest_names_first() {
+    fn a_search_requires_all_of_its_words_and_sorts_by_the_length_of_names() {
         let page = page(search, r#"{"text":" T-Light  hanging, hanging "}"#);
         assert_eq!(page.filter, doc! { "_tokens": { "$all": ["hanging", "light", "t"] } });
         assert_eq!(page.sort, doc! { "_rank": 1, "_id": 1 });
     }
 
     #[test]
-    fn every_filter_goes_with_every_sort() {
+    fn all_filters_can_be_combined_with_every_sort() {
         for sort in ["relevance", "name", "price"] {
             let body = format!(
                 r#"{{"text":"red","price_min":100,"price_max":100,"currency":"GBP","in_stock":false,"sort":"{sort}"}}"#

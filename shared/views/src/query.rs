@@ -1,4 +1,4 @@
-//! A query's request is parsed strictly and becomes a plan, which the query service carries out.
+//! Queries over views. A request is parsed strictly and becomes a plan, which the query service executes.
 
 use bson::{Document, RawDocumentBuf};
 use domain::{Id, Malformed, Reason, strict};
@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 
 use crate::{Cursor, Inapplicable};
 
-/// The number of documents on a page if the request does not say.
+/// The default number of documents on a page.
 pub const DEFAULT_LIMIT: i64 = 20;
-/// The most documents on a page.
+/// The largest number of documents on a page.
 pub const MAX_LIMIT: i64 = 100;
 
-/// One kind of query: what the query service needs to serve it.
+/// A query as the query service serves it.
 #[derive(Clone, Copy)]
 pub struct Query {
     pub noun: &'static str,
@@ -21,63 +21,63 @@ pub struct Query {
     pub description: &'static str,
     /// The JSON Schema of the request.
     pub schema: fn() -> Schema,
-    /// Reads a request and returns what it asks for.
+    /// Parses a request.
     pub plan: fn(&[u8]) -> Result<Plan, Malformed>,
-    /// Requests, in JSON. Every field stands in one of them, but `limit` and `cursor`; tests ask for every combination
-    /// of the values that they show, and see to it that an index serves it.
+    /// Examples of requests, in JSON. Together they must show every field except `limit` and `cursor`. The tests send
+    /// every combination of the values in them, and check that an index serves it.
     pub examples: &'static [&'static str],
 }
 
-/// What to read.
+/// What the query service has to read.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "one per request, and most are lists")]
 pub enum Plan {
-    /// The document with this key, as the whole reply; `not_found` with its `noun` if there is none.
+    /// The document with this key, which is the whole reply. If there is none, the reply is `not_found`.
     Get(Key),
-    /// A page: `{"items":[…],"next":"…"}`, `next` only where more follow.
+    /// A page of documents: `{"items":[…],"next":"…"}`. `next` is absent from the last page.
     List(List),
-    /// A few documents made into one reply.
+    /// A reply computed from several documents.
     Report(Report),
 }
 
-/// A key that at most one document has.
+/// The value of a field that at most one document has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// The document's field: indexed, and a text. The request's field has the same name without a leading `_`.
+    /// The field of the document. It is indexed and contains a text. The field of the request has the same name without
+    /// the leading `_`.
     pub field: &'static str,
-    /// The value as documents have it.
+    /// The value in the form that documents have.
     pub value: String,
-    /// The value as the request has it.
-    pub asked: String,
+    /// The value as the client sent it.
+    pub requested: String,
 }
 
-/// A page of documents in the order of an index. No documents are skipped to get to it. Each sort key of each document
-/// that the filter finds is a string or a whole number of at most 64 bits, for nothing else can be carried by the
-/// cursor to the next page.
+/// A page of documents in the order of an index (keyset pagination, without `skip`). In all documents that the filter
+/// finds, the sort keys must be strings or whole numbers of at most 64 bits, since a cursor can carry no other types.
 #[derive(Clone, Debug, PartialEq)]
 pub struct List {
-    /// The request's conditions and the cursor's.
+    /// The filter, including the condition of the cursor.
     pub filter: Document,
-    /// The last key is unique, as `_id` is, so that no two documents have the same place.
+    /// The sort. Its last key must be unique, such as `_id`, so that the order of the documents is total.
     pub sort: Document,
-    /// The index in whose order the page is read, by its keys. Left to itself, the planner prefers to sort in memory
-    /// what a selective filter leaves: fast on the data that it tried, without bound on the next.
+    /// The keys of the index in whose order the page is read. Without this hint the planner may prefer to sort the
+    /// results of a selective filter in memory, which is fast on the data that it tried but unbounded on other data.
     pub hint: Document,
-    /// Documents on this page at most.
+    /// The largest number of documents on this page.
     pub limit: i64,
-    /// Makes the `next` of the reply from the page's last document.
+    /// Makes the `next` of the reply from the last document of the page.
     pub cursor: Cursor,
 }
 
-/// An aggregation over a bounded number of documents, made into one reply.
+/// A reply that is computed by an aggregation over a bounded number of documents.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub pipeline: Vec<Document>,
-    /// Makes the body of the reply from what the pipeline returned.
+    /// Makes the body of the reply from the results of the pipeline.
     pub render: fn(&[RawDocumentBuf]) -> Rendered,
 }
 
-/// The body of a reply, in JSON; `None` is answered with `not_found`.
+/// The body of a reply, in JSON. For `None` the reply is `not_found`.
 pub type Rendered = Result<Option<Vec<u8>>, Inapplicable>;
 
 impl PartialEq for Report {
@@ -87,7 +87,7 @@ impl PartialEq for Report {
 }
 
 impl Query {
-    /// The query for one document by its identifier.
+    /// The query for one document by its identifier, which is the same for all views.
     pub(crate) const fn get(noun: &'static str, description: &'static str) -> Self {
         Self {
             noun,
@@ -99,13 +99,13 @@ impl Query {
         }
     }
 
-    /// `<noun>.<verb>`: its subject without the prefix.
+    /// The name `<noun>.<verb>`, which is the query's subject without its prefix.
     pub fn name(&self) -> String {
         format!("{}.{}", self.noun, self.verb)
     }
 
-    /// For tests: every combination of the values that the examples show of each field, and the schema where it lists
-    /// them, with the optional fields also left out. Some of them are refused.
+    /// Requests for tests: every combination of the values that each field has in the examples, or in the schema where
+    /// that lists them. Optional fields are also left out. Some of the requests are refused.
     ///
     /// # Panics
     /// If an example is not a JSON object.
@@ -154,19 +154,19 @@ fn get(body: &[u8]) -> Result<Plan, Malformed> {
 
 impl Key {
     fn id(id: Id) -> Self {
-        Self { field: "_id", value: id.to_string(), asked: id.to_string() }
+        Self { field: "_id", value: id.to_string(), requested: id.to_string() }
     }
 
-    /// The name of the request's field.
+    /// The name of the field in the request.
     pub fn name(&self) -> &'static str {
         self.field.trim_start_matches('_')
     }
 }
 
-/// The document with the identifier or the other key, named `name` in the request, whichever of the two was sent.
+/// The query for one document by its identifier or by another key, whose field in the request is `name`.
 ///
 /// # Errors
-/// If neither was sent, or both.
+/// If the request has neither or both.
 pub(crate) fn get_by(id: Option<Id>, name: &str, other: Option<Key>) -> Result<Plan, Malformed> {
     match (id, other) {
         (Some(id), None) => Ok(Plan::Get(Key::id(id))),
@@ -176,18 +176,17 @@ pub(crate) fn get_by(id: Option<Id>, name: &str, other: Option<Key>) -> Result<P
     }
 }
 
-/// Says in the JSON Schema of such a query that exactly one of the two fields must be there.
+/// The part of the query's JSON Schema that requires exactly one of the two.
 pub(crate) fn one_of(name: &str) -> Value {
     let only = |name: &str| json!({ "required": [name], "properties": { name: { "type": "string" } } });
     json!([only("id"), only(name)])
 }
 
 impl List {
-    /// The page after the one that the cursor was made of, or the first page without a cursor. `query` is
-    /// `<noun>.<verb>`.
+    /// The page after the cursor, or the first page if there is no cursor. `query` is the name of the query.
     ///
     /// # Errors
-    /// If the cursor does not come from this query.
+    /// If the cursor is not from this query.
     pub(crate) fn page(
         query: &str,
         filter: Document,
@@ -205,7 +204,7 @@ impl List {
     }
 }
 
-/// How many documents a page may have.
+/// The largest number of documents on a page.
 #[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[schemars(inline, extend("default" = DEFAULT_LIMIT))]
 pub(crate) struct Limit(#[schemars(range(min = 1, max = MAX_LIMIT))] pub i64);
@@ -223,7 +222,7 @@ impl<'de> Deserialize<'de> for Limit {
     }
 }
 
-/// The order of a page: ascending or descending.
+/// The direction of a sort.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
@@ -233,7 +232,7 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    /// The sort by these keys, all in this direction, so that one index serves both directions.
+    /// The sort by these keys. All have the same direction, so that one index serves both directions.
     pub(crate) fn over(self, keys: &[&str]) -> Document {
         let direction = match self {
             Self::Asc => 1,
@@ -248,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn get_asks_for_one_identifier() {
+    fn get_takes_exactly_one_identifier() {
         let query = Query::get("order", "");
         let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
         let body = format!(r#"{{"id":"{}"}}"#, id.to_uppercase());
@@ -261,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_bounded() {
+    fn the_limit_of_a_page_is_bounded() {
         assert_eq!(serde_json::from_str::<Limit>("100").unwrap(), Limit(100));
         for bad in ["0", "-1", "101", "1.5", "\"1\"", "99999999999999999999"] {
             assert!(serde_json::from_str::<Limit>(bad).is_err(), "{bad}");

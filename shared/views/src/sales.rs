@@ -1,6 +1,6 @@
-//! The view `sales`: what was sold on each day, in all and by product, the daily figures of a period, and its best
-//! sellers. The invariant: the figures of a day are the sums over the orders that were placed on it, in UTC, and not
-//! cancelled; where these are none, there is no document.
+//! The view `sales`: the sales of each day, in total and by product, with queries for the daily figures and the best
+//! sellers of a period. The invariant: the figures of a day are the sums over the orders that were placed on that day,
+//! in UTC, and not cancelled. Without such orders there is no document.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -13,14 +13,14 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
-    Inapplicable, Query, View, Whole,
+    Inapplicable, Query, View, WholeNumber,
     query::{Limit, Plan, Rendered, Report},
     read,
-    tally::{self, Counted, Sum, Tally, whole},
+    totals::{self, Operation, OrderDelta, Sum, whole_number},
     write,
 };
 
-/// The most days of a period: those of a leap year.
+/// The largest number of days in a period, which is a leap year.
 const MAX_DAYS: i64 = 366;
 const DAY_MILLIS: i64 = 86_400_000;
 
@@ -34,35 +34,35 @@ pub enum Figures {
     Product(ProductFigures),
 }
 
-/// All sales of a day.
+/// The total sales of a day.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DayFigures {
-    /// The day.
+    /// The day, such as `2010-12-01`.
     #[serde(rename = "_id")]
     pub id: String,
     pub day: String,
-    pub orders: Whole,
-    /// Pieces.
-    pub units: Whole,
+    pub orders: WholeNumber,
+    /// The number of pieces.
+    pub units: WholeNumber,
     pub revenue: Vec<Sum>,
 }
 
-/// The sales of one product in one currency on a day.
+/// The sales of a product in one currency on a day.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProductFigures {
-    /// The day, the currency, and the product's id, with slashes between them.
+    /// The day, the currency and the identifier of the product, separated by slashes.
     #[serde(rename = "_id")]
     pub id: String,
     pub day: String,
     pub currency: Currency,
     pub product: Id,
-    /// The SKU and the name are those of the last order.
+    /// The SKU and the name are those of the sale that was recorded last.
     pub sku: Sku,
     pub name: Name,
-    /// Pieces.
-    pub units: Whole,
-    /// Minor units.
-    pub revenue: Whole,
+    /// The number of pieces.
+    pub units: WholeNumber,
+    /// The revenue in minor units.
+    pub revenue: WholeNumber,
 }
 
 impl View for Sales {
@@ -73,16 +73,16 @@ impl View for Sales {
     const AGGREGATES: &'static [&'static str] = &[order::KIND];
 
     fn document_ids(event: &Recorded) -> Vec<String> {
-        let Some(order) = Counted::of(event) else {
+        let Some(order) = OrderDelta::of(event) else {
             return vec![];
         };
         let products: BTreeSet<Id> = order.lines.iter().map(|line| line.product).collect();
-        let days = products.into_iter().map(|product| product_key(&order, product));
-        [order.placed_at.day()].into_iter().chain(days).collect()
+        let product_keys = products.into_iter().map(|product| product_key(&order, product));
+        [order.placed_at.day()].into_iter().chain(product_keys).collect()
     }
 
     fn evolve(document: Option<Figures>, id: &str, event: &Recorded) -> Result<Option<Figures>, Inapplicable> {
-        let Some(order) = Counted::of(event) else {
+        let Some(order) = OrderDelta::of(event) else {
             return Ok(document);
         };
         match (document, id.rsplit_once('/')) {
@@ -94,7 +94,7 @@ impl View for Sales {
             },
             (Some(Figures::Product(figures)), Some(_)) => count_product(figures, &order),
             (Some(Figures::Product(_)), None) | (Some(Figures::Day(_)), Some(_)) => {
-                Err(Inapplicable(format!("{id} is not of its kind")))
+                Err(Inapplicable(format!("the document {id} is of the wrong kind")))
             }
         }
     }
@@ -124,15 +124,15 @@ impl View for Sales {
 }
 
 impl DayFigures {
-    fn zero(order: &Counted<'_>) -> Self {
+    fn zero(order: &OrderDelta<'_>) -> Self {
         let day = order.placed_at.day();
-        Self { id: day.clone(), day, orders: Whole::ZERO, units: Whole::ZERO, revenue: vec![] }
+        Self { id: day.clone(), day, orders: WholeNumber::ZERO, units: WholeNumber::ZERO, revenue: vec![] }
     }
 }
 
 impl ProductFigures {
-    /// `None` if the product is not in the order.
-    fn zero(order: &Counted<'_>, product: &str) -> Option<Self> {
+    /// The figures before any sale; `None` if the product is not in the order.
+    fn zero(order: &OrderDelta<'_>, product: &str) -> Option<Self> {
         let product = product.parse().ok()?;
         let line = order.lines.iter().find(|line| line.product == product)?;
         Some(Self {
@@ -142,34 +142,34 @@ impl ProductFigures {
             product,
             sku: line.sku.clone(),
             name: line.name.clone(),
-            units: Whole::ZERO,
-            revenue: Whole::ZERO,
+            units: WholeNumber::ZERO,
+            revenue: WholeNumber::ZERO,
         })
     }
 }
 
-fn product_key(order: &Counted<'_>, product: Id) -> String {
+fn product_key(order: &OrderDelta<'_>, product: Id) -> String {
     format!("{}/{}/{product}", order.placed_at.day(), order.total.currency)
 }
 
-fn count_day(mut figures: DayFigures, order: &Counted<'_>) -> Result<Option<Figures>, Inapplicable> {
-    figures.orders = order.tally.apply(figures.orders, whole(1)?)?;
-    figures.units = order.tally.apply(figures.units, whole(tally::units(order.lines)?)?)?;
-    order.tally.apply_money(&mut figures.revenue, &order.total.try_into()?)?;
-    Ok((figures.orders > Whole::ZERO).then_some(Figures::Day(figures)))
+fn count_day(mut figures: DayFigures, order: &OrderDelta<'_>) -> Result<Option<Figures>, Inapplicable> {
+    figures.orders = order.operation.apply(figures.orders, whole_number(1)?)?;
+    figures.units = order.operation.apply(figures.units, whole_number(totals::units(order.lines)?)?)?;
+    order.operation.apply_to_sums(&mut figures.revenue, &order.total.try_into()?)?;
+    Ok((figures.orders > WholeNumber::ZERO).then_some(Figures::Day(figures)))
 }
 
-fn count_product(mut figures: ProductFigures, order: &Counted<'_>) -> Result<Option<Figures>, Inapplicable> {
+fn count_product(mut figures: ProductFigures, order: &OrderDelta<'_>) -> Result<Option<Figures>, Inapplicable> {
     for line in order.lines.iter().filter(|line| line.product == figures.product) {
         let amount = line.unit_price.checked_mul(line.quantity);
         let amount = amount.ok_or_else(|| Inapplicable(format!("the amount of a line of {} overflows", line.sku)))?;
-        figures.units = order.tally.apply(figures.units, whole(line.quantity)?)?;
-        figures.revenue = order.tally.apply(figures.revenue, whole(amount.amount)?)?;
-        if order.tally == Tally::Count {
+        figures.units = order.operation.apply(figures.units, whole_number(line.quantity)?)?;
+        figures.revenue = order.operation.apply(figures.revenue, whole_number(amount.amount)?)?;
+        if order.operation == Operation::Add {
             (figures.sku, figures.name) = (line.sku.clone(), line.name.clone());
         }
     }
-    Ok((figures.units > Whole::ZERO).then_some(Figures::Product(figures)))
+    Ok((figures.units > WholeNumber::ZERO).then_some(Figures::Product(figures)))
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -202,7 +202,7 @@ enum By {
     Units,
 }
 
-/// A day in UTC, as the moment at which it begins.
+/// A day in UTC, as the time at which it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Day(Timestamp);
 
@@ -227,7 +227,10 @@ impl JsonSchema for Day {
     }
 }
 
-/// The condition on `day`.
+/// The condition that the field `day` is within the period.
+///
+/// # Errors
+/// If the period ends before it begins, or is too long.
 fn period(from: Day, to: Day) -> Result<Document, Malformed> {
     if from > to {
         return Err(Malformed::new("to", Reason::OutOfBounds, "the day `from` or a later one"));
@@ -247,8 +250,8 @@ fn daily(body: &[u8]) -> Result<Plan, Malformed> {
 #[derive(Serialize, Deserialize)]
 struct DayItem {
     day: String,
-    orders: Whole,
-    units: Whole,
+    orders: WholeNumber,
+    units: WholeNumber,
     revenue: Vec<Sum>,
 }
 
@@ -261,18 +264,18 @@ fn render_daily(documents: &[RawDocumentBuf]) -> Rendered {
 
     #[derive(Default, Serialize)]
     struct Total {
-        orders: Whole,
-        units: Whole,
+        orders: WholeNumber,
+        units: WholeNumber,
         revenue: Vec<Sum>,
     }
 
     let days: Vec<DayItem> = read(documents)?;
     let mut total = Total::default();
     for day in &days {
-        total.orders = Tally::Count.apply(total.orders, day.orders)?;
-        total.units = Tally::Count.apply(total.units, day.units)?;
+        total.orders = Operation::Add.apply(total.orders, day.orders)?;
+        total.units = Operation::Add.apply(total.units, day.units)?;
         for sum in &day.revenue {
-            Tally::Count.apply_money(&mut total.revenue, sum)?;
+            Operation::Add.apply_to_sums(&mut total.revenue, sum)?;
         }
     }
     write(&Reply { days, total }).map(Some)
@@ -294,8 +297,7 @@ fn top(body: &[u8]) -> Result<Plan, Malformed> {
     Ok(Plan::Report(Report { pipeline: stages.concat(), render: render_top }))
 }
 
-/// Sums the sales of each product. They come in the order of the index, day by day, so that the last name is the
-/// latest.
+/// The sums of each product in one currency. The documents are sorted by day, so that `$last` gives the latest name.
 fn in_currency(days: Document, currency: Currency) -> Vec<Document> {
     vec![
         doc! { "$match": { "kind": "product", "day": days, "currency": currency.as_str() } },
@@ -312,7 +314,7 @@ fn in_currency(days: Document, currency: Currency) -> Vec<Document> {
     ]
 }
 
-/// Sums the sales of each product in each currency, which takes about twice the time.
+/// The sums of each product, with the revenue in each currency. This takes about twice as long as one currency.
 fn in_all_currencies(days: Document) -> Vec<Document> {
     vec![
         doc! { "$match": { "kind": "product", "day": days } },
@@ -343,7 +345,7 @@ fn render_top(documents: &[RawDocumentBuf]) -> Rendered {
         product: Id,
         sku: Sku,
         name: Name,
-        units: Whole,
+        units: WholeNumber,
         revenue: Vec<Sum>,
     }
 
@@ -357,20 +359,18 @@ fn render_top(documents: &[RawDocumentBuf]) -> Rendered {
         product: Id,
         sku: Sku,
         name: Name,
-        units: Whole,
+        units: WholeNumber,
         revenue: Vec<Sum>,
     }
 
     let item = |Group { product, sku, name, units, mut revenue }| {
-        revenue.retain(|sum| sum.amount != Whole::ZERO);
+        revenue.retain(|sum| sum.amount != WholeNumber::ZERO);
         revenue.sort_by_key(|sum| sum.currency);
         Item { product, sku, name, units, revenue }
     };
     write(&Reply { items: read(documents)?.into_iter().map(item).collect() }).map(Some)
 }
 
-/// # Errors
-/// If one of them is not what the pipeline makes.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -378,8 +378,8 @@ mod tests {
 
     const DAY: &str = "2010-12-01";
 
-    fn number(number: i64) -> Whole {
-        whole(number).unwrap()
+    fn number(number: i64) -> WholeNumber {
+        whole_number(number).unwrap()
     }
 
     fn day(orders: i64, units: i64, revenue: &[(i64, &str)]) -> Figures {
@@ -387,8 +387,8 @@ mod tests {
         day_of(number(orders), number(units), &revenue)
     }
 
-    fn day_of(orders: Whole, units: Whole, revenue: &[(Whole, &str)]) -> Figures {
-        let sum = |&(amount, currency): &(Whole, &str)| Sum { amount, currency: currency.parse().unwrap() };
+    fn day_of(orders: WholeNumber, units: WholeNumber, revenue: &[(WholeNumber, &str)]) -> Figures {
+        let sum = |&(amount, currency): &(WholeNumber, &str)| Sum { amount, currency: currency.parse().unwrap() };
         let revenue = revenue.iter().map(sum).collect();
         Figures::Day(DayFigures { id: DAY.into(), day: DAY.into(), orders, units, revenue })
     }
@@ -401,7 +401,7 @@ mod tests {
         product_of(currency, n, number(units), number(revenue))
     }
 
-    fn product_of(currency: &str, n: u128, units: Whole, revenue: Whole) -> Figures {
+    fn product_of(currency: &str, n: u128, units: WholeNumber, revenue: WholeNumber) -> Figures {
         Figures::Product(ProductFigures {
             id: product_key(currency, n),
             day: DAY.into(),
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_concerns_its_day_and_each_product_once() {
+    fn an_order_changes_the_documents_of_its_day_and_of_each_product() {
         let order = &orders()[0];
         let expected = [DAY.to_owned(), product_key("GBP", 1), product_key("GBP", 2)];
         assert_eq!(Sales::document_ids(order), expected);
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn cancelling_restores_what_was_before_placing() {
+    fn cancelling_restores_the_document_before_placing() {
         let orders = orders();
         let ids: BTreeSet<String> = orders.iter().flat_map(Sales::document_ids).collect();
         for id in &ids {
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_has_the_name_that_it_was_last_sold_under() {
+    fn a_product_has_the_name_of_its_latest_sale() {
         let events = [
             placed(7, 9, "2010-12-01T08:00:00Z", vec![line(1, 2, 250)]),
             placed(8, 9, "2010-12-01T09:00:00Z", vec![named(line(1, 1, 250), "NEW NAME")]),
@@ -484,18 +484,18 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_add_up_is_inapplicable() {
+    fn events_with_impossible_sums_are_inapplicable() {
         let order = placed(7, 9, "2010-12-01T00:00:00Z", vec![line(1, 2, 250)]);
         let huge = placed(7, 9, "2010-12-01T00:00:00Z", vec![line(1, i64::MAX, 250), line(1, i64::MAX, 250)]);
         let key = product_key("GBP", 1);
         for (document, id, event) in [
             (None, DAY, cancelled(&order, 2, false)),
             (None, &*key, cancelled(&order, 2, false)),
-            (Some(day_of(Whole::MAX, Whole::ZERO, &[])), DAY, order.clone()),
-            (Some(day_of(number(1), Whole::MAX, &[])), DAY, order.clone()),
-            (Some(day_of(number(1), number(1), &[(Whole::MAX, "GBP")])), DAY, order.clone()),
-            (Some(product_of("GBP", 1, Whole::MAX, number(1))), &*key, order.clone()),
-            (Some(product_of("GBP", 1, number(1), Whole::MAX)), &*key, order.clone()),
+            (Some(day_of(WholeNumber::MAX, WholeNumber::ZERO, &[])), DAY, order.clone()),
+            (Some(day_of(number(1), WholeNumber::MAX, &[])), DAY, order.clone()),
+            (Some(day_of(number(1), number(1), &[(WholeNumber::MAX, "GBP")])), DAY, order.clone()),
+            (Some(product_of("GBP", 1, WholeNumber::MAX, number(1))), &*key, order.clone()),
+            (Some(product_of("GBP", 1, number(1), WholeNumber::MAX)), &*key, order.clone()),
             (None, DAY, huge.clone()),
             (None, &*key, huge.clone()),
             (Some(day(1, 1, &[])), &*key, order.clone()),
@@ -535,7 +535,7 @@ mod tests {
             r#"{"days":[{"day":"2010-12-01","orders":2,"units":3,"revenue":[{"amount":30,"currency":"EUR"},{"amount":500,"currency":"GBP"}]},{"day":"2010-12-01","orders":1,"units":1,"revenue":[{"amount":70,"currency":"GBP"}]}],"total":{"orders":3,"units":4,"revenue":[{"amount":30,"currency":"EUR"},{"amount":570,"currency":"GBP"}]}}"#
         );
         assert_eq!(rendered(&report, &[]).unwrap(), r#"{"days":[],"total":{"orders":0,"units":0,"revenue":[]}}"#);
-        // A whole year of days, of which each has sums beyond 64 bits.
+        // The total of a year is beyond 64 bits.
         let rich = document(day_of(number(i64::MAX), number(i64::MAX), &[(number(i64::MAX), "GBP")]));
         let sum = i128::from(i64::MAX) * 366;
         let total =
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_sellers_are_grouped_sorted_and_limited_by_the_database() {
+    fn the_database_groups_sorts_and_limits_the_best_sellers() {
         let body = r#"{"from":"2010-12-01","to":"2010-12-01","by":"revenue","currency":"GBP","limit":3}"#;
         let report = report(top, body);
         assert_eq!(

@@ -1,5 +1,5 @@
-//! The view `users`: who is registered, how many orders each has and how much was spent, and lists of them. The
-//! invariant: `orders` and `spent` are over the orders of the user that were placed and not cancelled.
+//! The view `users`: the registered users, with the number of their orders and the amounts that they spent. The
+//! invariant: `orders` and `spent` cover exactly the user's orders that were placed and not cancelled.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,9 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Inapplicable, Query, View, Whole, absent, present,
+    Inapplicable, Query, View, WholeNumber, absent, present,
     query::{Direction, Key, Limit, List, Plan, get_by, one_of},
-    tally::{Counted, Sum, whole},
+    totals::{OrderDelta, Sum, whole_number},
     words::normalized,
 };
 
@@ -28,7 +28,7 @@ pub struct User {
     pub country: Option<Country>,
     pub registered_at: Timestamp,
     /// The number of orders that were placed and not cancelled.
-    pub orders: Whole,
+    pub orders: WholeNumber,
     /// The totals of those orders, by currency.
     pub spent: Vec<Sum>,
     pub version: u64,
@@ -36,11 +36,11 @@ pub struct User {
     normalized_email: String,
     #[serde(rename = "_name")]
     normalized_name: String,
-    /// The amount and the id in one text, for each currency alone and for each with the country ([`spent_key`]). One
-    /// field holds the whole sort key, since a wildcard index, which serves any number of currencies, sorts by one
-    /// field only.
+    /// The amount and the identifier in one text, for each currency alone and together with the country
+    /// ([`spent_key`]). All sort keys are in one field, because the index for any number of currencies is a wildcard
+    /// index, and such an index sorts by a single field.
     #[serde(rename = "_spent")]
-    spent_texts: BTreeMap<String, String>,
+    spent_sort_keys: BTreeMap<String, String>,
 }
 
 impl View for Users {
@@ -57,7 +57,7 @@ impl View for Users {
     fn document_ids(event: &Recorded) -> Vec<String> {
         match &event.event {
             Event::User(_) => vec![event.id.to_string()],
-            Event::Order(_) => Counted::of(event).map(|order| order.user.to_string()).into_iter().collect(),
+            Event::Order(_) => OrderDelta::of(event).map(|order| order.user.to_string()).into_iter().collect(),
             _ => vec![],
         }
     }
@@ -65,10 +65,10 @@ impl View for Users {
     fn evolve(document: Option<User>, id: &str, event: &Recorded) -> Result<Option<User>, Inapplicable> {
         let user_event = match &event.event {
             Event::User(user_event) => user_event,
-            // The orders of a deleted user go on, but there is no document any more.
+            // There may be events of orders after their user was deleted.
             Event::Order(_) => {
-                return match (document, Counted::of(event)) {
-                    (Some(user), Some(order)) => user.counting(&order).map(Some),
+                return match (document, OrderDelta::of(event)) {
+                    (Some(user), Some(order)) => user.with_order(&order).map(Some),
                     (document, _) => Ok(document),
                 };
             }
@@ -90,7 +90,8 @@ impl View for Users {
 
     fn indexes() -> Vec<Document> {
         vec![
-            // Not a unique index: an address may pass from one to another within a batch, whose writes have no order.
+            // The index is not unique, because an address may pass from one user to another within a batch, whose
+            // writes are unordered.
             doc! { "_email": 1 },
             index(false, Sort::Name),
             index(true, Sort::Name),
@@ -130,38 +131,39 @@ impl User {
             id: event.id,
             email,
             name,
-            // Queries ask for the composed form, and a country that was stored earlier may have another.
+            // Countries in requests are in NFC, but those in events of older versions may not be.
             country: country.as_ref().map(Country::composed),
             registered_at: event.at,
-            orders: Whole::ZERO,
+            orders: WholeNumber::ZERO,
             spent: vec![],
             version: event.version,
             normalized_email: String::new(),
             normalized_name: String::new(),
-            spent_texts: BTreeMap::new(),
+            spent_sort_keys: BTreeMap::new(),
         };
         user.indexed()
     }
 
-    /// The version stays as it is: an order is not an event of the user.
-    fn counting(mut self, order: &Counted<'_>) -> Result<Self, Inapplicable> {
-        self.orders = order.tally.apply(self.orders, whole(1)?)?;
-        order.tally.apply_money(&mut self.spent, &order.total.try_into()?)?;
+    /// Adds the order to the totals or subtracts it. The version is not changed, since it counts the events of the
+    /// user.
+    fn with_order(mut self, order: &OrderDelta<'_>) -> Result<Self, Inapplicable> {
+        self.orders = order.operation.apply(self.orders, whole_number(1)?)?;
+        order.operation.apply_to_sums(&mut self.spent, &order.total.try_into()?)?;
         Ok(self.indexed())
     }
 
-    /// Sets the fields for the indexes, which follow from the others.
+    /// Derives the fields for the indexes from the others.
     fn indexed(mut self) -> Self {
         self.normalized_email = self.email.normalized();
         self.normalized_name = normalized(&self.name);
-        self.spent_texts.clear();
+        self.spent_sort_keys.clear();
         for Sum { amount, currency } in &self.spent {
-            // With as many digits as the largest sum has, the texts sort as the amounts do.
-            let text = format!("{amount:0digits$}/{}", self.id, digits = Whole::DIGITS as usize);
+            // The amounts have leading zeros, so that the texts sort by amount.
+            let text = format!("{amount:0digits$}/{}", self.id, digits = WholeNumber::DIGITS as usize);
             if let Some(country) = &self.country {
-                self.spent_texts.insert(spent_key(*currency, Some(country)), text.clone());
+                self.spent_sort_keys.insert(spent_key(*currency, Some(country)), text.clone());
             }
-            self.spent_texts.insert(spent_key(*currency, None), text);
+            self.spent_sort_keys.insert(spent_key(*currency, None), text);
         }
         self
     }
@@ -179,7 +181,7 @@ struct GetUser {
 
 fn get(body: &[u8]) -> Result<Plan, Malformed> {
     let GetUser { id, email } = domain::parse(body)?;
-    let key = |email: Email| Key { field: "_email", value: email.normalized(), asked: email.to_string() };
+    let key = |email: Email| Key { field: "_email", value: email.normalized(), requested: email.to_string() };
     get_by(id, "email", email.map(key))
 }
 
@@ -248,12 +250,12 @@ fn list(body: &[u8]) -> Result<Plan, Malformed> {
     List::page("user.list", filter, sorted, hint, limit, cursor.as_deref()).map(Plan::List)
 }
 
-/// The index in the order of the sort, over all users or within each country.
+/// The index in the order of the sort, over all users or grouped by country.
 fn index(by_country: bool, sort: Sort) -> Document {
     let sorted = match sort {
         Sort::Name => doc! { "_name": 1, "_id": 1 },
         Sort::Registered => doc! { "registered_at": 1, "_id": 1 },
-        // The name of the field contains the country, if there is one.
+        // A country would be part of the field's name.
         Sort::Spent => return doc! { "_spent.$**": 1 },
     };
     let country = if by_country {
@@ -264,8 +266,8 @@ fn index(by_country: bool, sort: Sort) -> Document {
     country.into_iter().chain(sorted).collect()
 }
 
-/// The field under `_spent` to sort by. Characters that a field's name cannot have are escaped, so that no two
-/// countries share a field.
+/// The field under `_spent` to sort by. Characters that are not allowed in the name of a field are escaped without
+/// ambiguity, so that no two countries share a field.
 fn spent_key(currency: Currency, country: Option<&Country>) -> String {
     let Some(country) = country else {
         return currency.to_string();
@@ -288,7 +290,7 @@ mod tests {
     }
 
     fn sum(amount: i64, currency: &str) -> Sum {
-        Sum { amount: whole(amount).unwrap(), currency: currency.parse().unwrap() }
+        Sum { amount: whole_number(amount).unwrap(), currency: currency.parse().unwrap() }
     }
 
     #[test]
@@ -301,20 +303,23 @@ mod tests {
     }
 
     #[test]
-    fn an_update_changes_what_it_carries_and_the_index_fields() {
+    fn an_update_changes_the_fields_of_its_event_and_the_index_fields() {
         let user = fold(&[
             registered(9, "Ada", Some("United Kingdom")),
             placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]),
             user_updated(9, 2, "Grace", None),
         ])
         .unwrap();
-        assert_eq!((&*user.name, user.country, user.version, user.orders), ("Grace", None, 2, whole(1).unwrap()));
+        assert_eq!(
+            (&*user.name, user.country, user.version, user.orders),
+            ("Grace", None, 2, whole_number(1).unwrap())
+        );
         assert_eq!(user.normalized_name, "grace");
-        assert_eq!(user.spent_texts.keys().collect::<Vec<_>>(), ["GBP"]);
+        assert_eq!(user.spent_sort_keys.keys().collect::<Vec<_>>(), ["GBP"]);
     }
 
     #[test]
-    fn orders_and_amounts_are_counted_by_currency() {
+    fn orders_are_counted_and_amounts_summed_by_currency() {
         let user = fold(&[
             registered(9, "Ada", Some("St. Lucia")),
             placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250), line(1, 1, 5)]),
@@ -325,9 +330,9 @@ mod tests {
             order_deleted(7, 4),
         ])
         .unwrap();
-        assert_eq!((user.orders, user.version), (whole(3).unwrap(), 1));
+        assert_eq!((user.orders, user.version), (whole_number(3).unwrap(), 1));
         assert_eq!(user.spent, [sum(30, "EUR"), sum(506, "GBP")]);
-        let texts = user.spent_texts.into_iter().collect::<Vec<_>>();
+        let texts = user.spent_sort_keys.into_iter().collect::<Vec<_>>();
         let text = |key: &str, amount: &str| (key.to_owned(), format!("{amount}/{ID}"));
         assert_eq!(
             texts,
@@ -341,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn cancelling_restores_what_was_before_placing() {
+    fn cancelling_restores_the_document_before_placing() {
         let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
         let other = placed(8, 9, "2010-12-01T08:26:00Z", vec![line(1, 1, 1)]);
         let mut events = vec![registered(9, "Ada", Some("France"))];
@@ -361,11 +366,11 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_add_up_is_inapplicable() {
+    fn events_that_do_not_fit_are_inapplicable() {
         let user = fold(&[registered(9, "Ada", None)]).unwrap();
         let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
         assert!(Users::evolve(Some(user.clone()), ID, &cancelled(&order, 2, false)).is_err());
-        let rich = User { spent: vec![Sum { amount: Whole::MAX, ..sum(0, "GBP") }], ..user.clone() };
+        let rich = User { spent: vec![Sum { amount: WholeNumber::MAX, ..sum(0, "GBP") }], ..user.clone() };
         assert!(Users::evolve(Some(rich), ID, &order).is_err());
         assert!(Users::evolve(Some(user), ID, &registered(9, "Ada", None)).is_err());
         for event in [user_updated(9, 2, "Ada", None), user_deleted(9, 2)] {
@@ -374,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_concerns_its_user_when_it_changes_a_count() {
+    fn an_order_changes_its_user_only_when_it_is_placed_or_cancelled() {
         let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
         assert_eq!(Users::document_ids(&order), [id(9).to_string()]);
         assert_eq!(Users::document_ids(&cancelled(&order, 2, true)), [id(9).to_string()]);
@@ -384,9 +389,9 @@ mod tests {
     }
 
     #[test]
-    fn a_user_is_got_by_id_or_email_but_not_by_both_or_none() {
-        let key = |field, value: &str, asked: &str| {
-            Plan::Get(Key { field, value: value.to_owned(), asked: asked.to_owned() })
+    fn a_user_is_found_by_either_id_or_email() {
+        let key = |field, value: &str, requested: &str| {
+            Plan::Get(Key { field, value: value.to_owned(), requested: requested.to_owned() })
         };
         let by_id = get(format!(r#"{{"id":"{ID}"}}"#).as_bytes());
         assert_eq!(by_id, Ok(key("_id", ID, ID)));
@@ -405,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn names_ascend_registrations_and_amounts_descend() {
+    fn by_default_names_ascend_and_registrations_and_amounts_descend() {
         assert_eq!(page(list, "").sort, doc! { "_name": 1, "_id": 1 });
         assert_eq!(page(list, r#"{"sort":"registered"}"#).sort, doc! { "registered_at": -1, "_id": -1 });
         assert_eq!(page(list, r#"{"sort":"spent","currency":"GBP"}"#).sort, doc! { "_spent.GBP": -1 });
@@ -420,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_country_of_before_is_found_by_the_spelling_of_requests() {
+    fn a_country_that_is_stored_unnormalised_is_found() {
         let before: Country = serde_json::from_str("\"Co\u{302}te d’Ivoire\"").unwrap();
         let mut event = registered(9, "Ada", Some("France"));
         if let Event::User(user::Event::Registered(registered)) = &mut event.event {
@@ -432,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_in_the_form_of_the_names() {
+    fn a_prefix_is_normalised_like_the_names() {
         for (prefix, name) in
             [("STRASS", "Straße"), ("\u{212b}", "åsa"), ("ﬁ", "Fiona"), ("ΣΑΣ", "σασα"), ("किता", "किताब")]
         {
@@ -445,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn the_country_of_a_spender_is_in_the_field() {
+    fn the_sort_by_amount_has_the_country_in_the_name_of_the_field() {
         let page = page(list, r#"{"sort":"spent","currency":"GBP","country":"$t. Lucia 5%"}"#);
         assert_eq!(page.filter, doc! { "_spent.GBP|%24t%2E Lucia 5%25": { "$gt": "" } });
         assert_eq!(page.sort, doc! { "_spent.GBP|%24t%2E Lucia 5%25": -1 });
@@ -453,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_reads_the_field_that_is_sorted_by() {
+    fn a_cursor_carries_the_field_of_the_sort() {
         let body = |cursor: &str| format!(r#"{{"sort":"spent","currency":"GBP","country":"St. Lucia"{cursor}}}"#);
         let order = placed(7, 9, "2010-12-01T08:26:00Z", vec![line(1, 2, 250)]);
         let user = fold(&[registered(9, "Ada", Some("St. Lucia")), order]).unwrap();

@@ -1,6 +1,6 @@
-//! Sort keys and search tokens of texts. What an index holds and what a search asks for go through the same functions,
-//! so that they match. The invariants: a prefix of a text gives a prefix of its key, and an index holds a bounded
-//! number of tokens for a text.
+//! Normalisation and tokenisation of names. Stored names and searches go through the same functions, so that they
+//! match. The invariants: the normal form of a prefix is a prefix of the normal form, and the index entries of a text
+//! are bounded.
 
 use domain::caseless;
 use icu_properties::{
@@ -8,61 +8,63 @@ use icu_properties::{
     props::{GeneralCategory, GeneralCategoryGroup, LineBreak},
 };
 
-/// The most characters of a key: as many as a name has, though its compatibility form can be longer.
-const MAX_KEY: usize = 200;
-/// How many characters of a word count in a search.
-const MAX_PREFIX: usize = 16;
+/// The largest number of characters in a normalised name. It is the limit of names, whose compatibility forms can be
+/// longer.
+const MAX_NORMALIZED_CHARS: usize = 200;
+/// The largest number of characters in a token, which is a prefix of a word.
+const MAX_PREFIX_CHARS: usize = 16;
 
-/// The key that names are sorted by and matched with prefixes: its first [`MAX_KEY`] characters, whatever the letter
-/// case, the spelling and the blanks.
+/// The form of a name for sorting and for matching prefixes: the first [`MAX_NORMALIZED_CHARS`] characters of its
+/// caseless form, with single spaces.
 pub(crate) fn normalized(text: &str) -> String {
     let text = caseless(text);
     let single_spaces: Vec<&str> = text.split_whitespace().collect();
-    first(&single_spaces.join(" "), MAX_KEY).to_owned()
+    prefix(&single_spaces.join(" "), MAX_NORMALIZED_CHARS).to_owned()
 }
 
-/// A word, or something that is searched like one.
+/// A part of a text that is searched for as a whole.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Word {
-    /// Letters, digits and their marks: found by every beginning.
+    /// A word of letters, digits and their marks. It is found by its prefixes.
     Spaced(String),
-    /// A run of letters in a script without blanks, such as Chinese, Japanese or Thai: found by any part.
+    /// A run of letters in a script without spaces, such as Chinese, Japanese or Thai. It is found by its substrings.
     Unspaced(String),
-    /// Something else that can be seen, such as an emoji.
+    /// Another visible character, such as an emoji.
     Symbol(char),
 }
 
-/// Splits the text at blanks into pieces, and each piece into words: `T-light 12cm` has two pieces, with two words and
-/// one. Pieces without a word are left out.
-pub(crate) fn pieces(text: &str) -> Vec<Vec<Word>> {
+/// The words of the text, grouped by the chunks between white space: `T-light 12cm` has a chunk of two words and a
+/// chunk of one. Chunks without words are left out.
+pub(crate) fn chunks(text: &str) -> Vec<Vec<Word>> {
     caseless(text).split_whitespace().map(words).filter(|words| !words.is_empty()).collect()
 }
 
 impl Word {
-    /// The tokens that an index holds for the word: all that [`Word::wanted`] returns for any text that is to find it.
-    pub(crate) fn held(&self) -> Vec<String> {
+    /// The tokens that the index has for the word. They include [`Word::query_tokens`] of every word that finds this
+    /// one.
+    pub(crate) fn index_tokens(&self) -> Vec<String> {
         match self {
             Self::Spaced(word) => {
-                let ends = word.char_indices().map(|(at, c)| at + c.len_utf8());
-                ends.take(MAX_PREFIX).map(|end| word[..end].to_owned()).collect()
+                let ends = word.char_indices().map(|(start, c)| start + c.len_utf8());
+                ends.take(MAX_PREFIX_CHARS).map(|end| word[..end].to_owned()).collect()
             }
-            Self::Unspaced(run) => pairs(run).into_iter().chain(run.chars().map(String::from)).collect(),
+            Self::Unspaced(run) => bigrams(run).into_iter().chain(run.chars().map(String::from)).collect(),
             Self::Symbol(symbol) => vec![symbol.to_string()],
         }
     }
 
-    /// The tokens that a text must have in the index to be found by this word.
-    pub(crate) fn wanted(&self) -> Vec<String> {
+    /// The tokens that the index must have for a text to match this word of a search.
+    pub(crate) fn query_tokens(&self) -> Vec<String> {
         match self {
-            Self::Spaced(word) => vec![first(word, MAX_PREFIX).to_owned()],
+            Self::Spaced(word) => vec![prefix(word, MAX_PREFIX_CHARS).to_owned()],
             Self::Unspaced(run) if run.chars().nth(1).is_none() => vec![run.clone()],
-            Self::Unspaced(run) => pairs(run),
+            Self::Unspaced(run) => bigrams(run),
             Self::Symbol(symbol) => vec![symbol.to_string()],
         }
     }
 
-    /// How many words it counts for. In scripts without blanks, a word has roughly two letters.
-    pub(crate) fn weight(&self) -> usize {
+    /// The length in words. In scripts without spaces a word has roughly two letters.
+    pub(crate) fn word_count(&self) -> usize {
         match self {
             Self::Spaced(_) => 1,
             Self::Unspaced(run) => run.chars().count().div_ceil(2),
@@ -71,15 +73,16 @@ impl Word {
     }
 }
 
-fn words(piece: &str) -> Vec<Word> {
+/// The words of a chunk, which is already in caseless form.
+fn words(chunk: &str) -> Vec<Word> {
     let categories = CodePointMapData::<GeneralCategory>::new();
     let (letters, marks) = (GeneralCategoryGroup::Letter, GeneralCategoryGroup::Mark);
     let mut words = Vec::new();
-    // Whether the last word can be continued by the next character.
-    let mut goes_on = false;
-    for c in piece.chars() {
+    // Whether the next character may continue the last word.
+    let mut can_continue = false;
+    for c in chunk.chars() {
         let category = categories.get(c);
-        match words.last_mut().filter(|_| goes_on) {
+        match words.last_mut().filter(|_| can_continue) {
             // A mark belongs to the letter before it.
             Some(Word::Spaced(word) | Word::Unspaced(word)) if marks.contains(category) => word.push(c),
             Some(Word::Unspaced(word)) if letters.contains(category) && is_unspaced(c) => word.push(c),
@@ -94,7 +97,7 @@ fn words(piece: &str) -> Vec<Word> {
                 } else {
                     None
                 };
-                goes_on = word.is_some();
+                can_continue = word.is_some();
                 words.extend(word);
             }
         }
@@ -102,15 +105,16 @@ fn words(piece: &str) -> Vec<Word> {
     words
 }
 
+/// Whether the character belongs to a word of a script with spaces.
 fn is_spaced(c: char, category: GeneralCategory) -> bool {
     let is_letter = GeneralCategoryGroup::Letter.contains(category);
     GeneralCategoryGroup::Number.contains(category) || is_letter && !is_unspaced(c)
 }
 
-/// Whether the script has no blanks between words. Those are the scripts in which a line may break between any two
-/// letters, or only where a dictionary says so.
+/// Whether the character belongs to a script without spaces. These are the scripts in which a line may break between
+/// any two letters, or only where a dictionary allows it.
 fn is_unspaced(c: char) -> bool {
-    let without_blanks = [
+    let classes_without_spaces = [
         LineBreak::Ideographic,
         LineBreak::ConditionalJapaneseStarter,
         LineBreak::Nonstarter,
@@ -119,22 +123,23 @@ fn is_unspaced(c: char) -> bool {
         LineBreak::AksaraPrebase,
         LineBreak::AksaraStart,
     ];
-    !c.is_ascii() && without_blanks.contains(&CodePointMapData::<LineBreak>::new().get(c))
+    !c.is_ascii() && classes_without_spaces.contains(&CodePointMapData::<LineBreak>::new().get(c))
 }
 
-/// Whether the character is visible, and neither a letter nor a number, mark or punctuation.
+/// Whether the character is visible, but is not a letter, number, mark or punctuation.
 fn is_symbol(category: GeneralCategory) -> bool {
     GeneralCategoryGroup::Symbol.contains(category)
         || [GeneralCategory::PrivateUse, GeneralCategory::Unassigned].contains(&category)
 }
 
-/// Each pair of neighbouring characters.
-fn pairs(run: &str) -> Vec<String> {
+/// All pairs of adjacent characters.
+fn bigrams(run: &str) -> Vec<String> {
     run.chars().zip(run.chars().skip(1)).map(|(one, next)| [one, next].iter().collect()).collect()
 }
 
-fn first(text: &str, characters: usize) -> &str {
-    text.char_indices().nth(characters).map_or(text, |(end, _)| &text[..end])
+/// The first characters of the text.
+fn prefix(text: &str, max_chars: usize) -> &str {
+    text.char_indices().nth(max_chars).map_or(text, |(end, _)| &text[..end])
 }
 
 #[cfg(test)]
@@ -160,13 +165,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_bounded_and_so_is_what_it_is_compared_with() {
-        assert_eq!(normalized(&"\u{fdfa}".repeat(200)).chars().count(), MAX_KEY);
+    fn a_normalised_name_is_bounded() {
+        assert_eq!(normalized(&"\u{fdfa}".repeat(200)).chars().count(), MAX_NORMALIZED_CHARS);
         assert_eq!(normalized(&"ß".repeat(150)), normalized(&"ß".repeat(160)));
     }
 
     fn words(text: &str) -> Vec<Word> {
-        pieces(text).concat()
+        chunks(text).concat()
     }
 
     #[test]
@@ -190,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn scripts_without_blanks_are_kept_whole_and_apart_from_others() {
+    fn runs_in_scripts_without_spaces_are_kept_whole_and_apart_from_other_words() {
         for run in ["東京タワー", "ひらがな", "ภาษาไทยที่นี่", "ພາສາລາວ", "ភាសាខ្មែរ", "မြန်မာစာ", "々〆ゝ"]
         {
             let [Unspaced(found)] = &words(run)[..] else { panic!("{run} {:?}", words(run)) };
@@ -203,25 +208,25 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_is_what_people_call_a_word() {
-        assert_eq!(pieces("don’t T-light o'clock - 東京タワー हिन्दी 12.5cm").len(), 6);
+    fn a_chunk_is_what_people_call_a_word() {
+        assert_eq!(chunks("don’t T-light o'clock - 東京タワー हिन्दी 12.5cm").len(), 6);
     }
 
     #[test]
-    fn a_word_is_found_by_its_beginnings_and_a_run_by_its_parts() {
-        assert_eq!(Spaced("red".into()).held(), ["r", "re", "red"]);
-        assert_eq!(Spaced("é".repeat(20)).held().len(), 16);
-        assert_eq!(Spaced("é".repeat(18)).wanted(), Spaced("é".repeat(20)).wanted());
-        assert_eq!(Unspaced("東京都".into()).held(), ["東京", "京都", "東", "京", "都"]);
-        assert_eq!(Unspaced("東京都".into()).wanted(), ["東京", "京都"]);
-        assert_eq!(Unspaced("都".into()).wanted(), ["都"]);
+    fn the_tokens_of_a_word_are_prefixes_and_those_of_a_run_are_bigrams() {
+        assert_eq!(Spaced("red".into()).index_tokens(), ["r", "re", "red"]);
+        assert_eq!(Spaced("é".repeat(20)).index_tokens().len(), 16);
+        assert_eq!(Spaced("é".repeat(18)).query_tokens(), Spaced("é".repeat(20)).query_tokens());
+        assert_eq!(Unspaced("東京都".into()).index_tokens(), ["東京", "京都", "東", "京", "都"]);
+        assert_eq!(Unspaced("東京都".into()).query_tokens(), ["東京", "京都"]);
+        assert_eq!(Unspaced("都".into()).query_tokens(), ["都"]);
     }
 
-    /// Texts with letters of many scripts and what stands between them, and now and then with any character.
+    /// Texts of letters from many scripts and the characters between them, with an occasional arbitrary character.
     pub(crate) fn text() -> impl Strategy<Value = String> {
-        let known = "aB3ßẞσςΣﬁÅé\u{301}\u{323}\u{345}東京ひカーｶﾞไทยี่ที่ำລາວខ្មមြန်हिन्दीक्षि한국\u{1112}\u{1161}שָׁעَ ..-’'+★🎁\u{200d}\u{fe0f}\u{200b}\u{ad}\u{fdfa}㌔½¨  ";
+        let characters = "aB3ßẞσςΣﬁÅé\u{301}\u{323}\u{345}東京ひカーｶﾞไทยี่ที่ำລາວខ្មមြန်हिन्दीक्षि한국\u{1112}\u{1161}שָׁעَ ..-’'+★🎁\u{200d}\u{fe0f}\u{200b}\u{ad}\u{fdfa}㌔½¨  ";
         let c = prop_oneof![
-            12 => prop::sample::select(known.chars().collect::<Vec<_>>()),
+            12 => prop::sample::select(characters.chars().collect::<Vec<_>>()),
             1 => any::<char>(),
         ];
         prop::collection::vec(c, 1..40).prop_map(String::from_iter)
@@ -231,29 +236,29 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_key_is_its_own_key_and_each_of_its_beginnings_is_one(text in text()) {
-            let key = normalized(&text);
-            prop_assert_eq!(&normalized(&key), &key);
-            for (end, _) in key.char_indices() {
-                prop_assert!(key.starts_with(&normalized(&key[..end])), "{:?}", &key[..end]);
+        fn normalisation_is_idempotent_and_keeps_prefixes(text in text()) {
+            let normal = normalized(&text);
+            prop_assert_eq!(&normalized(&normal), &normal);
+            for (end, _) in normal.char_indices() {
+                prop_assert!(normal.starts_with(&normalized(&normal[..end])), "{:?}", &normal[..end]);
             }
         }
 
         #[test]
-        fn each_beginning_of_a_word_and_each_part_of_a_run_finds_it(text in text()) {
+        fn each_prefix_finds_a_word_and_each_substring_finds_a_run(text in text()) {
             for word in words(&text) {
-                let held = word.held();
+                let indexed = word.index_tokens();
                 let parts: Vec<Word> = match &word {
-                    Spaced(text) => text.char_indices().map(|(at, c)| Spaced(text[..at + c.len_utf8()].into())).collect(),
+                    Spaced(text) => text.char_indices().map(|(start, c)| Spaced(text[..start + c.len_utf8()].into())).collect(),
                     Unspaced(text) => {
-                        let places: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
-                        let parts = places.iter().flat_map(|from| places.iter().map(move |to| (*from, *to)));
+                        let ends: Vec<usize> = text.char_indices().map(|(start, _)| start).chain([text.len()]).collect();
+                        let parts = ends.iter().flat_map(|from| ends.iter().map(move |to| (*from, *to)));
                         parts.filter(|(from, to)| from < to).map(|(from, to)| Unspaced(text[from..to].into())).collect()
                     }
                     Symbol(symbol) => vec![Symbol(*symbol)],
                 };
                 for part in parts {
-                    prop_assert!(part.wanted().iter().all(|wanted| held.contains(wanted)), "{word:?} {part:?}");
+                    prop_assert!(part.query_tokens().iter().all(|token| indexed.contains(token)), "{word:?} {part:?}");
                 }
             }
         }

@@ -1,6 +1,6 @@
-//! Properties of every request, of commands and queries alike: `null` means the same as absence for an optional field,
-//! and an error about a value names the field, the reason, and what the schema says of it. The cases come from the
-//! schemas, so that a new command, query or field needs no test of its own.
+//! Tests of the validation of all requests, for commands and queries alike: `null` means that an optional field is
+//! absent, and an error about a value agrees with the schema of the field. Requests are generated from the schemas, so
+//! new commands, queries and fields are covered automatically.
 
 use std::collections::BTreeMap;
 
@@ -8,67 +8,66 @@ use domain::{Malformed, Reason};
 use proptest::{prelude::*, test_runner::TestRunner};
 use serde_json::{Value, json};
 
-use crate::{given, requests};
+use crate::{given, request_generators};
 
-type Read = dyn Fn(&str) -> Result<String, Malformed>;
+type Parse = dyn Fn(&str) -> Result<String, Malformed>;
 
 /// A command or a query.
 struct Endpoint {
     name: String,
-    /// The kind of aggregate that its `id` refers to.
+    /// The kind of the aggregate that `id` in the requests refers to.
     kind: &'static str,
     schema: Value,
-    /// Reads a request, and returns a description of what it was read as, since commands and plans have no type in
-    /// common.
-    read: Box<Read>,
+    /// Parses a request. The result is a text, since commands and plans have no common type.
+    parse: Box<Parse>,
 }
 
 fn endpoints() -> Vec<Endpoint> {
-    let commands = domain::commands().map(|known| Endpoint {
-        name: format!("cmd.{}.{}", known.aggregate, known.verb),
-        kind: known.aggregate,
-        schema: (known.schema)().to_value(),
-        read: Box::new(|body| Ok(format!("{:?}", (known.parse)(body.as_bytes(), given::id(1))?))),
+    let commands = domain::commands().map(|command_type| Endpoint {
+        name: format!("cmd.{}.{}", command_type.aggregate, command_type.verb),
+        kind: command_type.aggregate,
+        schema: (command_type.schema)().to_value(),
+        parse: Box::new(|body| Ok(format!("{:?}", (command_type.parse)(body.as_bytes(), given::id(1))?))),
     });
     let queries = crate::queries().into_iter().map(|(_, query)| Endpoint {
         name: format!("qry.{}.{}", query.noun, query.verb),
         kind: query.noun,
         schema: (query.schema)().to_value(),
-        read: Box::new(|body| Ok(format!("{:?}", (query.plan)(body.as_bytes())?))),
+        parse: Box::new(|body| Ok(format!("{:?}", (query.plan)(body.as_bytes())?))),
     });
     commands.chain(queries).collect()
 }
 
-/// A field of a request, wherever it stands.
+/// A field of a request or of an object within it.
 struct Field {
-    /// The JSON pointer of the object that has the field.
+    /// The object that has the field, as a JSON pointer.
     object: String,
     name: String,
-    /// The path by which an error names the field.
+    /// The path of the field in errors.
     path: String,
     schema: Value,
     is_required: bool,
 }
 
 impl Endpoint {
-    /// Requests, valid or not, each with the fields that it may have.
+    /// Generated requests, each with the fields that it may have.
     fn requests(&self, number: usize) -> impl Iterator<Item = (Value, Vec<Field>)> {
         let mut runner = TestRunner::deterministic();
-        let requests = requests::request(&self.schema, self.kind);
-        let made = (0..number).map(move |_| requests.new_tree(&mut runner).unwrap().current());
-        made.map(|request| {
+        let requests = request_generators::request(&self.schema, self.kind);
+        let generated = (0..number).map(move |_| requests.new_tree(&mut runner).unwrap().current());
+        generated.map(|request| {
             let mut fields = Vec::new();
             self.collect(&self.schema, &request, "", "", &mut fields);
             (request, fields)
         })
     }
 
-    /// Ten requests that are accepted.
-    fn good_requests(&self) -> Vec<(Value, Vec<Field>)> {
-        let is_good = |(request, _): &(Value, Vec<Field>)| (self.read)(&request.to_string()).is_ok();
-        let good: Vec<_> = self.requests(400).filter(is_good).take(10).collect();
-        assert_eq!(good.len(), 10, "{}", self.name);
-        good
+    /// Generated requests that are accepted.
+    fn accepted_requests(&self) -> Vec<(Value, Vec<Field>)> {
+        let is_accepted = |(request, _): &(Value, Vec<Field>)| (self.parse)(&request.to_string()).is_ok();
+        let accepted: Vec<_> = self.requests(400).filter(is_accepted).take(10).collect();
+        assert_eq!(accepted.len(), 10, "{}", self.name);
+        accepted
     }
 
     fn collect(&self, schema: &Value, value: &Value, pointer: &str, path: &str, fields: &mut Vec<Field>) {
@@ -121,39 +120,43 @@ impl Endpoint {
     }
 }
 
-/// The request with another value, or none, in a field. The value is a text, since a client can send more than a
-/// [`Value`] can hold.
+/// The request with another value in a field, or without the field. The value is a text, since a [`Value`] cannot hold
+/// everything that a client can send.
 fn with(request: &Value, field: &Field, value: Option<&str>) -> String {
-    const PLACE: &str = "\u{1}here\u{1}";
+    const PLACEHOLDER: &str = "\u{1}here\u{1}";
 
     let mut request = request.clone();
     let object = request.pointer_mut(&field.object).unwrap().as_object_mut().unwrap();
     object.remove(&field.name);
     if value.is_some() {
-        object.insert(field.name.clone(), json!(PLACE));
+        object.insert(field.name.clone(), json!(PLACEHOLDER));
     }
-    request.to_string().replace(&json!(PLACE).to_string(), value.unwrap_or_default())
+    request.to_string().replace(&json!(PLACEHOLDER).to_string(), value.unwrap_or_default())
 }
 
 #[test]
-fn null_means_absent_for_every_field_that_need_not_be_there() {
+fn null_means_absent_for_every_optional_field() {
     for endpoint in endpoints() {
-        let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+        let mut accepted: BTreeMap<String, usize> = BTreeMap::new();
         for (request, fields) in endpoint.requests(80) {
             for field in fields.iter().filter(|field| !field.is_required) {
-                let absent = (endpoint.read)(&with(&request, field, None));
-                let null = (endpoint.read)(&with(&request, field, Some("null")));
+                let absent = (endpoint.parse)(&with(&request, field, None));
+                let null = (endpoint.parse)(&with(&request, field, Some("null")));
                 assert_eq!(null, absent, "{} {}", endpoint.name, field.path);
-                *taken.entry(field.path.clone()).or_default() += usize::from(null.is_ok());
+                *accepted.entry(field.path.clone()).or_default() += usize::from(null.is_ok());
                 assert!(endpoint.types(&field.schema).contains(&"null".to_owned()), "{}: {}", field.path, field.schema);
             }
         }
-        assert!(taken.values().all(|times| *times > 0), "{} was never taken: {taken:?}", endpoint.name);
+        assert!(
+            accepted.values().all(|times| *times > 0),
+            "{}: a field was never accepted: {accepted:?}",
+            endpoint.name
+        );
     }
 }
 
 #[test]
-fn a_value_of_another_type_is_of_the_wrong_type_and_a_number_may_be_huge() {
+fn a_value_of_another_json_type_is_of_the_wrong_type() {
     let values = [
         ("boolean", "true"),
         ("integer", "7"),
@@ -166,11 +169,11 @@ fn a_value_of_another_type_is_of_the_wrong_type_and_a_number_may_be_huge() {
         ("number", "1e400"),
     ];
     for endpoint in endpoints() {
-        for (request, fields) in endpoint.good_requests() {
+        for (request, fields) in endpoint.accepted_requests() {
             for field in fields {
                 let types = endpoint.types(&field.schema);
                 for (_, value) in values.iter().filter(|(of, _)| !types.contains(&(*of).to_owned())) {
-                    let malformed = (endpoint.read)(&with(&request, &field, Some(value))).unwrap_err();
+                    let malformed = (endpoint.parse)(&with(&request, &field, Some(value))).unwrap_err();
                     let what = format!("{} {} {value}: {malformed}", endpoint.name, field.path);
                     assert_eq!(malformed.field, field.path, "{what}");
                     let is_huge = *value == "1e400" && types.contains(&"integer".to_owned());
@@ -190,7 +193,7 @@ fn a_value_of_another_type_is_of_the_wrong_type_and_a_number_may_be_huge() {
 fn an_error_about_a_number_names_the_bounds_of_the_schema() {
     let mut fields_seen = 0;
     for endpoint in endpoints() {
-        for (request, fields) in endpoint.good_requests() {
+        for (request, fields) in endpoint.accepted_requests() {
             for field in
                 fields.into_iter().filter(|field| endpoint.types(&field.schema).contains(&"integer".to_owned()))
             {
@@ -199,7 +202,7 @@ fn an_error_about_a_number_names_the_bounds_of_the_schema() {
                 let beyond = [min - 1, max + 1, i64::MIN, i64::MAX].map(|number| number.to_string());
                 let larger = ["18446744073709551615", "18446744073709551616", "-1e300", "1e400"].map(str::to_owned);
                 for number in beyond.into_iter().chain(larger).chain(["9".repeat(400)]) {
-                    let malformed = (endpoint.read)(&with(&request, &field, Some(&number))).unwrap_err();
+                    let malformed = (endpoint.parse)(&with(&request, &field, Some(&number))).unwrap_err();
                     let what = format!("{} {} {number:.30}: {malformed}", endpoint.name, field.path);
                     assert_eq!((&malformed.field, malformed.reason), (&field.path, Reason::OutOfBounds), "{what}");
                     assert_eq!(malformed.bounds(), Some((min, max)), "{what}");
@@ -212,13 +215,13 @@ fn an_error_about_a_number_names_the_bounds_of_the_schema() {
 }
 
 #[test]
-fn a_well_formed_text_that_is_wrong_is_invalid() {
+fn a_text_with_forbidden_characters_is_invalid() {
     for endpoint in endpoints() {
-        for (request, fields) in endpoint.good_requests() {
+        for (request, fields) in endpoint.accepted_requests() {
             for field in fields.into_iter().filter(|field| endpoint.types(&field.schema).contains(&"string".to_owned()))
             {
                 for wrong in [r#""\u0000""#, r#""\ud800""#, r#""a\udc00b""#] {
-                    let malformed = (endpoint.read)(&with(&request, &field, Some(wrong))).unwrap_err();
+                    let malformed = (endpoint.parse)(&with(&request, &field, Some(wrong))).unwrap_err();
                     let what = format!("{} {} {wrong}: {malformed}", endpoint.name, field.path);
                     assert_eq!((&malformed.field, malformed.reason), (&field.path, Reason::Invalid), "{what}");
                     assert!(!malformed.expected.is_empty(), "{what}");

@@ -1,5 +1,5 @@
-//! Requests for tests, made from their JSON Schemas: every field with its extreme values, and the optional ones also
-//! left out. A new command, query or field is covered without a change here.
+//! Generators of requests for property tests. They follow the JSON Schemas: fields take values at the ends of their
+//! ranges, and optional fields may be absent. New commands, queries and fields are covered automatically.
 
 use domain::CommandType;
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -7,38 +7,38 @@ use serde_json::{Map, Value, json};
 
 use crate::given;
 
-/// How many aggregates of each kind the requests refer to.
-const NAMED: usize = 5;
-/// Points in time. Each test has one at which everything happens; later ones are refused.
-const MOMENTS: [&str; 4] =
+/// The number of different aggregates of each kind in the requests.
+const AGGREGATES_PER_KIND: usize = 5;
+/// Times in the requests. Those after the time at which a test runs are refused.
+const TIMESTAMPS: [&str; 4] =
     ["0000-01-01T00:00:00Z", "2010-12-01T23:59:59.999Z", "2010-12-02T00:30:00+01:00", "9999-12-31T23:59:59.999Z"];
-/// What texts are filled with: characters of one to four bytes, some of which grow in lower case or in NFKC, and
-/// characters with a meaning in MongoDB or in JSON.
+/// Characters to fill texts with. They have one to four bytes, grow in lower case or in NFKC, or have a meaning in
+/// MongoDB or JSON.
 const FILLERS: [&str; 14] = ["x", "é", "ß", "İ", "ﷺ", "한", "𝄞", "👩", "$", ".", "%", "/", "\"", " a"];
 
-/// The identifiers of the aggregates of one kind that the requests refer to.
+/// The identifiers of aggregates of one kind in the requests.
 pub fn ids(kind: &str) -> Vec<String> {
     let first = kind.bytes().fold(0, |sum, byte| sum * 31 % 1_000_000 + u128::from(byte)) * 1_000;
-    (0..NAMED as u128).map(|n| given::id(first + n).to_string()).collect()
+    (0..AGGREGATES_PER_KIND as u128).map(|n| given::id(first + n).to_string()).collect()
 }
 
-/// Requests for a command.
+/// Generates requests for a command.
 pub fn command(command: &CommandType) -> BoxedStrategy<Value> {
     let schema = (command.schema)().to_value();
     request(&schema, command.aggregate)
 }
 
-/// Requests of a schema. Their `id` is that of an aggregate of this kind.
+/// Generates requests that follow a schema. Their `id` is that of an aggregate of this kind.
 pub fn request(schema: &Value, kind: &str) -> BoxedStrategy<Value> {
-    Maker { definitions: &schema["$defs"], kind }.value("", schema)
+    Generator { definitions: &schema["$defs"], kind }.value("", schema)
 }
 
-struct Maker<'a> {
+struct Generator<'a> {
     definitions: &'a Value,
     kind: &'a str,
 }
 
-impl Maker<'_> {
+impl Generator<'_> {
     fn value(&self, name: &str, schema: &Value) -> BoxedStrategy<Value> {
         if let Some(reference) = schema["$ref"].as_str() {
             let definition = reference.strip_prefix("#/$defs/").unwrap();
@@ -60,7 +60,7 @@ impl Maker<'_> {
             "array" => self.array(name, schema),
             "object" => self.object(schema),
             "number" => panic!("`{name}` may have a fraction: let it be a whole number of a smaller unit"),
-            other => panic!("say here how to make a value of the type {other} for `{name}`"),
+            other => panic!("add a generator for values of the type {other} here, for `{name}`"),
         };
         proptest::strategy::Union::new(types.iter().map(of_type).collect::<Vec<_>>()).boxed()
     }
@@ -68,8 +68,8 @@ impl Maker<'_> {
     fn string(&self, name: &str, schema: &Value) -> BoxedStrategy<Value> {
         let texts: Vec<String> = match (schema["format"].as_str(), schema["pattern"].as_str()) {
             (Some("uuid"), _) => ids(if name == "id" { self.kind } else { name }),
-            (Some("date-time"), _) => MOMENTS.map(str::to_owned).to_vec(),
-            (Some("date"), _) => MOMENTS.map(|moment| moment[..10].to_owned()).to_vec(),
+            (Some("date-time"), _) => TIMESTAMPS.map(str::to_owned).to_vec(),
+            (Some("date"), _) => TIMESTAMPS.map(|timestamp| timestamp[..10].to_owned()).to_vec(),
             (Some(_), _) => shown(name),
             (None, Some("^[A-Z]{3}$")) => ["GBP", "EUR", "JPY"].map(str::to_owned).to_vec(),
             (None, Some(_)) => shown(name),
@@ -91,20 +91,20 @@ impl Maker<'_> {
             schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let field = |(name, property): (&String, &Value)| {
             let (name, value) = (name.clone(), self.value(name, property));
-            let is_there = if required.contains(&&*name) { Just(true).boxed() } else { any::<bool>().boxed() };
-            (Just(name), value, is_there)
+            let is_present = if required.contains(&&*name) { Just(true).boxed() } else { any::<bool>().boxed() };
+            (Just(name), value, is_present)
         };
         let properties = schema["properties"].as_object().into_iter().flatten();
         let fields: Vec<_> = properties.map(field).collect();
         let object = |fields: Vec<(String, Value, bool)>| {
-            let there = fields.into_iter().filter(|(.., is_there)| *is_there);
-            Value::Object(there.map(|(name, value, _)| (name, value)).collect::<Map<_, _>>())
+            let present = fields.into_iter().filter(|(.., is_present)| *is_present);
+            Value::Object(present.map(|(name, value, _)| (name, value)).collect::<Map<_, _>>())
         };
         fields.prop_map(object).boxed()
     }
 }
 
-/// The extreme values, and one so far below the greatest that the sum of a million is not above it.
+/// Generates numbers at both ends of the range, and one so small that a million of them are within it.
 fn integer(name: &str, schema: &Value) -> BoxedStrategy<Value> {
     let end = |end: &str| {
         schema[end].as_i64().unwrap_or_else(|| panic!("the schema of `{name}` does not say its {end}: {schema}"))
@@ -146,7 +146,7 @@ fn text(schema: &Value) -> BoxedStrategy<Value> {
         };
         (0..1_000_u32, select(FILLERS.to_vec())).prop_map(text)
     };
-    // There are few of the shortest, which are soon used up where values must be unique.
+    // Short texts are rare, because there are few of them and unique values would soon be taken.
     prop_oneof![1 => filled(min), 4 => filled(max), 4 => filled(max / 2)].boxed()
 }
 
@@ -164,15 +164,17 @@ fn size(schema: &Value, name: &str, otherwise: usize) -> usize {
     schema[name].as_u64().map_or(otherwise, |size| usize::try_from(size).unwrap())
 }
 
-/// Otherwise the other tests would show little.
+/// The generated requests are worth something only if most of them can be parsed.
 #[test]
-fn most_requests_are_well_formed() {
+fn most_generated_requests_are_well_formed() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    for known in domain::commands() {
-        let requests = command(known);
-        let made = (0..100).map(|_| requests.new_tree(&mut runner).unwrap().current());
-        let read = made.filter(|request| (known.parse)(request.to_string().as_bytes(), given::id(1)).is_ok()).count();
-        assert!(read > 40, "{}.{}: {read} of 100", known.aggregate, known.verb);
+    for command_type in domain::commands() {
+        let requests = command(command_type);
+        let generated = (0..100).map(|_| requests.new_tree(&mut runner).unwrap().current());
+        let parsed = generated
+            .filter(|request| (command_type.parse)(request.to_string().as_bytes(), given::id(1)).is_ok())
+            .count();
+        assert!(parsed > 40, "{}.{}: {parsed} of 100", command_type.aggregate, command_type.verb);
     }
     let nothing = json!({ "type": "object", "properties": {} });
     assert_eq!(request(&nothing, "").new_tree(&mut runner).unwrap().current(), json!({}));
