@@ -21,7 +21,7 @@ down: ## stop what `make up` started; the data stays (scripts/stack down --wipe 
 	@scripts/watershed down
 
 unit: ## the tests of the domain and of the views, in seconds and without servers
-	cargo test --package domain --package views --locked
+	cargo test --package domain --package views --locked --no-fail-fast
 
 test: ## all tests, on servers and ports of their own
 	python3 scripts/test_stack.py

@@ -44,7 +44,7 @@ fn an_aggregate_and_a_view_are_one_file_and_one_line_each() {
     let review = "shared/domain/src/review.rs";
     let aggregate = &blocks[review];
     for (forgotten, of_it, named) in [
-        ("aggregates: vec![*product, *user],", "aggregates: vec![*product],", "user_not_found"),
+        ("aggregates: vec![*product, *user],", "aggregates: vec![*product],", "`needs` of the command must name all"),
         (r#"        Sample::accepted("revise""#, r#"        Sample::accepted("write""#, "add one of `revise`"),
         (
             r#"("already_reviewed", "the user has a review"#,
@@ -64,6 +64,7 @@ fn an_aggregate_and_a_view_are_one_file_and_one_line_each() {
     let view = &blocks[ratings];
     for (forgotten, of_it, named) in [
         (r#".over(&["average", "_id"])"#, r#".over(&["stars_on_average", "_id"])"#, "has a string or a whole number"),
+        ("vec![by_average()]", "vec![]", "which `indexes` of the view does not have"),
         (r#"examples: &[r#"{"order":"desc"}"#, r#"examples: &[r#"{}"#, "add one with the field `order`"),
     ] {
         assert!(view.contains(forgotten), "{forgotten}");

@@ -90,6 +90,13 @@ impl InMemoryJournal {
         loaded
     }
 
+    fn everything(&self) -> Aggregates {
+        let mut loaded = Aggregates::default();
+        self.states().into_iter().for_each(|(id, (version, state))| loaded.load(id, version, state));
+        self.claims.iter().for_each(|(claim, holder)| loaded.load_claim(claim.clone(), *holder));
+        loaded
+    }
+
     pub(crate) fn state(&self, id: Id) -> Option<(u64, State)> {
         let (version, kind, json) = self.aggregates.get(&id)?;
         Some((*version, State::decode(kind, json).unwrap()))
@@ -132,12 +139,18 @@ impl InMemoryJournal {
     /// Executes the command on what it declares that it needs, and stores the changes.
     ///
     /// # Panics
-    /// If the command changes another aggregate, or takes a claim that it does not declare.
+    /// If the command reads or changes another aggregate, or takes a claim that it does not declare.
     pub(crate) fn execute(&mut self, command: Command) -> Result<Vec<Recorded>, Rejection> {
         let shown = format!("{command:?}");
         let claims = command.claims();
         let mut loaded = self.load([&command].into_iter());
+        let on_everything = self.everything().execute(command.clone(), None, now());
         let result = loaded.execute(command, None, now());
+        assert!(
+            result == on_everything,
+            "`needs` of the command must name all that `decide` reads: {shown} leads to {result:?} on what it names, \
+                and to {on_everything:?} on everything",
+        );
         for (claim, _) in loaded.taken_claims() {
             assert!(claims.contains(claim), "{shown} took {claim:?}: `needs` of the command must name it");
         }

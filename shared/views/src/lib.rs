@@ -226,6 +226,20 @@ mod tests {
                 });
                 for list in lists {
                     let (name, keys) = (query.name(), &list.sort);
+                    let hint = &list.hint;
+                    let by_id = bson::doc! { "_id": 1 };
+                    assert!(
+                        *hint == by_id || V::indexes().contains(hint),
+                        "{name} reads in the order of the index {hint}, which `indexes` of the view does not have"
+                    );
+                    let is_indexed = |field: &str| {
+                        hint.keys().any(|key| {
+                            key == field || key.strip_suffix("$**").is_some_and(|prefix| field.starts_with(prefix))
+                        })
+                    };
+                    for field in list.filter.keys().filter(|field| !field.starts_with('$')) {
+                        assert!(is_indexed(field), "{name} filters by `{field}`, which the index {hint} does not have");
+                    }
                     let cursors: Vec<String> =
                         documents.iter().filter_map(|document| list.cursor.next(document).ok()).collect();
                     assert!(

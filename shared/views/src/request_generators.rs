@@ -81,7 +81,11 @@ impl Generator<'_> {
 
     fn array(&self, name: &str, schema: &Value) -> BoxedStrategy<Value> {
         let item = self.value(name, &schema["items"]);
-        let (min, max) = (size(schema, "minItems", 0), size(schema, "maxItems", 3));
+        assert!(
+            schema["maxItems"].is_u64(),
+            "the schema of `{name}` does not say its maxItems: bound the list, as `lines` in order.rs is"
+        );
+        let (min, max) = (size(schema, "minItems", 0), size(schema, "maxItems", 0));
         let full = item.clone().prop_map(move |item| vec![item; max]);
         prop_oneof![40 => vec(item, min..=min + 2), 1 => full].prop_map(Value::from).boxed()
     }
