@@ -459,6 +459,11 @@ class Compose(unittest.TestCase):
         parameters = set(re.findall(r"- --setParameter=(\w+)=(\S+)\n", self.compose))
         self.assertEqual(parameters, set(servers.MongoDB.parameters.items()))
 
+    def test_nats_gets_every_password_from_its_file(self):
+        named = set(re.findall(r"\$NATS_(\w+)_PASSWORD", (programs.CHECKOUT / "nats.conf").read_text()))
+        script = (programs.CHECKOUT / "scripts" / "docker" / "nats.sh").read_text()
+        self.assertEqual(set(re.search(r"for user in ([A-Z ]+);", script)[1].split()), named)
+
     def test_every_variable_stands_in_the_example(self):
         secrets = (programs.CHECKOUT / "docker-compose.secrets.yml").read_text()
         variables = set(re.findall(r"\$\{(\w+)", self.compose + secrets))
@@ -601,7 +606,9 @@ NO_ROLE = (
     "other $SYS.REQ.SERVER.N1.RELOAD $SYS.REQ.SERVER.N1.KICK $SYS.REQ.SERVER.N1.LDM $SYS.ACCOUNT.A1.CONNECT "
     "_INBOX_command.x _INBOX_projection.x _INBOX_query.x $JS.API.STREAM.DELETE.EVENTS "
     "$JS.API.STREAM.PURGE.EVENTS $JS.API.STREAM.UPDATE.EVENTS $JS.API.STREAM.MSG.DELETE.EVENTS "
-    "$JS.API.CONSUMER.CREATE.EVENTS $JS.API.CONSUMER.DURABLE.CREATE.EVENTS.c $JS.ACK.EVENTS.c.1.1.1.1.1",
+    "$JS.API.CONSUMER.CREATE.EVENTS $JS.API.CONSUMER.DURABLE.CREATE.EVENTS.c $JS.ACK.EVENTS.c.1.1.1.1.1 "
+    # With a wildcard for the domain, this would read the messages of the consumer `c`.
+    "$JS.ACK.EVENTS.c.1.subscriber.1.1.1",
     "> *.> cmd.> qry.> $JS.API.> $JS.ACK.> other",
 )
 NATS_PUBLISHED = sorted(set(" ".join([NO_ROLE[0], *(publish for _, publish, _ in NATS_ROLES)]).split()))

@@ -3,7 +3,7 @@
 set -eu
 . /watershed/passwords.sh
 
-for user in COMMAND PROJECTION QUERY CLIENT OPERATOR SYS; do
+for user in COMMAND PROJECTION QUERY SUBSCRIBER CLIENT OPERATOR SYS; do
   password=$(value "NATS_${user}_PASSWORD")
   export "NATS_${user}_PASSWORD=$password"
 done
