@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 pub mod bench;
+pub mod http;
 pub mod journal;
 mod proxy;
 mod raw;

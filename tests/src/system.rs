@@ -6,13 +6,15 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
 use clap::Parser;
+use futures_util::StreamExt;
 use runtime::nats_options;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::NoTls;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
@@ -123,6 +125,23 @@ impl System {
         let arguments = self.arguments(role, arguments);
         let log = File::create(log).expect("a file can be made");
         Process::start(Command::new(binary(role)).args(&arguments[1..]).env("RUST_LOG", "warn").stdout(log))
+    }
+
+    /// What every replica of this installation says in `$SRV.STATS`.
+    pub async fn all_stats(&self) -> Vec<Value> {
+        let nats = &self.client.nats;
+        let inbox = nats.new_inbox();
+        let mut replies = nats.subscribe(inbox.clone()).await.unwrap();
+        nats.publish_with_reply("$SRV.STATS", inbox, "".into()).await.unwrap();
+        let mut all = Vec::new();
+        // Installations of other tests answer too.
+        while let Ok(Some(reply)) = timeout(Duration::from_millis(300), replies.next()).await {
+            let stats: Value = serde_json::from_slice(&reply.payload).unwrap();
+            if stats["metadata"]["prefix"] == self.prefix {
+                all.push(stats);
+            }
+        }
+        all
     }
 
     /// Waits until this replica of the service answers on `$SRV`, to which it subscribes last.

@@ -7,6 +7,7 @@ mod commands;
 mod hostile;
 mod idempotency;
 mod load;
+mod monitor;
 mod outages;
 mod pages;
 mod paging;

@@ -4,8 +4,11 @@
 use std::sync::Arc;
 
 use domain::{CommandType, Id};
-use runtime::micro::{Reply, Request};
-use serde_json::Value;
+use runtime::{
+    Monitor,
+    micro::{Reply, Request},
+};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
@@ -32,7 +35,7 @@ pub struct Requester {
 
 impl Requester {
     pub async fn answer(self, outcome: Result<Accepted, Failure>) {
-        let reply = |accepted: Accepted| Reply { position: accepted.position, body: accepted.body().into() };
+        let reply = |accepted: Accepted| Reply { position: Some(accepted.position), body: accepted.body().into() };
         self.request.respond(outcome.map(reply)).await;
     }
 }
@@ -80,6 +83,31 @@ impl Intake {
         let (queue, waiting) = mpsc::channel(config.queue_commands);
         let bytes = Arc::new(Semaphore::new(config.queue_bytes as usize));
         (Self { queue, bytes, max_request_bytes: config.max_request_bytes, postgres, replies }, waiting)
+    }
+
+    /// Shows how full the queue is, without keeping it open.
+    pub fn show(&self, config: &Config, monitor: &Monitor) {
+        let (queue, bytes) = (self.queue.downgrade(), Arc::clone(&self.bytes));
+        let (max_commands, max_bytes) = (config.queue_commands, config.queue_bytes as usize);
+        let waiting = move || {
+            let commands = queue.upgrade().map_or(0, |queue| queue.max_capacity() - queue.capacity());
+            (commands, max_bytes - bytes.available_permits().min(max_bytes))
+        };
+        let figures = waiting.clone();
+        monitor.add_figures(move |it| {
+            let (commands, bytes) = figures();
+            it.gauge("watershed_queue_commands", "Commands that wait for a batch", &[], commands as f64);
+            it.gauge("watershed_queue_commands_limit", "QUEUE_COMMANDS", &[], max_commands as f64);
+            it.gauge("watershed_queue_bytes", "Bytes of requests that are not answered yet", &[], bytes as f64);
+            it.gauge("watershed_queue_bytes_limit", "QUEUE_BYTES", &[], max_bytes as f64);
+        });
+        monitor.add_data(move |data| {
+            let (commands, bytes) = waiting();
+            let queue = json!({
+                "commands": commands, "bytes": bytes, "max_commands": max_commands, "max_bytes": max_bytes,
+            });
+            data.insert("queue".into(), queue);
+        });
     }
 
     /// Puts the request's command into the queue, or answers why it was refused.

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use domain::Id;
-use runtime::{Nats, now};
+use runtime::{Nats, Pulse, now};
 use tokio::{
     sync::{Mutex, mpsc},
     time::{Instant, timeout},
@@ -19,6 +19,7 @@ use crate::{
     handover::Handover,
     intake::{QueuedCommand, QueuedRequest, Requester},
     journal::{LockTimeout, Session},
+    metrics::{Metrics, Retry},
     postgres::{Postgres, TimedOut, with_timeout},
     state_cache::StateCache,
 };
@@ -53,6 +54,8 @@ pub struct Lane {
     pub pessimistic_batches: u32,
     /// The aggregates on which a foreign lock has recently blocked commands, and when it did.
     pub contended: HashMap<Id, Instant>,
+    pub metrics: Arc<Metrics>,
+    pub pulse: Pulse,
 }
 
 impl Lane {
@@ -69,7 +72,9 @@ impl Lane {
         }
         let (commands, requesters): (Vec<QueuedCommand>, Vec<Requester>) =
             waiting.into_iter().map(|QueuedRequest { command, requester }| (command, requester)).unzip();
+        let known = self.cache.len();
         self.answer(&commands, requesters.into_iter().map(Some).collect()).await;
+        self.metrics.known_aggregates_changed(self.cache.len() as i64 - known as i64);
         true
     }
 
@@ -79,9 +84,14 @@ impl Lane {
     async fn answer(&mut self, commands: &[QueuedCommand], mut requesters: Vec<Option<Requester>>) {
         let mut stack = self.sub_batches(commands);
         while let Some(sub_batch) = stack.pop() {
-            let (indexes, outcomes) = match self.run_batch(&sub_batch).await {
+            let _working = self.pulse.work();
+            let started = Instant::now();
+            let ran = self.run_batch(&sub_batch).await;
+            self.metrics.batch(sub_batch.commands.len(), started.elapsed());
+            let (indexes, outcomes) = match ran {
                 Ok(written) => {
                     if let Some(committed) = written.committed {
+                        self.metrics.journal.advance(committed.after + committed.events.len() as u64);
                         self.handover.committed(&self.nats, committed).await;
                     }
                     (sub_batch.indexes, written.outcomes)
@@ -206,6 +216,7 @@ impl Lane {
                 Ok(written) => return Ok(written),
                 Err(error) => error,
             };
+            self.metrics.retry(error.retry());
             // The cache may hold states that were not written, or that are out of date.
             self.cache.clear();
             match error {
@@ -251,15 +262,19 @@ impl Lane {
     async fn try_once(&mut self, sub_batch: &SubBatch<'_>) -> Result<Written, BatchError> {
         let (commands, lock_timeout) = (&sub_batch.commands, sub_batch.lock_timeout);
         let (now, max_event_bytes) = (now(), self.nats.client.max_payload().saturating_sub(HEADER_ROOM));
-        let Self { postgres, session, cache, pessimistic_batches, .. } = self;
+        let Self { postgres, session, cache, pessimistic_batches, metrics, .. } = self;
         let session = connected(postgres, session).await?;
+        let started = Instant::now();
+        let committed = |written: Result<Written, BatchError>| {
+            written.inspect(|_| metrics.transaction_duration.observe(started.elapsed().as_secs_f64()))
+        };
         if *pessimistic_batches == 0
             && let Some(cached) = batch::from_cache(cache, commands)
         {
             let decided = batch::decide(commands, cached, cache, now, max_event_bytes)?;
             // A refusal may be due to a state that is out of date, so it must be confirmed on loaded states.
             if !decided.changes_nothing() {
-                return batch::write(session, decided, Some(lock_timeout)).await;
+                return committed(batch::write(session, decided, Some(lock_timeout)).await);
             }
         }
         *pessimistic_batches = pessimistic_batches.saturating_sub(1);
@@ -269,7 +284,7 @@ impl Lane {
             with_timeout(session.rollback()).await.map_err(BatchError::NoConnection)?;
             return Ok(decided.written(0));
         }
-        batch::write(session, decided, None).await
+        committed(batch::write(session, decided, None).await)
     }
 
     async fn roll_back(&mut self) {
@@ -443,6 +458,17 @@ async fn connected<'a>(postgres: &Postgres, session: &'a mut Option<Session>) ->
 }
 
 impl BatchError {
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Race => Retry::Race,
+            Self::Locked => Retry::Locked,
+            Self::Slow => Retry::Slow,
+            Self::NoConnection(_) | Self::ConnectionLost(_) => Retry::Connection,
+            Self::InDoubt(..) => Retry::InDoubt,
+            Self::Fault(_) => Retry::Fault,
+        }
+    }
+
     /// Whether a single command may be the cause, rather than the server.
     fn may_concern_one_command(&self) -> bool {
         match self {

@@ -16,7 +16,8 @@
 //!    messages; what did not come through the handover, it reads from the journal.
 //!
 //! `ledger` deletes old entries of the command ledger, `migrations` keeps the schema up to date, and `postgres` knows
-//! whether the server is up.
+//! whether the server is up. `metrics` counts what the others do, `observer` looks at journal and stream for it, and
+//! `operations` has what an operator can ask this service.
 
 mod batch;
 mod config;
@@ -25,7 +26,10 @@ mod intake;
 mod journal;
 mod lane;
 mod ledger;
+mod metrics;
 mod migrations;
+mod observer;
+mod operations;
 mod outbox;
 mod postgres;
 mod relay;
@@ -37,8 +41,8 @@ use deadpool_postgres::Object;
 use domain::CommandType;
 use futures_util::future::BoxFuture;
 use runtime::{
-    Nats, Ready,
-    micro::{Description, Endpoint, EndpointDescription, Service},
+    Monitor, Nats, Ready, http,
+    micro::{Endpoint, EndpointDescription, Service},
     serve_again,
 };
 use tokio::{sync::Mutex, task::JoinSet, time::timeout};
@@ -48,12 +52,15 @@ pub use config::{Config, Task};
 use handover::Handover;
 use intake::Intake;
 use lane::Lane;
+use metrics::Metrics;
 use postgres::Postgres;
 use relay::Relay;
 use state_cache::StateCache;
 
 /// How long a migration may take before it is tried again, since a server that hangs sends no error.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(1_800);
+/// How long a lane may work on one batch. It gives up on a server that does not answer much sooner.
+const BATCH_BOUND: Duration = Duration::from_secs(120);
 
 /// Serves commands until `shutdown`; then accepts no more, finishes those that were accepted, and returns.
 ///
@@ -68,9 +75,16 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    // Each lane has one connection. One more is for resolving transactions in doubt, and one for sweeping the ledger.
-    let postgres = Postgres::new(&config.postgres_url()?, usize::from(config.lanes) + 2)?;
+    let monitor = Monitor::new("command", config.replica.name(), &config.nats);
+    let _http = http::serve(monitor.clone(), config.replica.metrics_address);
+    // Each lane has one connection. Others are for resolving transactions in doubt, for sweeping the ledger, for
+    // observing the journal, and for operations.
+    let postgres = Postgres::new(&config.postgres_url()?, usize::from(config.lanes) + 4)?;
     let nats = Nats::connect(&config.nats, "command").await?;
+    monitor.add_server(nats.status.clone());
+    monitor.add_server(postgres.status.clone());
+    postgres.show_pool(&monitor);
+    let metrics = Metrics::new(&monitor);
     let starting = async {
         prepare(&postgres).await?;
         nats.up().await;
@@ -87,13 +101,17 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let stop_background = CancellationToken::new();
     let handover = Handover::default();
     background.spawn(
-        Relay::new(config.clone(), nats.clone(), handover.clone(), postgres.clone()).run(stop_background.clone()),
+        Relay::new(config.clone(), nats.clone(), handover.clone(), postgres.clone(), &monitor, Arc::clone(&metrics))
+            .run(stop_background.clone()),
     );
+    let (stream, observed) = (config.nats.stream.clone(), Arc::clone(&metrics));
+    background.spawn(observer::run(postgres.clone(), nats.clone(), stream, observed, stop_background.clone()));
     let retention = Duration::from_secs(config.ledger_seconds.into());
     background.spawn(ledger::run(postgres.clone(), retention, stop_background.clone()));
 
     let replies = TaskTracker::new();
     let (intake, queue) = Intake::new(&config, postgres.clone(), replies.clone());
+    intake.show(&config, &monitor);
     let queue = Arc::new(Mutex::new(queue));
     for _ in 0..config.lanes {
         let lane = Lane {
@@ -107,15 +125,18 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
             cache: StateCache::default(),
             pessimistic_batches: 0,
             contended: HashMap::new(),
+            metrics: Arc::clone(&metrics),
+            pulse: monitor.pulse("a lane", BATCH_BOUND),
         };
         lanes.spawn(lane.run());
     }
     let service = tokio::select! {
-        service = serve(&nats, &config, &intake) => service?,
+        service = serve(&nats, &postgres, &config, &monitor, &intake, &replies) => service?,
         () = shutdown.cancelled() => return Ok(()),
         closed = nats.closed() => return Err(closed.into()),
     };
     drop(intake);
+    monitor.set_serving(true);
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
     let ended = tokio::select! {
@@ -123,6 +144,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         closed = nats.closed() => Err(closed.into()),
     };
     drop(ready);
+    monitor.set_serving(false);
     let stopping = async {
         service.stop().await;
         // The endpoints held the queue's senders, so the lanes end once they have taken the last command.
@@ -162,14 +184,21 @@ async fn prepare(postgres: &Postgres) -> anyhow::Result<()> {
     }
 }
 
-async fn serve(nats: &Nats, config: &Config, intake: &Intake) -> anyhow::Result<Service> {
-    let description = Description {
-        name: "command",
-        description: "Changes data and says whether that succeeded",
-        version: env!("CARGO_PKG_VERSION"),
-        id: config.replica.name(),
+async fn serve(
+    nats: &Nats,
+    postgres: &Postgres,
+    config: &Config,
+    monitor: &Monitor,
+    intake: &Intake,
+    tasks: &TaskTracker,
+) -> anyhow::Result<Service> {
+    let context = operations::Context {
+        postgres: postgres.clone(),
+        nats: nats.clone(),
+        stream: config.nats.stream.clone(),
+        monitor: monitor.clone(),
     };
-    let mut endpoints = Vec::new();
+    let mut endpoints = operations::endpoints(&Arc::new(context), tasks);
     for command_type in domain::commands() {
         let CommandType { aggregate, verb, description, schema, parse: _ } = *command_type;
         let description = EndpointDescription {
@@ -182,5 +211,5 @@ async fn serve(nats: &Nats, config: &Config, intake: &Intake) -> anyhow::Result<
         let handle = Box::new(move |request| intake.take(*command_type, request));
         endpoints.push(Endpoint { description, handle });
     }
-    Ok(Service::start(nats, description, endpoints).await)
+    Ok(Service::start(nats, monitor, "Changes data and says whether that succeeded", endpoints).await)
 }

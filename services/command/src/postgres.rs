@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use runtime::{Backoff, LogThrottle};
-use tokio::{sync::watch, time::timeout};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Status};
+use runtime::{Backoff, LogThrottle, Monitor, Server, ServerStatus};
+use tokio::time::timeout;
 use tokio_postgres::{NoTls, config::Host, error::SqlState};
 
 /// How long to wait for a connection before the server counts as down.
@@ -48,7 +48,7 @@ pub struct Postgres {
     pool: Pool,
     /// The server's address, for the log.
     address: Arc<str>,
-    up: Arc<watch::Sender<bool>>,
+    pub status: ServerStatus,
 }
 
 impl Postgres {
@@ -67,7 +67,7 @@ impl Postgres {
             // A connection that was returned while the server was not responding is checked before it is used again.
             .recycle_timeout(Some(CONNECT_TIMEOUT))
             .build()?;
-        Ok(Self { pool, address, up: Arc::new(watch::channel(true).0) })
+        Ok(Self { pool, address, status: ServerStatus::new(Server::Postgres) })
     }
 
     pub async fn get(&self) -> Result<deadpool_postgres::Object, deadpool_postgres::PoolError> {
@@ -75,26 +75,34 @@ impl Postgres {
     }
 
     pub fn is_up(&self) -> bool {
-        *self.up.borrow()
+        self.status.is_up()
+    }
+
+    /// Shows how the pool is used.
+    pub fn show_pool(&self, monitor: &Monitor) {
+        let pool = self.pool.clone();
+        monitor.add_figures(move |figures| {
+            let Status { max_size, size, available, waiting } = pool.status();
+            figures.connections(Server::Postgres, size - available.min(size), available, max_size, waiting);
+        });
     }
 
     /// Says that the server did not respond. From then on it is pinged until it does.
     pub fn mark_down(&self) {
-        if !self.up.send_replace(false) {
+        if !self.status.set_up(false) {
             return;
         }
         tracing::error!(server = &*self.address, "PostgreSQL is unreachable: commands are refused until it responds");
         let postgres = self.clone();
         tokio::spawn(async move {
             postgres.wait_until_up().await;
-            postgres.mark_up();
             tracing::info!("PostgreSQL responds again");
         });
     }
 
     /// Says that the server has responded.
     pub fn mark_up(&self) {
-        self.up.send_replace(true);
+        self.status.set_up(true);
     }
 
     /// Whether the server responds promptly.
@@ -112,7 +120,10 @@ impl Postgres {
         let (mut backoff, mut log_throttle) = (Backoff::default(), LogThrottle::default());
         loop {
             match self.ping().await {
-                Ok(()) => return,
+                Ok(()) => {
+                    self.mark_up();
+                    return;
+                }
                 Err(error) => {
                     let reason = reason(&error);
                     if log_throttle.is_due(&reason) {

@@ -7,7 +7,7 @@
 //! the next one accepted. So every message is acknowledged, not only the last of many, and after any failure the
 //! messages that were in flight are compared with the journal before anything more is published.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::{
@@ -21,7 +21,7 @@ use async_nats::{
     },
 };
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
-use runtime::{Backoff, LogThrottle, Nats};
+use runtime::{Backoff, LogThrottle, Monitor, Nats, Pulse};
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
@@ -29,12 +29,17 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config,
     handover::{Handover, Next},
+    metrics::{Metrics, RelayState},
     outbox::{self, Origin, OutgoingEvent},
     postgres::{self, Postgres, with_timeout},
 };
 
 /// The key of the database's advisory lock: the replica that holds it runs the relay. An arbitrary number.
-const LOCK: i64 = 0x0072_656c_6179;
+pub const LOCK: i64 = 0x0072_656c_6179;
+/// What comes before the replica's name in the name of the connection that holds the lock.
+pub const CONNECTION: &str = "relay ";
+/// How long a step of the relay may take. Each of its waits for a server is shorter by far.
+const STEP_BOUND: Duration = Duration::from_secs(60);
 /// How often a replica that does not run the relay tries to take the lock.
 const STANDBY_POLL: Duration = Duration::from_secs(1);
 
@@ -51,6 +56,9 @@ pub struct Relay {
     jetstream: Context,
     handover: Handover,
     postgres: Postgres,
+    replica: String,
+    metrics: Arc<Metrics>,
+    pulse: Pulse,
     /// The last position for which this replica has received the stream's acknowledgement.
     acknowledged: u64,
     /// How often the connection to NATS had been lost when this replica began to lead. After another loss,
@@ -101,9 +109,17 @@ pub enum Misaligned {
 }
 
 impl Relay {
-    pub fn new(config: Config, nats: Nats, handover: Handover, postgres: Postgres) -> Self {
-        let jetstream = jetstream::new(nats.client.clone());
-        Self { config, nats, jetstream, handover, postgres, acknowledged: 0, losses: 0 }
+    pub fn new(
+        config: Config,
+        nats: Nats,
+        handover: Handover,
+        postgres: Postgres,
+        monitor: &Monitor,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (jetstream, replica) = (jetstream::new(nats.client.clone()), monitor.replica().to_owned());
+        let pulse = monitor.pulse("the relay", STEP_BOUND);
+        Self { config, nats, jetstream, handover, postgres, replica, metrics, pulse, acknowledged: 0, losses: 0 }
     }
 
     /// Runs until `stop`, and then, if possible, until the stream has all events of the journal.
@@ -118,7 +134,9 @@ impl Relay {
             if failed.is::<postgres::TimedOut>() {
                 self.postgres.mark_down();
             }
+            self.pulse.rest();
             let reason = format!("{failed:#}");
+            self.metrics.set_relay(RelayState::Failing(reason.clone()));
             if log_throttle.is_due(&reason) {
                 match failed.downcast_ref::<Misaligned>() {
                     Some(_) => tracing::error!(%reason, "the relay has stopped: it publishes no events"),
@@ -142,6 +160,7 @@ impl Relay {
         }
         let client = self.connect().await?;
         while !try_lock(&client).await? {
+            self.metrics.set_relay(RelayState::Standby);
             if stop.run_until_cancelled(tokio::time::sleep(STANDBY_POLL)).await.is_none() {
                 return Ok(());
             }
@@ -156,6 +175,8 @@ impl Relay {
         let last = self.while_connected(self.align(&client, &origin)).await?;
         self.acknowledged = last;
         let mut stream = StreamState { origin, last, acknowledged: last, is_behind: true, inbox, acknowledgements };
+        self.metrics.set_relay(RelayState::Running);
+        self.metrics.acknowledged(last, 0);
         tracing::info!(position = last, "this replica runs the relay");
         let mut is_stopping = false;
         loop {
@@ -172,6 +193,7 @@ impl Relay {
                 }
                 continue;
             }
+            self.pulse.rest();
             if is_stopping {
                 return Ok(());
             }
@@ -186,6 +208,7 @@ impl Relay {
                 () = tokio::time::sleep(self.config.relay_poll()) => {
                     self.while_connected(self.check_stream(&client, &mut stream)).await?;
                     self.acknowledged = stream.acknowledged;
+                    self.metrics.acknowledged(self.acknowledged, 0);
                 }
             }
         }
@@ -213,6 +236,7 @@ impl Relay {
 
     /// Publishes events, each on the condition that the one before it is the stream's last.
     async fn publish(&mut self, outgoing: Vec<OutgoingEvent>, stream: &mut StreamState) -> anyhow::Result<()> {
+        self.pulse.beat();
         for OutgoingEvent { position, subject, mut headers, payload } in outgoing {
             while stream.last - stream.acknowledged >= IN_FLIGHT {
                 self.acknowledged(stream).await?;
@@ -235,11 +259,13 @@ impl Relay {
             }
             () = self.nats.lost(self.losses) => bail!("the connection to NATS was lost"),
         };
+        let before = self.acknowledged;
         stream.acknowledge(&first)?;
         while let Some(Some(next)) = stream.acknowledgements.next().now_or_never() {
             stream.acknowledge(&next)?;
         }
         self.acknowledged = stream.acknowledged;
+        self.metrics.acknowledged(self.acknowledged, self.acknowledged.saturating_sub(before));
         Ok(())
     }
 
@@ -307,7 +333,8 @@ impl Relay {
     }
 
     async fn connect(&self) -> anyhow::Result<Client> {
-        let settings = postgres::settings(&self.config.postgres_url()?)?;
+        let mut settings = postgres::settings(&self.config.postgres_url()?)?;
+        settings.application_name(format!("{CONNECTION}{}", self.replica));
         let (client, connection) = with_timeout(settings.connect(NoTls)).await?;
         // The task ends with the client. If it fails, so does the client's next statement.
         tokio::spawn(connection);

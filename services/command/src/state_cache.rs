@@ -56,6 +56,11 @@ impl StateCache {
         }
     }
 
+    /// How many aggregates are cached.
+    pub fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+
     pub fn clear(&mut self) {
         *self = Self::default();
     }

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{anyhow, ensure};
 use futures_util::future::{BoxFuture, join_all};
-use runtime::{LogThrottle, Nats};
+use runtime::{LogThrottle, Nats, Pulse};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -15,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     lease::{Lease, Leases, Snapshot},
+    metrics::ViewMetrics,
     retry_state::{RetryState, describe},
 };
 
@@ -22,6 +23,7 @@ use crate::{
 pub struct Candidate {
     pub view: &'static str,
     pub lead: Lead,
+    pub metrics: Arc<ViewMetrics>,
 }
 
 /// Leads a view until the token is cancelled, and returns the highest term that it has seen.
@@ -33,6 +35,7 @@ pub struct Election {
     leases: Leases,
     candidates: Vec<Candidate>,
     leaders: HashMap<&'static str, Leader>,
+    pulse: Pulse,
     renew_at: Instant,
     /// When a free lease was first seen free.
     free_since: HashMap<&'static str, Instant>,
@@ -42,13 +45,14 @@ pub struct Election {
 
 struct Leader {
     term: i64,
+    metrics: Arc<ViewMetrics>,
     /// Makes the leader write what it has folded, and end.
     stop: CancellationToken,
     task: AbortOnDropHandle<()>,
 }
 
 impl Election {
-    pub fn new(nats: &Nats, stream: &str, leases: Leases, candidates: Vec<Candidate>) -> Self {
+    pub fn new(nats: &Nats, stream: &str, leases: Leases, candidates: Vec<Candidate>, pulse: Pulse) -> Self {
         let now = Instant::now();
         let (valid_until, _) = watch::channel(now);
         Self {
@@ -57,6 +61,7 @@ impl Election {
             leases,
             candidates,
             leaders: HashMap::new(),
+            pulse,
             renew_at: now,
             free_since: HashMap::new(),
             valid_until,
@@ -68,6 +73,7 @@ impl Election {
     pub async fn run(mut self, shutdown: &CancellationToken) {
         let mut retry = RetryState::default();
         loop {
+            self.pulse.beat();
             let stepped = timeout(self.leases.duration(), self.step());
             let Some(stepped) = shutdown.run_until_cancelled(stepped).await else { break };
             match stepped.unwrap_or_else(|_| Err(anyhow!("MongoDB does not answer"))) {
@@ -86,6 +92,7 @@ impl Election {
                 break;
             }
         }
+        self.pulse.rest();
         self.hand_over().await;
     }
 
@@ -112,6 +119,7 @@ impl Election {
             let is_held = snapshot.is_held(self.leases.replica(), view, leader.term);
             if !is_held && !leader.task.is_finished() && !leader.stop.is_cancelled() {
                 tracing::warn!(view, term = leader.term, "lost the lease, no longer leading the view");
+                leader.metrics.lease_lost();
             }
             is_held && !leader.task.is_finished()
         });
@@ -171,10 +179,13 @@ fn lead(leases: &Leases, candidate: &Candidate, term: i64, valid_until: watch::R
     let lease = Arc::new(Lease { view: candidate.view, term, valid_until });
     let stop = CancellationToken::new();
     let leading = (candidate.lead)(Arc::clone(&lease), stop.clone());
-    let leases = leases.clone();
+    let (leases, metrics) = (leases.clone(), Arc::clone(&candidate.metrics));
+    let guard = metrics.lead(term);
     let task = AbortOnDropHandle::new(tokio::spawn(async move {
+        let _guard = guard;
         tokio::select! {
             () = lease.expired() => {
+                metrics.lease_lost();
                 tracing::warn!(view = lease.view, term, "the lease expired, no longer leading the view");
             }
             highest_term = leading => {
@@ -184,7 +195,7 @@ fn lead(leases: &Leases, candidate: &Candidate, term: i64, valid_until: watch::R
             }
         }
     }));
-    Leader { term, stop, task }
+    Leader { term, metrics: Arc::clone(&candidate.metrics), stop, task }
 }
 
 /// Whether a replica that leads `mine` of the views should acquire one more that is free, while the other replicas lead

@@ -179,6 +179,13 @@ impl Snapshot {
         })
     }
 
+    /// The name of the live replica that holds the view's lease, and the term.
+    pub fn holder(&self, view: &str) -> Option<(&str, i64)> {
+        let lease = self.0.iter().find(|entry| entry.id == view && entry.live)?;
+        let (name, _) = lease.holder.as_deref()?.rsplit_once(SEPARATOR)?;
+        Some((name, lease.term))
+    }
+
     /// Whether no other replica holds the view's lease.
     pub fn is_free(&self, replica: &str, view: &str) -> bool {
         !self.0.iter().any(|entry| entry.id == view && entry.live && entry.holder.as_deref() != Some(replica))

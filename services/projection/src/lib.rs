@@ -15,7 +15,8 @@
 //! 8. `projector` announces the new checkpoint over NATS to the query service, whose queries may be waiting for it.
 //!
 //! After any error the projector starts again from the stored checkpoint. `retry_state` paces the retries, and logs
-//! each failure once.
+//! each failure once. `metrics` keeps what is shown of all this, `observer` looks at the servers for it every second,
+//! and `operations` has what an operator can ask this service.
 
 mod config;
 mod document_write;
@@ -23,6 +24,9 @@ mod election;
 mod event;
 mod fold;
 mod lease;
+mod metrics;
+mod observer;
+mod operations;
 mod projector;
 mod reader;
 mod retry_state;
@@ -34,24 +38,29 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use mongodb::Database;
-use runtime::{
-    Nats, Ready,
-    micro::{Description, Service},
-    serve_again,
+use runtime::{Histogram, Monitor, Nats, Ready, Server, ServerStatus, http, micro::Service, serve_again};
+use tokio::time::{sleep, timeout};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
 };
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 use views::{View, Visitor};
 
 pub use config::Config;
 use election::{Candidate, Election};
 use event::Size;
 use lease::Leases;
+use metrics::Metrics;
 use projector::{Resources, lead};
 use retry_state::RetryState;
 use shared_reader::SharedReader;
 use store::Store;
 use writer::Writers;
+
+/// How long the election may take beyond some durations of a lease before it counts as hung.
+const ELECTION_BOUND: Duration = Duration::from_secs(30);
+/// How long operations that are being run may take when the service stops.
+const OPERATIONS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Keeps this replica's share of the views up to date until `shutdown`. Then writes the batches that have been begun,
 /// releases the leases, and returns.
@@ -68,30 +77,52 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let replica = config.replica.name();
-    let (database, address) = store::connect(&config.mongodb_url()?, &config.database).await?;
+    let monitor = Monitor::new("projection", config.replica.name(), &config.nats);
+    let _http = http::serve(monitor.clone(), config.replica.metrics_address);
+    let (database, address) = store::connect(&config.mongodb_url()?, &config.database, &monitor).await?;
     let nats = Nats::connect(&config.nats, "projection").await?;
-    let starting = async { tokio::join!(nats.up(), prepare_views(&database, &address)) };
+    let mongodb = ServerStatus::new(Server::Mongodb);
+    monitor.add_server(nats.status.clone());
+    monitor.add_server(mongodb.clone());
+    let metrics = Metrics::new(&monitor);
+    let (stream, observed) = (config.nats.stream.clone(), Arc::clone(&metrics));
+    let observing = observer::run(nats.clone(), stream, database.clone(), mongodb, observed);
+    let _observer = AbortOnDropHandle::new(tokio::spawn(observing));
+    let durations = &metrics.transaction_duration;
+    let starting = async { tokio::join!(nats.up(), prepare_views(&database, &address, durations)) };
     let Some(((), writers)) = shutdown.run_until_cancelled(starting).await else {
         return Ok(());
     };
+    let leases = Leases::new(&database, monitor.replica(), config.lease());
+    let context = operations::Context {
+        database: database.clone(),
+        nats: nats.clone(),
+        stream: config.nats.stream.clone(),
+        leases: leases.clone(),
+        metrics: Arc::clone(&metrics),
+    };
+    let tasks = TaskTracker::new();
+    let operations = operations::endpoints(&Arc::new(context), &tasks);
     let service = tokio::select! {
-        service = serve(&nats, &replica) => service,
+        service = Service::start(&nats, &monitor, "Builds the views from the stream", operations) => service,
         () = shutdown.cancelled() => return Ok(()),
         gone = nats.closed() => return Err(gone.into()),
     };
+    monitor.set_serving(true);
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
-    let leases = Leases::new(&database, &replica, config.lease());
     let resources = Arc::new(Resources {
         nats: nats.clone(),
         database,
         leases: leases.clone(),
         reader: Arc::new(SharedReader::new(&nats, &config.nats.stream)),
         writers,
+        metrics,
         batch_limit: Size { events: config.batch_events, bytes: config.batch_bytes },
     });
-    let election = Election::new(&nats, &config.nats.stream, leases, candidates(&resources));
+    // Each turn takes a lease's duration at most.
+    let pulse = monitor.pulse("the election", 4 * config.lease() + ELECTION_BOUND);
+    let election = Election::new(&nats, &config.nats.stream, leases, candidates(&resources), pulse);
     let stop = CancellationToken::new();
     let stopping = async {
         let ended = tokio::select! {
@@ -99,6 +130,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
             gone = nats.closed() => Err(gone.into()),
         };
         drop(ready);
+        monitor.set_serving(false);
         stop.cancel();
         ended
     };
@@ -108,6 +140,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         tracing::warn!("stopped at the deadline, with batches unwritten or leases unreleased");
     }
     service.stop().await;
+    tasks.close();
+    let _ = timeout(OPERATIONS_DEADLINE, tasks.wait()).await;
     service.close().await;
     nats.close().await;
     ended
@@ -126,7 +160,7 @@ async fn ends_within(deadline: Duration, stop: &CancellationToken, work: impl Fu
 }
 
 /// Makes sure that each view has its collection, indexes and checkpoint, and starts the writers.
-async fn prepare_views(database: &Database, server: &str) -> Writers {
+async fn prepare_views(database: &Database, server: &str, durations: &Histogram) -> Writers {
     struct Opening<'a>(&'a Database, Vec<BoxFuture<'a, Result<Store, mongodb::error::Error>>>);
 
     impl Visitor for Opening<'_> {
@@ -141,7 +175,7 @@ async fn prepare_views(database: &Database, server: &str) -> Writers {
         views::visit(&mut opening);
         let prepared = async {
             futures_util::future::try_join_all(opening.1).await?;
-            Writers::start(database).await
+            Writers::start(database, durations).await
         };
         match prepared.await {
             Ok(writers) => return writers,
@@ -155,16 +189,6 @@ async fn prepare_views(database: &Database, server: &str) -> Writers {
     }
 }
 
-async fn serve(nats: &Nats, replica: &str) -> Service {
-    let description = Description {
-        name: "projection",
-        description: "Builds the views from the stream",
-        version: env!("CARGO_PKG_VERSION"),
-        id: replica.to_owned(),
-    };
-    Service::start(nats, description, vec![]).await
-}
-
 fn candidates(resources: &Arc<Resources>) -> Vec<Candidate> {
     struct Candidates<'a>(&'a Arc<Resources>, Vec<Candidate>);
 
@@ -175,7 +199,7 @@ fn candidates(resources: &Arc<Resources>) -> Vec<Candidate> {
                 let resources = Arc::clone(&resources);
                 Box::pin(async move { lead::<V>(&resources, &lease, &stop).await })
             });
-            self.1.push(Candidate { view: V::NAME, lead });
+            self.1.push(Candidate { view: V::NAME, lead, metrics: self.0.metrics.of::<V>() });
         }
     }
 

@@ -4,7 +4,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, ensure};
-use domain::Recorded;
+use domain::{Recorded, Timestamp};
 use futures_util::future::BoxFuture;
 use mongodb::Database;
 use runtime::Nats;
@@ -18,8 +18,9 @@ use crate::{
     event::{Size, StreamMessage, Unapplied},
     fold::Fold,
     lease::{Lease, Leases},
+    metrics::{Metrics, ViewMetrics},
     reader::ReadError,
-    retry_state::RetryState,
+    retry_state::{RetryState, describe},
     shared_reader::{SharedReader, Subscription},
     store::{Batch, Store, Superseded, kill_session},
     writer::{WritePermit, Writer, Writers},
@@ -44,6 +45,7 @@ pub struct Resources {
     pub leases: Leases,
     pub reader: Arc<SharedReader>,
     pub writers: Writers,
+    pub metrics: Arc<Metrics>,
     /// The size at which a batch is written.
     pub batch_limit: Size,
 }
@@ -65,6 +67,7 @@ pub async fn lead<V: View>(resources: &Resources, lease: &Lease, stop: &Cancella
             tracing::warn!(view, term, later, "another replica has taken the view over under a later term");
             return *later;
         }
+        resources.metrics.of::<V>().failing(describe(&error));
         log(view, &error, &mut retry);
         if stop.run_until_cancelled(retry.wait()).await.is_none() {
             return term;
@@ -91,12 +94,15 @@ fn log(view: &str, error: &anyhow::Error, retry: &mut RetryState) {
 /// A view while it is led: its events are read, folded and written.
 pub struct Projector<'a, V: View> {
     resources: &'a Resources,
+    metrics: Arc<ViewMetrics>,
     subscription: Subscription,
     fold: Fold<V>,
     output: Output<'a>,
     progress: Progress,
     /// How much has been folded since the last batch was sealed.
     open_batch: Size,
+    /// When the first event of the open batch that concerns the view was recorded.
+    oldest: Option<Timestamp>,
     timers: Timers,
     /// The view has failed and not yet recovered. It has a dedicated reader, and loads even documents that an event
     /// should create: if such a document exists, the error then names the event instead of a write that failed.
@@ -117,15 +123,23 @@ enum WriteState {
     Idle,
     /// The open batch is to be written. Events are added to it until the permit comes.
     AwaitingPermit(BoxFuture<'static, anyhow::Result<WritePermit>>),
-    /// A sealed batch is being written. The future returns the new checkpoint.
-    Writing(BoxFuture<'static, anyhow::Result<u64>>),
+    /// A sealed batch is being written.
+    Writing(BoxFuture<'static, anyhow::Result<WrittenBatch>>),
 }
 
 /// How a [`WriteState`] ended.
 enum WriteOutcome {
     Permitted(WritePermit),
-    /// The batch up to this position is stored.
-    Written(u64),
+    Written(WrittenBatch),
+}
+
+/// A batch that is stored.
+struct WrittenBatch {
+    /// The new checkpoint.
+    to: u64,
+    events: u64,
+    documents: usize,
+    oldest: Option<Timestamp>,
 }
 
 /// How far the view has come.
@@ -165,7 +179,8 @@ impl<'a, V: View> Projector<'a, V> {
     /// [`Superseded`] if a later leader has taken the view over; others if a server is unavailable, or there is no
     /// stream yet.
     async fn start(resources: &'a Resources, lease: &Lease, is_recovering: bool) -> anyhow::Result<Self> {
-        let Resources { database, leases, reader, writers, .. } = resources;
+        let Resources { database, leases, reader, writers, metrics, .. } = resources;
+        let metrics = metrics.of::<V>();
         let writer = writers.of::<V>();
         let own = writer.session().await.id().clone();
         // A transaction that the leader before left open would lock its documents for a minute or more.
@@ -183,15 +198,18 @@ impl<'a, V: View> Projector<'a, V> {
         let store = Store::open::<V>(database).await?;
         // A batch of this view that was still being written is now either stored, or never will be.
         let (stored, journal) = store.take_over(&mut *writer.session().await, lease.term).await?;
+        metrics.taken_over(store.generation, stored);
         let subscription = reader.subscribe(V::NAME, stored, !is_recovering).await?;
         let healthy_at = Some(Instant::now() + HEALTHY_AFTER);
         let mut projector = Self {
             resources,
+            metrics,
             subscription,
             fold: Fold::default(),
             output: Output { writer, store: Arc::new(store), term: lease.term, state: WriteState::Idle },
             progress: Progress { journal, stored, folded: stored, announced: None },
             open_batch: Size::default(),
+            oldest: None,
             timers: Timers { save_at: None, resume_at: None, healthy_at },
             is_recovering,
             is_catching_up: false,
@@ -217,6 +235,7 @@ impl<'a, V: View> Projector<'a, V> {
                 Some(Ok(())) if self.timers.healthy_at.is_none() && retry.is_failing() => {
                     tracing::info!(view = V::NAME, position = self.progress.stored, "the view has recovered");
                     retry.reset();
+                    self.metrics.recovered();
                     self.is_recovering = false;
                     self.subscription.allow_joining();
                 }
@@ -303,6 +322,7 @@ impl<'a, V: View> Projector<'a, V> {
                 // The new document will be about as large as its event.
                 self.open_batch.bytes += message.bytes();
             }
+            self.oldest = self.oldest.or(event.map(|event| event.at));
             events.push(DecodedMessage { position, event, ids: event.map(V::document_ids).unwrap_or_default() });
         }
         (events, None)
@@ -353,8 +373,8 @@ impl<'a, V: View> Projector<'a, V> {
     async fn advance_write(&mut self, outcome: anyhow::Result<WriteOutcome>) -> anyhow::Result<()> {
         match outcome? {
             WriteOutcome::Permitted(permit) => self.write(permit),
-            WriteOutcome::Written(position) => {
-                self.written(position).await;
+            WriteOutcome::Written(batch) => {
+                self.written(batch).await;
                 Ok(())
             }
         }
@@ -365,20 +385,24 @@ impl<'a, V: View> Projector<'a, V> {
         let Output { store, term, .. } = &self.output;
         let Progress { journal, stored: from, folded: to, .. } = self.progress;
         let batch = Batch { store: Arc::clone(store), from, to, term: *term, journal, writes: self.fold.seal()? };
+        let (documents, oldest) = (batch.writes.len(), self.oldest.take());
+        let written = WrittenBatch { to, events: to - from, documents, oldest };
         self.open_batch = Size::default();
         self.timers.save_at = None;
         if !batch.writes.is_empty() {
             self.timers.resume_at = Some(Instant::now() + V::BATCH_WINDOW);
         }
-        let written = permit.write(batch);
-        self.output.state = WriteState::Writing(Box::pin(async move { written.await.map(|()| to) }));
+        let writing = permit.write(batch);
+        self.output.state = WriteState::Writing(Box::pin(async move { writing.await.map(|()| written) }));
         Ok(())
     }
 
-    async fn written(&mut self, position: u64) {
-        self.progress.stored = position;
+    async fn written(&mut self, batch: WrittenBatch) {
+        let WrittenBatch { to, events, documents, oldest } = batch;
+        self.progress.stored = to;
         self.fold.mark_written();
-        if self.progress.folded == position {
+        self.metrics.written(events, documents, oldest);
+        if self.progress.folded == to {
             self.timers.save_at = None;
         }
         self.timers.healthy_at = None;
@@ -403,6 +427,7 @@ impl<'a, V: View> Projector<'a, V> {
         let is_all_stored = !self.output.is_writing() && !self.fold.has_changed();
         let position = if is_all_stored { folded } else { stored };
         let Nats { client, subjects, .. } = &self.resources.nats;
+        self.metrics.moved(position);
         // While NATS is unavailable nobody listens. The view starts again afterwards, and announces its position then.
         if announced < Some(position) && self.resources.nats.is_up() {
             let _ = client.publish(subjects.checkpoint(V::NAME), position.to_string().into()).await;

@@ -13,6 +13,7 @@ use mongodb::{
     error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR},
     options::{ClientOptions, ReadConcern, ReadPreference, ReturnDocument, WriteConcern},
 };
+use runtime::{Monitor, mongodb_pool};
 use uuid::Uuid;
 use views::{
     View,
@@ -36,6 +37,7 @@ pub struct Store {
     database: Database,
     documents: Collection<RawDocumentBuf>,
     checkpoints: Collection<Checkpoint>,
+    pub generation: i32,
     version: i32,
 }
 
@@ -64,7 +66,7 @@ pub struct Superseded {
 ///
 /// # Errors
 /// If the URL is not a connection string.
-pub async fn connect(url: &str, database: &str) -> anyhow::Result<(Database, String)> {
+pub async fn connect(url: &str, database: &str, monitor: &Monitor) -> anyhow::Result<(Database, String)> {
     let mut options = ClientOptions::parse(url)
         .await
         // The driver's error may quote the URL, and with it the password.
@@ -72,6 +74,7 @@ pub async fn connect(url: &str, database: &str) -> anyhow::Result<(Database, Str
     let address = options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     options.app_name = Some("watershed projection".to_owned());
     options.max_pool_size = Some(POOL_SIZE);
+    options.cmap_event_handler = Some(mongodb_pool::observe(monitor, POOL_SIZE));
     options.server_selection_timeout = Some(SERVER_TIMEOUT);
     options.connect_timeout = Some(SERVER_TIMEOUT);
     options.heartbeat_freq = Some(HEARTBEAT);
@@ -103,6 +106,7 @@ impl Store {
             database: database.clone(),
             documents: database.collection(&name),
             checkpoints: database.collection(layout::CHECKPOINTS),
+            generation,
             version: V::VERSION,
         };
         match database.create_collection(&name).await {

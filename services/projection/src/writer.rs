@@ -3,10 +3,11 @@
 //! much for one view as for three. Views with a batch window have large batches; the other views have a writer of their
 //! own, and wait for none of those. The invariant: a batch that cannot be written does not make the others fail.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context, anyhow};
 use mongodb::{ClientSession, Database, error::Error};
+use runtime::Histogram;
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use views::View;
@@ -25,8 +26,11 @@ pub struct Writers {
 impl Writers {
     /// # Errors
     /// If MongoDB is unavailable.
-    pub async fn start(database: &Database) -> Result<Self, Error> {
-        Ok(Self { immediate: Writer::start(database).await?, windowed: Writer::start(database).await? })
+    pub async fn start(database: &Database, durations: &Histogram) -> Result<Self, Error> {
+        Ok(Self {
+            immediate: Writer::start(database, durations).await?,
+            windowed: Writer::start(database, durations).await?,
+        })
     }
 
     /// The writer of a view.
@@ -55,10 +59,10 @@ struct Submitted {
 }
 
 impl Writer {
-    async fn start(database: &Database) -> Result<Self, Error> {
+    async fn start(database: &Database, durations: &Histogram) -> Result<Self, Error> {
         let session = Arc::new(Mutex::new(database.client().start_session().await?));
         let (requests, received) = mpsc::unbounded_channel();
-        let task = AbortOnDropHandle::new(tokio::spawn(run(Arc::clone(&session), received)));
+        let task = AbortOnDropHandle::new(tokio::spawn(run(Arc::clone(&session), received, durations.clone())));
         Ok(Self { session, requests, _task: task })
     }
 
@@ -94,7 +98,11 @@ impl WritePermit {
     }
 }
 
-async fn run(session: Arc<Mutex<ClientSession>>, mut requests: mpsc::UnboundedReceiver<PermitRequest>) {
+async fn run(
+    session: Arc<Mutex<ClientSession>>,
+    mut requests: mpsc::UnboundedReceiver<PermitRequest>,
+    durations: Histogram,
+) {
     let mut waiting = Vec::new();
     while requests.recv_many(&mut waiting, usize::MAX).await > 0 {
         let mut submitted = Vec::new();
@@ -113,7 +121,11 @@ async fn run(session: Arc<Mutex<ClientSession>>, mut requests: mpsc::UnboundedRe
         submitted.retain(|submitted| !submitted.written.is_closed());
         let (batches, written): (Vec<_>, Vec<_>) =
             submitted.into_iter().map(|Submitted { batch, written }| (batch, written)).unzip();
+        let started = Instant::now();
         let results = write(&mut session, &batches).await;
+        if results.iter().any(Result::is_ok) {
+            durations.observe(started.elapsed().as_secs_f64());
+        }
         drop(session);
         for (written, result) in written.into_iter().zip(results) {
             let _ = written.send(result);

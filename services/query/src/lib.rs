@@ -11,10 +11,13 @@
 //!    three read through `store`, which bounds every read in time.
 //! 5. `json` writes the stored BSON as JSON without building a tree, and the reply is sent with the view's position.
 //!    `reply` has the failures that this service can answer instead.
+//!
+//! `metrics` counts what the others do.
 
 mod config;
 mod json;
 mod lookup;
+mod metrics;
 mod page;
 mod positions;
 mod reply;
@@ -27,8 +30,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use anyhow::{Context, anyhow};
 use futures_util::future::BoxFuture;
 use runtime::{
-    Nats, Ready,
-    micro::{Description, Endpoint, EndpointDescription, Service},
+    Monitor, Nats, Ready, http,
+    micro::{Endpoint, EndpointDescription, Service},
     serve_again,
 };
 use tokio::{task::JoinSet, time::timeout};
@@ -37,10 +40,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use crate::config::Config;
 use crate::{
     lookup::Lookup,
+    metrics::Metrics,
     positions::Positions,
     responder::{Responder, Shared},
     store::Store,
 };
+
+/// How long reading the positions may take. It gives up on a server that does not answer much sooner.
+const REFRESH_BOUND: Duration = Duration::from_secs(30);
 
 /// Serves queries until `shutdown`; then accepts no more, answers those that were accepted, and returns.
 ///
@@ -55,17 +62,26 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let monitor = Monitor::new("query", config.replica.name(), &config.nats);
+    let _http = http::serve(monitor.clone(), config.replica.metrics_address);
     let nats = Nats::connect(&config.nats, "query").await?;
-    let store = Store::new(&config.mongodb_url()?, &config.database).await?;
+    let metrics = Metrics::new(&monitor);
+    let store = Store::new(&config.mongodb_url()?, &config.database, &monitor, Arc::clone(&metrics)).await?;
+    monitor.add_server(nats.status.clone());
+    monitor.add_server(store.status.clone());
     let tasks = TaskTracker::new();
-    let shared = Arc::new(Shared::new(&config, store.clone(), tasks.clone()));
+    let shared = Arc::new(Shared::new(&config, store.clone(), tasks.clone(), metrics));
+    shared.show(&monitor);
     let mut positions = Positions::default();
     let responders = responders(&config, &shared, &mut positions);
+    positions.show(&monitor);
 
-    let Some(started) = shutdown.run_until_cancelled(start(&config, &nats, &store, positions, responders)).await else {
+    let Some(started) = shutdown.run_until_cancelled(start(&nats, &monitor, &store, positions, responders)).await
+    else {
         return Ok(());
     };
     let (service, mut background) = started?;
+    monitor.set_serving(true);
     let ready = Ready::announce(config.replica.ready_file.as_deref()).context("cannot write the ready file")?;
 
     let ended = tokio::select! {
@@ -74,6 +90,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         _ = background.join_next() => Err(task_ended(&nats).await),
     };
     drop(ready);
+    monitor.set_serving(false);
     let stopping = async {
         service.stop().await;
         tasks.close();
@@ -98,8 +115,10 @@ async fn task_ended(nats: &Nats) -> anyhow::Error {
 
 fn responders(config: &Config, shared: &Arc<Shared>, positions: &mut Positions) -> Vec<Arc<Responder>> {
     let mut lookups: BTreeMap<&str, Arc<Lookup>> = BTreeMap::new();
-    let new_lookup =
-        |view| Arc::new(Lookup::new(view, shared.store.clone(), config.max_reply_bytes, shared.tasks.clone()));
+    let new_lookup = |view| {
+        let (store, tasks, metrics) = (shared.store.clone(), shared.tasks.clone(), Arc::clone(&shared.metrics));
+        Arc::new(Lookup::new(view, store, config.max_reply_bytes, tasks, metrics))
+    };
     let queries = views::queries().into_iter();
     queries
         .map(|(view, query)| {
@@ -111,8 +130,8 @@ fn responders(config: &Config, shared: &Arc<Shared>, positions: &mut Positions) 
 
 /// Waits for NATS and MongoDB, then serves.
 async fn start(
-    config: &Config,
     nats: &Nats,
+    monitor: &Monitor,
     store: &Store,
     positions: Positions,
     responders: Vec<Arc<Responder>>,
@@ -122,22 +141,14 @@ async fn start(
     let announcements = nats.client.subscribe(nats.subjects.checkpoints()).await?;
     background.spawn(positions.clone().listen(nats.subjects.clone(), announcements));
     positions.wait_for_first_refresh(store).await;
-    background.spawn(positions.keep_refreshing(store.clone()));
+    background.spawn(positions.keep_refreshing(store.clone(), monitor.pulse("reading the positions", REFRESH_BOUND)));
 
     let endpoints = responders.into_iter().map(|responder| Endpoint {
         description: endpoint(nats, &responder),
         handle: Box::new(move |request| responder.take(request)),
     });
-    Ok((Service::start(nats, description(config), endpoints.collect()).await, background))
-}
-
-fn description(config: &Config) -> Description {
-    Description {
-        name: "query",
-        description: env!("CARGO_PKG_DESCRIPTION"),
-        version: env!("CARGO_PKG_VERSION"),
-        id: config.replica.name(),
-    }
+    let description = env!("CARGO_PKG_DESCRIPTION");
+    Ok((Service::start(nats, monitor, description, endpoints.collect()).await, background))
 }
 
 fn endpoint(nats: &Nats, responder: &Responder) -> EndpointDescription {

@@ -21,6 +21,7 @@ use wire::Failure;
 
 use crate::{
     json,
+    metrics::Metrics,
     positions::ViewPosition,
     reply::{self, internal, too_large},
     store::{MAX_TIME, Store},
@@ -48,6 +49,7 @@ pub struct Lookup {
     store: Store,
     max_reply_bytes: usize,
     tasks: TaskTracker,
+    metrics: Arc<Metrics>,
     queue: Mutex<Queue>,
 }
 
@@ -61,8 +63,14 @@ struct Queue {
 type Found = HashMap<String, Result<Bytes, Failure>>;
 
 impl Lookup {
-    pub fn new(view: &'static str, store: Store, max_reply_bytes: usize, tasks: TaskTracker) -> Self {
-        Self { view, store, max_reply_bytes, tasks, queue: Mutex::default() }
+    pub fn new(
+        view: &'static str,
+        store: Store,
+        max_reply_bytes: usize,
+        tasks: TaskTracker,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { view, store, max_reply_bytes, tasks, metrics, queue: Mutex::default() }
     }
 
     /// Makes sure that the request will be answered; does not wait for the answer.
@@ -77,6 +85,7 @@ impl Lookup {
 
     async fn work(self: Arc<Self>) {
         while let Some((view_position, batch)) = self.take() {
+            self.metrics.find_lookups.observe(batch.len() as f64);
             let found = self.find(view_position.generation, &batch).await;
             for wanted in batch {
                 self.answer(wanted, &found).await;
@@ -131,7 +140,7 @@ impl Lookup {
         let response = match found {
             Err(failure) => Err(failure.clone()),
             Ok(found) => match found.get(&key.value) {
-                Some(Ok(body)) => Ok(Reply { position: view_position.position, body: body.clone() }),
+                Some(Ok(body)) => Ok(Reply { position: Some(view_position.position), body: body.clone() }),
                 Some(Err(failure)) => Err(failure.clone()),
                 None => Err(reply::not_found(noun, &key, view_position.position)),
             },

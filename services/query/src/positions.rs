@@ -15,8 +15,9 @@ use mongodb::{
     error::{Error, ErrorKind},
     options::ReadConcern,
 };
-use runtime::{Backoff, LogThrottle};
+use runtime::{Backoff, LogThrottle, Monitor, Problem, Pulse};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 use views::layout::{self, Checkpoint, Serving};
 use wire::{Failure, Subjects};
@@ -51,6 +52,32 @@ impl Positions {
         self.views.entry(view).or_default().subscribe()
     }
 
+    /// Shows the positions of all views.
+    pub fn show(&self, monitor: &Monitor) {
+        let views: Vec<_> = self.views.iter().map(|(view, sender)| (*view, sender.subscribe())).collect();
+        let figures = views.clone();
+        monitor.add_figures(move |it| {
+            for (view, position) in &figures {
+                let Some(ViewPosition { position, .. }) = *position.borrow() else { continue };
+                let help = "The position up to which queries see the view";
+                it.gauge("watershed_view_position", help, &[("view", view)], position as f64);
+            }
+        });
+        let data = views.clone();
+        monitor.add_data(move |it| {
+            let views = data.iter().map(|(view, position)| {
+                let (generation, position) = position.borrow().map(|at| (at.generation, at.position)).unzip();
+                json!({ "view": view, "generation": generation, "position": position })
+            });
+            it.insert("views".into(), views.collect());
+        });
+        monitor.add_check(move || {
+            let is_unbuilt = |position: &PositionReceiver| position.borrow().is_none();
+            let unbuilt = views.iter().filter(|(_, position)| is_unbuilt(position));
+            unbuilt.map(|(view, _)| Problem::blocking(format!("the view {view} has not been built yet"))).collect()
+        });
+    }
+
     /// Applies announced checkpoints for as long as the subscription lasts.
     pub async fn listen(self, subjects: Subjects, mut announcements: Subscriber) {
         while let Some(message) = announcements.next().await {
@@ -75,16 +102,15 @@ impl Positions {
     }
 
     /// Reads the stored checkpoints for ever. This is also how the service notices that MongoDB is back.
-    pub async fn keep_refreshing(self, store: Store) {
-        let mut changes = store.changes();
+    pub async fn keep_refreshing(self, store: Store, pulse: Pulse) {
         loop {
+            pulse.beat();
             match self.refresh(&store).await {
                 Ok(()) => store.mark_up(),
                 Err(error) => store.mark_down(&error),
             }
-            changes.mark_unchanged();
             // A read that failed is a reason to refresh at once: perhaps only its own connection was broken.
-            let _ = timeout(REFRESH_INTERVAL, changes.changed()).await;
+            let _ = timeout(REFRESH_INTERVAL, store.status.changed()).await;
         }
     }
 

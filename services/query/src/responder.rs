@@ -1,9 +1,15 @@
 //! A responder serves one endpoint: it takes a request from its headers to its reply. Each request is answered exactly
 //! once, and the number of requests in flight is bounded.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use runtime::micro::{Reply, Request};
+use runtime::{
+    Monitor,
+    micro::{Reply, Request},
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use views::{Key, Plan, Query};
@@ -12,6 +18,7 @@ use wire::{Failure, RequestHeaders};
 use crate::{
     Config,
     lookup::{Lookup, LookupRequest},
+    metrics::Metrics,
     page,
     positions::{self, PositionReceiver, ViewPosition},
     reply, report,
@@ -22,6 +29,7 @@ use crate::{
 pub struct Shared {
     pub store: Store,
     pub tasks: TaskTracker,
+    pub metrics: Arc<Metrics>,
     in_flight: Arc<Semaphore>,
     max_in_flight: u32,
     min_position_wait: Duration,
@@ -29,15 +37,31 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(config: &Config, store: Store, tasks: TaskTracker) -> Self {
+    pub fn new(config: &Config, store: Store, tasks: TaskTracker, metrics: Arc<Metrics>) -> Self {
         Self {
             store,
             tasks,
+            metrics,
             in_flight: Arc::new(Semaphore::new(config.max_in_flight as usize)),
             max_in_flight: config.max_in_flight,
             min_position_wait: config.min_position_wait(),
             max_reply_bytes: config.max_reply_bytes,
         }
+    }
+
+    /// Shows how many requests are in flight.
+    pub fn show(&self, monitor: &Monitor) {
+        let (permits, max) = (Arc::clone(&self.in_flight), self.max_in_flight as usize);
+        let in_flight = move || max.saturating_sub(permits.available_permits());
+        let figures = in_flight.clone();
+        monitor.add_figures(move |it| {
+            it.gauge("watershed_queries_in_flight", "Queries that are being answered", &[], figures() as f64);
+            it.gauge("watershed_queries_in_flight_limit", "MAX_IN_FLIGHT", &[], max as f64);
+        });
+        monitor.add_data(move |data| {
+            data.insert("in_flight".into(), in_flight().into());
+            data.insert("max_in_flight".into(), max.into());
+        });
     }
 }
 
@@ -94,8 +118,13 @@ impl Responder {
     async fn answer(self: Arc<Self>, request: Request, parsed: ParsedRequest) {
         let Self { view, position, shared, .. } = &*self;
         let ParsedRequest { plan, min_position, permit } = parsed;
-        let view_position = match positions::wait(view, position.clone(), min_position, shared.min_position_wait).await
-        {
+        let has_to_wait = position.borrow().is_none_or(|current| current.position < min_position);
+        let started = Instant::now();
+        let waited = positions::wait(view, position.clone(), min_position, shared.min_position_wait).await;
+        if has_to_wait {
+            shared.metrics.min_position_wait.observe(started.elapsed().as_secs_f64());
+        }
+        let view_position = match waited {
             Ok(view_position) => view_position,
             Err(failure) => return request.respond(Err(failure)).await,
         };
@@ -108,7 +137,7 @@ impl Responder {
                 report::read(&shared.store, view, view_position, report, shared.max_reply_bytes).await
             }
         };
-        request.respond(body.map(|body| Reply { position: view_position.position, body })).await;
+        request.respond(body.map(|body| Reply { position: Some(view_position.position), body })).await;
         drop(permit);
     }
 }

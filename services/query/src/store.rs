@@ -1,7 +1,10 @@
 //! The connection to MongoDB as this service uses it: it only reads, only from the primary, and every read is bounded
 //! in time. While MongoDB is down, queries are refused at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
 use bson::{RawDocument, RawDocumentBuf};
@@ -11,14 +14,18 @@ use mongodb::{
     options::{ClientOptions, ReadConcern, ReadPreference},
     raw_batch_cursor::RawBatch,
 };
+use runtime::{Monitor, Server, ServerStatus, mongodb_pool};
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::{Semaphore, SemaphorePermit},
     time::timeout,
 };
 use views::layout;
 use wire::{Code, Failure};
 
-use crate::reply::{self, internal};
+use crate::{
+    metrics::Metrics,
+    reply::{self, internal},
+};
 
 /// How long MongoDB may work on a read before it stops it. An index serves every read, so they take milliseconds.
 pub const MAX_TIME: Duration = Duration::from_secs(3);
@@ -44,7 +51,8 @@ pub struct Store {
     /// The server's address, for the log.
     pub address: Arc<str>,
     database: Database,
-    up: Arc<watch::Sender<bool>>,
+    pub status: ServerStatus,
+    metrics: Arc<Metrics>,
     read_permits: Arc<Semaphore>,
 }
 
@@ -53,12 +61,13 @@ impl Store {
     ///
     /// # Errors
     /// If the URL cannot be read.
-    pub async fn new(url: &str, database: &str) -> anyhow::Result<Self> {
+    pub async fn new(url: &str, database: &str, monitor: &Monitor, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         // The driver's error may quote the URL, and with it the password, so it is left out.
         let mut options = ClientOptions::parse(url).await.map_err(|_| anyhow!("cannot read MONGODB_URL"))?;
         let address = options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         options.app_name = Some("watershed query".to_owned());
         options.max_pool_size = Some(CONNECTIONS);
+        options.cmap_event_handler = Some(mongodb_pool::observe(monitor, CONNECTIONS));
         options.server_selection_timeout = Some(SELECTION);
         options.connect_timeout = Some(SELECTION);
         options.heartbeat_freq = Some(HEARTBEAT);
@@ -70,7 +79,8 @@ impl Store {
         Ok(Self {
             address: address.into(),
             database: client.database(database),
-            up: Arc::new(watch::channel(false).0),
+            status: ServerStatus::new(Server::Mongodb),
+            metrics,
             read_permits: Arc::new(Semaphore::new(READ_PERMITS)),
         })
     }
@@ -96,7 +106,10 @@ impl Store {
     /// The failure to answer with, after it has been logged.
     pub async fn read<T>(&self, view: &str, read: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
         self.check()?;
-        match timeout(READ_TIMEOUT, read).await {
+        let started = Instant::now();
+        let read = timeout(READ_TIMEOUT, read).await;
+        self.metrics.read_duration.observe(started.elapsed().as_secs_f64());
+        match read {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.failure(view, &error)),
             Err(_) => {
@@ -125,7 +138,7 @@ impl Store {
     /// # Errors
     /// If MongoDB is down.
     pub fn check(&self) -> Result<(), Failure> {
-        if *self.up.borrow() { Ok(()) } else { Err(reply::unavailable()) }
+        if self.status.is_up() { Ok(()) } else { Err(reply::unavailable()) }
     }
 
     /// Logs why a read failed, and returns the failure to answer with.
@@ -145,26 +158,16 @@ impl Store {
 
     /// Says that MongoDB did not answer: queries are refused until [`Store::mark_up`].
     pub fn mark_down(&self, error: &Error) {
-        if self.set_is_up(false) {
+        if self.status.set_up(false) {
             tracing::error!(error = %error.kind, "MongoDB is unreachable: queries are refused until it answers again");
         }
     }
 
     /// Says that MongoDB answered.
     pub fn mark_up(&self) {
-        if self.set_is_up(true) {
+        if self.status.set_up(true) {
             tracing::info!("connected to MongoDB");
         }
-    }
-
-    /// Whether this changed the state.
-    fn set_is_up(&self, up: bool) -> bool {
-        self.up.send_if_modified(|was| std::mem::replace(was, up) != up)
-    }
-
-    /// A receiver that is notified when MongoDB goes down or comes back.
-    pub fn changes(&self) -> watch::Receiver<bool> {
-        self.up.subscribe()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The settings of a replica that all services have, and how settings are read. Invariant: an empty variable counts as
 //! unset, and no password is ever shown.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::builder::{OsStr, Resettable};
@@ -16,6 +16,9 @@ pub struct ReplicaConfig {
     /// A file that exists while the service is ready
     #[arg(long, env = "READY_FILE")]
     pub ready_file: Option<PathBuf>,
+    /// Address of an HTTP port for /metrics, /healthz and /readyz, such as 127.0.0.1:9400
+    #[arg(long, env = "METRICS_ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
     /// Milliseconds that shutting down may take
     #[arg(long, env = "SHUTDOWN_MS", default_value_t = 10_000)]
     shutdown_ms: u64,

@@ -3,12 +3,20 @@
 mod backoff;
 mod clock;
 mod config;
+pub mod http;
+mod known_position;
 mod listener;
 mod log_throttle;
 pub mod micro;
+#[cfg(feature = "mongodb")]
+pub mod mongodb_pool;
+mod monitor;
 mod nats;
+pub mod operations;
+mod process;
 mod protocol;
 mod ready;
+mod server_status;
 mod shutdown;
 mod telemetry;
 mod tls;
@@ -16,9 +24,13 @@ mod tls;
 pub use backoff::Backoff;
 pub use clock::now;
 pub use config::{Password, ReplicaConfig, at_least_one, settings, with_password};
+pub use known_position::KnownPosition;
 pub use log_throttle::LogThrottle;
-pub use nats::{ConnectionClosed, Nats, NatsConfig, nats_options, serve_again};
+pub use monitor::{Figures, Label, Monitor, Problem, Pulse, number, rounded};
+pub use nats::{ConnectionClosed, Nats, NatsConfig, StreamState, nats_options, serve_again};
+pub use prometheus_client::metrics::{counter::Counter, family::Family, histogram::Histogram};
 pub use ready::Ready;
+pub use server_status::{Server, ServerStatus};
 pub use shutdown::on_signal;
 pub use telemetry::trace;
 

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Backoff, LogThrottle,
+    Backoff, LogThrottle, Pulse,
     nats::{Credentials, Servers, address},
     protocol::{Connect, Delivery, Info, Operation, ProtocolError, take_operation},
     tls,
@@ -163,16 +163,23 @@ impl Listener {
         name: String,
         subscriptions: Vec<Subscription>,
         publisher: Publisher,
+        pulse: Pulse,
         ended: CancellationToken,
     ) -> Self {
         let (shared, count) = (publisher.0, subscriptions.len());
-        let listening = run(Arc::clone(&shared), servers, name, subscriptions);
+        let listening = run(Arc::clone(&shared), servers, name, subscriptions, pulse);
         let guard = EndGuard { shared: Arc::clone(&shared), ended };
         let task = tokio::spawn(async move {
             let _guard = guard;
             listening.await;
         });
         Self { shared, subscriptions: count, task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Tells whether the server has confirmed all subscriptions, also after `self` is gone.
+    pub fn is_up(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.status.borrow().state == State::Up
     }
 
     /// Waits until the server has confirmed all subscriptions.
@@ -334,15 +341,22 @@ impl Shared {
     }
 }
 
-async fn run(shared: Arc<Shared>, mut servers: Servers, name: String, mut subscriptions: Vec<Subscription>) {
+async fn run(
+    shared: Arc<Shared>,
+    mut servers: Servers,
+    name: String,
+    mut subscriptions: Vec<Subscription>,
+    pulse: Pulse,
+) {
     let mut backoff = Backoff::default();
     let mut log_throttle = LogThrottle::default();
     loop {
+        pulse.beat();
         let server = servers.next();
         let error = match timeout(CONNECT_TIMEOUT, connect(&server)).await {
             Ok(Ok((stream, info))) => {
                 servers.learn(&info.connect_urls);
-                let error = serve(&shared, &name, &servers, stream, &info, &mut subscriptions).await;
+                let error = serve(&shared, &name, &servers, stream, &info, &mut subscriptions, &pulse).await;
                 if shared.status.borrow().state == State::Up {
                     backoff.reset();
                     log_throttle.reset();
@@ -393,6 +407,7 @@ async fn serve(
     stream: Box<dyn Stream>,
     info: &Info,
     subscriptions: &mut Vec<Subscription>,
+    pulse: &Pulse,
 ) -> ConnectionError {
     let (reading, mut writing) = split(stream);
     let first = shared.begin(name, servers.credentials(), subscriptions, info);
@@ -400,7 +415,7 @@ async fn serve(
         return error.into();
     }
     let Err(error) = tokio::select! {
-        ended = listen(shared, reading, subscriptions, servers.are_several()) => ended,
+        ended = listen(shared, reading, subscriptions, servers.are_several(), pulse) => ended,
         ended = write(shared, writing) => ended,
     };
     error
@@ -411,6 +426,7 @@ async fn listen(
     mut reading: Reading,
     subscriptions: &mut Vec<Subscription>,
     has_alternatives: bool,
+    pulse: &Pulse,
 ) -> Result<Infallible, ConnectionError> {
     let mut read = BytesMut::with_capacity(READ_BYTES);
     let mut ping_sent = false;
@@ -459,6 +475,7 @@ async fn listen(
         if leaving.as_ref().is_some_and(|ping| ping.is_settled(&shared.status.borrow())) {
             return Err(ConnectionError::LameDuck);
         }
+        pulse.beat();
         read.reserve(READ_BYTES);
         match timeout(PING_INTERVAL, reading.read_buf(&mut read)).await {
             Ok(Ok(0)) => return Err(refused.map_or(ConnectionError::Closed, ConnectionError::Refused)),

@@ -16,31 +16,23 @@ use std::{
 use bytes::Bytes;
 use domain::Timestamp;
 use serde_json::{Value, json};
-use wire::{Code, Failure, failure_headers, position_headers};
+use wire::{Code, Failure, failure_headers, success_headers};
 
 use crate::{
-    Nats,
+    Monitor, Nats, Problem,
     listener::{Listener, Publisher, Subscription},
+    monitor::EndpointMetrics,
     now,
     protocol::Delivery,
 };
+
+/// How long the connection for requests may be silent. It is pinged far more often.
+const LISTENER_BOUND: Duration = Duration::from_secs(60);
 
 /// Bytes of a reply that are reserved for its headers, which the server's limit includes.
 const HEADER_ROOM: usize = 1024;
 /// The longest reply subject that is accepted, in bytes. Those of real clients have about fifty.
 const MAX_INBOX: usize = 512;
-
-/// The description of the service in `nats micro info`.
-#[derive(Clone, Debug)]
-pub struct Description {
-    /// Also the queue group of its endpoints.
-    pub name: &'static str,
-    pub description: &'static str,
-    /// A semantic version.
-    pub version: &'static str,
-    /// The name of this replica, which must be unique.
-    pub id: String,
-}
 
 /// One endpoint of the service.
 #[derive(Clone, Debug)]
@@ -68,6 +60,7 @@ pub struct Service {
 /// An endpoint's statistics.
 struct EndpointStats {
     description: EndpointDescription,
+    metrics: EndpointMetrics,
     queue_group: &'static str,
     requests: AtomicU64,
     errors: AtomicU64,
@@ -88,8 +81,8 @@ pub struct Request {
 
 /// A successful reply.
 pub struct Reply {
-    /// The value of the header `Position`.
-    pub position: u64,
+    /// The value of the header `Position`; `None` if the reply does not depend on one.
+    pub position: Option<u64>,
     pub body: Bytes,
 }
 
@@ -97,13 +90,16 @@ pub struct Reply {
 pub type Response = Result<Reply, Failure>;
 
 impl Service {
-    /// Starts to serve; returns when the endpoints and `$SRV` are being served.
-    pub async fn start(nats: &Nats, description: Description, endpoints: Vec<Endpoint>) -> Self {
-        let queue_group = description.name;
-        let (stats, handles): (Vec<Arc<EndpointStats>>, Vec<_>) = endpoints
-            .into_iter()
-            .map(|it| (Arc::new(EndpointStats::new(it.description, queue_group)), it.handle))
-            .unzip();
+    /// Starts to serve; returns when the endpoints and `$SRV` are being served. `description` is shown by `nats micro
+    /// info`. The service's name is also the queue group of its endpoints.
+    pub async fn start(nats: &Nats, monitor: &Monitor, description: &'static str, endpoints: Vec<Endpoint>) -> Self {
+        let queue_group = monitor.service();
+        let stats = |description: EndpointDescription| {
+            let metrics = monitor.endpoint_metrics(nats.subjects.without_prefix(&description.subject));
+            Arc::new(EndpointStats::new(description, queue_group, metrics))
+        };
+        let (stats, handles): (Vec<Arc<EndpointStats>>, Vec<_>) =
+            endpoints.into_iter().map(|it| (stats(it.description), it.handle)).unzip();
         let mut subscriptions = Vec::new();
         let publisher = Publisher::default();
         for (stats, mut handle) in stats.iter().cloned().zip(handles) {
@@ -118,7 +114,8 @@ impl Service {
                 }),
             });
         }
-        let service_info = Arc::new(ServiceInfo { description, started: now(), endpoints: stats });
+        let service_info =
+            Arc::new(ServiceInfo { description, monitor: monitor.clone(), started: now(), endpoints: stats });
         for verb in [Verb::Ping, Verb::Info, Verb::Stats] {
             for subject in service_info.subjects(verb) {
                 let (publisher, service_info) = (publisher.clone(), Arc::clone(&service_info));
@@ -135,7 +132,14 @@ impl Service {
             }
         }
         let name = format!("watershed {queue_group}, requests");
-        let listener = Listener::start(nats.servers.clone(), name, subscriptions, publisher, nats.closed.clone());
+        let pulse = monitor.pulse("the connection for requests", LISTENER_BOUND);
+        let listener =
+            Listener::start(nats.servers.clone(), name, subscriptions, publisher, pulse, nats.closed.clone());
+        let is_up = listener.is_up();
+        monitor.add_check(move || match is_up() {
+            true => vec![],
+            false => vec![Problem::blocking("the connection to NATS for requests is down")],
+        });
         listener.up().await;
         Self { listener }
     }
@@ -161,7 +165,8 @@ enum Verb {
 
 /// What the service tells about itself.
 struct ServiceInfo {
-    description: Description,
+    description: &'static str,
+    monitor: Monitor,
     started: Timestamp,
     endpoints: Vec<Arc<EndpointStats>>,
 }
@@ -173,25 +178,25 @@ impl ServiceInfo {
             Verb::Info => "INFO",
             Verb::Stats => "STATS",
         };
-        let Description { name, id, .. } = &self.description;
+        let (name, id) = (self.monitor.service(), self.monitor.replica());
         [format!("$SRV.{verb}"), format!("$SRV.{verb}.{name}"), format!("$SRV.{verb}.{name}.{id}")]
     }
 
     fn answer(&self, verb: Verb) -> Value {
-        let Description { name, description, version, id } = &self.description;
-        let metadata = json!({ "replica": id, "revision": option_env!("WATERSHED_REVISION").unwrap_or("unknown") });
-        let mut answer = json!({ "name": name, "id": id, "version": version, "metadata": metadata });
+        let (name, id, metadata) = (self.monitor.service(), self.monitor.replica(), self.monitor.metadata());
+        let mut answer = json!({ "name": name, "id": id, "version": env!("CARGO_PKG_VERSION"), "metadata": metadata });
         match verb {
             Verb::Ping => answer["type"] = "io.nats.micro.v1.ping_response".into(),
             Verb::Info => {
                 answer["type"] = "io.nats.micro.v1.info_response".into();
-                answer["description"] = (*description).into();
+                answer["description"] = self.description.into();
                 answer["endpoints"] = self.endpoints.iter().map(|endpoint| endpoint.info()).collect();
             }
             Verb::Stats => {
                 answer["type"] = "io.nats.micro.v1.stats_response".into();
                 answer["started"] = self.started.to_string().into();
                 answer["endpoints"] = self.endpoints.iter().map(|endpoint| endpoint.to_json()).collect();
+                answer["data"] = self.monitor.data();
             }
         }
         answer
@@ -199,9 +204,10 @@ impl ServiceInfo {
 }
 
 impl EndpointStats {
-    fn new(description: EndpointDescription, queue_group: &'static str) -> Self {
+    fn new(description: EndpointDescription, queue_group: &'static str, metrics: EndpointMetrics) -> Self {
         Self {
             description,
+            metrics,
             queue_group,
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -217,6 +223,7 @@ impl EndpointStats {
     }
 
     fn count(&self, elapsed: Duration, failure: Option<&Failure>) {
+        self.metrics.count(elapsed, failure.map(|failure| &*failure.code));
         self.requests.fetch_add(1, Relaxed);
         self.processing_nanos.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Relaxed);
         if let Some(failure) = failure {
@@ -269,7 +276,7 @@ impl Request {
         stats.count(received.elapsed(), response.as_ref().err());
         let Some(inbox) = reply.as_ref().and_then(inbox) else { return };
         match response {
-            Ok(Reply { position, body }) => publisher.publish(inbox, &position_headers(position), &body).await,
+            Ok(Reply { position, body }) => publisher.publish(inbox, &success_headers(position), &body).await,
             Err(failure) => publisher.publish(inbox, &failure_headers(&failure), &failure.body()).await,
         }
     }

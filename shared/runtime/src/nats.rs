@@ -9,16 +9,17 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectOptions, Event, Message, ServerAddr};
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture};
 use percent_encoding::percent_decode_str;
-use tokio::{sync::watch, time::timeout};
+use serde::Deserialize;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use wire::{Prefix, Subjects};
 
 use crate::{
-    LogThrottle,
+    LogThrottle, Server, ServerStatus,
     config::{Password, with_password},
 };
 
@@ -65,8 +66,17 @@ pub struct Nats {
     pub client: Client,
     pub subjects: Subjects,
     pub(crate) servers: Servers,
-    link: watch::Receiver<Link>,
+    pub status: ServerStatus,
     pub(crate) closed: CancellationToken,
+}
+
+/// The state of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct StreamState {
+    pub messages: u64,
+    pub bytes: u64,
+    #[serde(rename = "last_seq")]
+    pub last_sequence: u64,
 }
 
 /// The connection to NATS, or the one for requests, is closed for good: nothing can be sent or received any more.
@@ -108,8 +118,9 @@ impl Nats {
     /// If the URL cannot be read.
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
         let servers = Servers::parse(&config.url()?)?;
-        let (sender, link) = watch::channel(Link::default());
-        let log = Arc::new(EventLog { link: sender, servers: servers.to_string(), log_throttle: Mutex::default() });
+        let status = ServerStatus::new(Server::Nats);
+        let log =
+            Arc::new(EventLog { status: status.clone(), servers: servers.to_string(), log_throttle: Mutex::default() });
         let options = servers
             .options()
             .name(format!("watershed {role}"))
@@ -134,26 +145,24 @@ impl Nats {
             while witness.next().await.is_some() {}
             ended.cancel();
         });
-        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), servers, link, closed })
+        Ok(Self { client, subjects: Subjects::new(config.subject_prefix.as_ref()), servers, status, closed })
     }
 
     /// Waits until the connection is up.
     pub async fn up(&self) {
-        // `wait_for` cannot fail: the sender is kept by the client's callback, and the client by `self`.
-        let _ = self.link.clone().wait_for(|link| link.is_up).await;
+        self.status.up().await;
     }
 
     /// How often the connection has been lost. To be read before a request to NATS, for [`Nats::lost`].
     pub fn losses(&self) -> u64 {
-        self.link.borrow().losses
+        self.status.losses()
     }
 
     /// Waits until the connection has been lost more than `losses` times. A loss that has been repaired meanwhile
     /// counts too, since the responses that were in flight will never arrive.
     pub async fn lost(&self, losses: u64) {
-        let mut link = self.link.clone();
         tokio::select! {
-            _ = link.wait_for(|link| link.losses != losses) => {}
+            () = self.status.lost(losses) => {}
             () = self.closed.cancelled() => {}
         }
     }
@@ -165,7 +174,45 @@ impl Nats {
     }
 
     pub fn is_up(&self) -> bool {
-        self.link.borrow().is_up && !self.closed.is_cancelled()
+        self.status.is_up() && !self.closed.is_cancelled()
+    }
+
+    /// The state of a stream; `None` if there is no such stream.
+    ///
+    /// # Errors
+    /// If NATS does not answer, or not as it should.
+    pub async fn stream_state(&self, stream: &str) -> anyhow::Result<Option<StreamState>> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: Option<StreamState>,
+        }
+
+        anyhow::ensure!(self.is_up(), "NATS does not answer");
+        let reply = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), Bytes::new()).await?;
+        let Info { state } = serde_json::from_slice(&reply.payload)?;
+        Ok(state)
+    }
+
+    /// Sends a request to all who hear the subject, and returns the replies that come until `quiet` has passed without
+    /// one, or `at_most` in all.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub async fn gather(&self, subject: String, quiet: Duration, at_most: Duration) -> anyhow::Result<Vec<Message>> {
+        // Services answer to `_INBOX.` only, where this user may listen under a name of its own.
+        let inbox = format!("_INBOX.{}", self.client.new_inbox().trim_start_matches("_INBOX_"));
+        let mut replies = self.client.subscribe(inbox.clone()).await?;
+        self.client.publish_with_reply(subject, inbox, Bytes::new()).await?;
+        let mut gathered = Vec::new();
+        let gathering = async {
+            while let Ok(Some(reply)) = timeout(quiet, replies.next()).await {
+                if reply.status.is_none() {
+                    gathered.push(reply);
+                }
+            }
+        };
+        let _ = timeout(at_most, gathering).await;
+        Ok(gathered)
     }
 
     /// Whether NATS responds. It is asked for information about a stream, which need not exist.
@@ -185,16 +232,9 @@ impl Nats {
     }
 }
 
-/// The state of the connection. The number of losses shows even one that was repaired before anybody looked.
-#[derive(Clone, Copy, Debug, Default)]
-struct Link {
-    is_up: bool,
-    losses: u64,
-}
-
 /// Logs the connection's events. An error that persists is logged once, and then at long intervals.
 struct EventLog {
-    link: watch::Sender<Link>,
+    status: ServerStatus,
     servers: String,
     log_throttle: Mutex<LogThrottle>,
 }
@@ -203,12 +243,12 @@ impl EventLog {
     fn note(&self, event: &Event) {
         match event {
             Event::Connected => {
-                self.link.send_modify(|link| link.is_up = true);
+                self.status.set_up(true);
                 self.log_throttle().reset();
                 tracing::info!("connected to NATS");
             }
             Event::Disconnected => {
-                self.link.send_modify(|link| *link = Link { is_up: false, losses: link.losses + 1 });
+                self.status.set_up(false);
                 tracing::warn!("the connection to NATS was lost, reconnecting");
             }
             // A missing permission, for example: the caller of the forbidden operation only sees a timeout.
@@ -342,10 +382,9 @@ mod tests {
         }
 
         let Settings { nats } = clap::Parser::parse_from(["nats", "--nats-url", "nats://127.0.0.1:1"]);
-        let mut nats = Nats::connect(&nats, "query").await.unwrap();
-        let (sender, link) = watch::channel(Link { is_up: true, losses: 0 });
-        nats.link = link;
-        let log = EventLog { link: sender, servers: String::new(), log_throttle: Mutex::default() };
+        let nats = Nats::connect(&nats, "query").await.unwrap();
+        nats.status.set_up(true);
+        let log = EventLog { status: nats.status.clone(), servers: String::new(), log_throttle: Mutex::default() };
         let before = nats.losses();
         log.note(&Event::Disconnected);
         log.note(&Event::Connected);

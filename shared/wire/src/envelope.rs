@@ -80,6 +80,11 @@ pub fn journal_of(position: u64, headers: Option<&HeaderMap>) -> Result<Uuid, Fo
     header(headers, JOURNAL).map_err(|error| foreign(error.to_string()))
 }
 
+/// When an event was recorded; `None` if the headers do not say so.
+pub fn recorded_at(headers: &HeaderMap) -> Option<Timestamp> {
+    header(Some(headers), RECORDED_AT).ok()
+}
+
 /// Reads an event from the stream.
 ///
 /// # Errors

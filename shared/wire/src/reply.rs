@@ -30,8 +30,11 @@ impl Accepted {
 }
 
 /// The header block of a success.
-pub fn position_headers(position: u64) -> Vec<u8> {
-    format!("NATS/1.0\r\n{POSITION}: {position}\r\n\r\n").into_bytes()
+pub fn success_headers(position: Option<u64>) -> Vec<u8> {
+    match position {
+        Some(position) => format!("NATS/1.0\r\n{POSITION}: {position}\r\n\r\n").into_bytes(),
+        None => vec![],
+    }
 }
 
 /// The header block of a failure.

@@ -51,6 +51,16 @@ impl Subjects {
         format!("{}qry.{noun}.{verb}", self.prefix)
     }
 
+    /// `ops.<noun>.<verb>`
+    pub fn operation(&self, noun: &str, verb: &str) -> String {
+        format!("{}ops.{noun}.{verb}", self.prefix)
+    }
+
+    /// The subject without the prefix that all subjects of this installation have.
+    pub fn without_prefix<'a>(&self, subject: &'a str) -> &'a str {
+        subject.strip_prefix(&self.prefix).unwrap_or(subject)
+    }
+
     /// `evt.<aggregate>.<event>`
     pub fn event(&self, aggregate: &str, event: &str) -> String {
         format!("{}evt.{aggregate}.{event}", self.prefix)

@@ -1,0 +1,275 @@
+//! What the projection service counts and shows of the views that this replica leads.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use domain::Timestamp;
+use runtime::{Counter, Family, Histogram, KnownPosition, Label, Monitor, Problem, now, number, rounded};
+use serde_json::{Value, json};
+use views::{View, Visitor};
+
+/// A view counts as catching up while its oldest unseen event is older than this.
+const CATCHING_UP_LAG: Duration = Duration::from_secs(10);
+/// A view that has events to come and does not move for this long stands still.
+const STANDING_STILL: Duration = Duration::from_secs(30);
+/// The weight of the last second in the rate of events.
+const RATE_WEIGHT: f64 = 0.2;
+
+pub struct Metrics {
+    pub views: Vec<Arc<ViewMetrics>>,
+    /// The last sequence of the stream.
+    pub stream: KnownPosition,
+    pub transaction_duration: Histogram,
+}
+
+/// The metrics of one view.
+pub struct ViewMetrics {
+    pub view: &'static str,
+    version: i32,
+    leading: Mutex<Option<Leading>>,
+    events: Counter,
+    documents: Counter,
+    visible: Histogram,
+    gained: Counter,
+    lost: Counter,
+}
+
+/// What is known of a view while this replica leads it.
+#[derive(Clone, Debug)]
+pub struct Leading {
+    pub term: i64,
+    since: Timestamp,
+    generation: i32,
+    /// The position up to which queries see the view; `None` until it was taken over.
+    pub position: Option<u64>,
+    moved_at: Instant,
+    /// Why the view does not move.
+    failing: Option<String>,
+    /// Seconds for which the oldest event that is not visible has been recorded; `None` if that is not known.
+    lag: Option<f64>,
+    events_per_second: f64,
+    /// The position when the rate was last computed.
+    counted: u64,
+}
+
+impl Metrics {
+    pub fn new(monitor: &Monitor) -> Arc<Self> {
+        struct Names(Vec<(&'static str, i32)>);
+
+        impl Visitor for Names {
+            fn visit<V: View>(&mut self) {
+                self.0.push((V::NAME, V::VERSION));
+            }
+        }
+
+        let mut names = Names(Vec::new());
+        views::visit(&mut names);
+        let counters = |name, help| {
+            let family = Family::<Label, Counter>::default();
+            monitor.register(name, help, family.clone());
+            family
+        };
+        let events = counters("watershed_view_events", "Events up to which the view was written");
+        let documents = counters("watershed_view_documents_written", "Documents that were written or deleted");
+        let gained = counters("watershed_leases_gained", "How often this replica began to lead the view");
+        let lost = counters("watershed_leases_lost", "How often this replica lost the view's lease against its will");
+        let visible = monitor.durations_by_view(
+            "watershed_view_visible_seconds",
+            "Time from recording an event to its being visible, of the oldest event of each batch",
+        );
+        let of_view = |(view, version)| {
+            let label = [("view", view)];
+            Arc::new(ViewMetrics {
+                view,
+                version,
+                leading: Mutex::default(),
+                events: events.get_or_create_owned(&label),
+                documents: documents.get_or_create_owned(&label),
+                visible: visible.get_or_create_owned(&label),
+                gained: gained.get_or_create_owned(&label),
+                lost: lost.get_or_create_owned(&label),
+            })
+        };
+        let metrics = Arc::new(Self {
+            views: names.0.into_iter().map(of_view).collect(),
+            stream: KnownPosition::default(),
+            transaction_duration: monitor
+                .duration("watershed_transaction_duration_seconds", "Time of a MongoDB transaction, up to its commit"),
+        });
+        metrics.show(monitor);
+        metrics
+    }
+
+    /// The metrics of a view.
+    pub fn of<V: View>(&self) -> Arc<ViewMetrics> {
+        let found = self.views.iter().find(|metrics| metrics.view == V::NAME);
+        Arc::clone(found.expect("`new` has made metrics for each view"))
+    }
+
+    fn show(self: &Arc<Self>, monitor: &Monitor) {
+        let metrics = Arc::clone(self);
+        monitor.add_figures(move |figures| {
+            if let Some(position) = metrics.stream.get() {
+                figures.gauge("watershed_stream_position", "The last sequence of the stream", &[], position as f64);
+            }
+            for view in &metrics.views {
+                let (label, leading) = ([("view", view.view)], view.leading());
+                let is_leading = number(leading.is_some());
+                figures.gauge("watershed_view_leading", "1 if this replica leads the view", &label, is_leading);
+                let Some(leading) = leading else { continue };
+                figures.gauge("watershed_view_term", "The term of the view's lease", &label, leading.term as f64);
+                let failing = number(leading.failing.is_some());
+                figures.gauge("watershed_view_failing", "1 if the view stands still after an error", &label, failing);
+                let Some(position) = leading.position else { continue };
+                let help = "The position up to which queries see the view";
+                figures.gauge("watershed_view_position", help, &label, position as f64);
+                let lag = metrics.lag_events(position) as f64;
+                figures.gauge("watershed_view_lag_events", "Events that the view does not show yet", &label, lag);
+                if let Some(lag) = leading.lag {
+                    let help = "Age of the oldest event that the view does not show yet";
+                    figures.gauge("watershed_view_lag_seconds", help, &label, lag);
+                }
+            }
+        });
+        let metrics = Arc::clone(self);
+        monitor.add_data(move |data| {
+            data.insert("stream".into(), json!({ "position": metrics.stream.json() }));
+            let views = metrics.views.iter().filter_map(|view| view.json(&metrics));
+            data.insert("views".into(), views.collect());
+        });
+        let metrics = Arc::clone(self);
+        monitor.add_check(move || metrics.views.iter().filter_map(|view| view.problem(&metrics)).collect());
+    }
+
+    /// How many events the stream has after a position.
+    pub fn lag_events(&self, position: u64) -> u64 {
+        self.stream.get().unwrap_or(position).saturating_sub(position)
+    }
+}
+
+impl ViewMetrics {
+    pub fn leading(&self) -> Option<Leading> {
+        self.lock().clone()
+    }
+
+    /// Says that this replica has acquired the view's lease. It leads the view until the guard is dropped.
+    pub fn lead(self: &Arc<Self>, term: i64) -> LeadingGuard {
+        self.gained.inc();
+        *self.lock() = Some(Leading {
+            term,
+            since: now(),
+            generation: 0,
+            position: None,
+            moved_at: Instant::now(),
+            failing: None,
+            lag: None,
+            events_per_second: 0.0,
+            counted: 0,
+        });
+        LeadingGuard(Arc::clone(self))
+    }
+
+    pub fn lease_lost(&self) {
+        self.lost.inc();
+    }
+
+    /// Says that the view was taken over at its stored checkpoint.
+    pub fn taken_over(&self, generation: i32, position: u64) {
+        self.change(|leading| {
+            (leading.generation, leading.position, leading.counted) = (generation, Some(position), position);
+            leading.moved_at = Instant::now();
+        });
+    }
+
+    /// Says that the view is visible up to this position.
+    pub fn moved(&self, position: u64) {
+        self.change(|leading| {
+            if leading.position < Some(position) {
+                (leading.position, leading.moved_at) = (Some(position), Instant::now());
+            }
+        });
+    }
+
+    /// Counts a batch that was written. `oldest` is when its oldest event was recorded.
+    pub fn written(&self, events: u64, documents: usize, oldest: Option<Timestamp>) {
+        self.events.inc_by(events);
+        self.documents.inc_by(documents as u64);
+        let Some(leading) = self.leading() else { return };
+        // What was recorded before this replica led the view says nothing of its speed.
+        if let Some(oldest) = oldest.filter(|oldest| *oldest >= leading.since) {
+            self.visible.observe(age(oldest));
+        }
+    }
+
+    pub fn failing(&self, reason: String) {
+        self.change(|leading| leading.failing = Some(reason));
+    }
+
+    pub fn recovered(&self) {
+        self.change(|leading| leading.failing = None);
+    }
+
+    /// Says how old the oldest event is that is not visible, and computes the rate; called every second.
+    pub fn observed(&self, lag: Option<f64>) {
+        self.change(|leading| {
+            let position = leading.position.unwrap_or_default();
+            let rate = position.saturating_sub(leading.counted) as f64;
+            leading.events_per_second += RATE_WEIGHT * (rate - leading.events_per_second);
+            leading.counted = position;
+            leading.lag = lag;
+        });
+    }
+
+    fn json(&self, metrics: &Metrics) -> Option<Value> {
+        let leading = self.leading()?;
+        let lag_events = leading.position.map(|position| metrics.lag_events(position));
+        let state = match &leading {
+            Leading { failing: Some(_), .. } => "failing",
+            Leading { lag: Some(lag), .. } if *lag > CATCHING_UP_LAG.as_secs_f64() => "catching_up",
+            Leading { .. } => "live",
+        };
+        Some(json!({
+            "view": self.view, "generation": leading.generation, "version": self.version, "term": leading.term,
+            "position": leading.position, "lag_events": lag_events, "lag_seconds": leading.lag.map(rounded),
+            "events_per_second": rounded(leading.events_per_second), "state": state, "reason": leading.failing,
+        }))
+    }
+
+    fn problem(&self, metrics: &Metrics) -> Option<Problem> {
+        let Leading { position, moved_at, failing, .. } = self.leading()?;
+        let at = position.map(|position| format!(" at position {position}")).unwrap_or_default();
+        if let Some(reason) = failing {
+            return Some(Problem::other(format!("the view {} stands still{at}: {reason}", self.view)));
+        }
+        let is_behind = position.is_none_or(|position| metrics.lag_events(position) > 0);
+        (is_behind && moved_at.elapsed() > STANDING_STILL)
+            .then(|| Problem::blocking(format!("the view {} stands still{at} for no known reason", self.view)))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Leading)) {
+        if let Some(leading) = &mut *self.lock() {
+            change(leading);
+        }
+    }
+
+    /// A panic cannot poison the lock: no code that holds it can leave the data half changed.
+    fn lock(&self) -> MutexGuard<'_, Option<Leading>> {
+        self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// This replica leads the view while this exists.
+pub struct LeadingGuard(Arc<ViewMetrics>);
+
+impl Drop for LeadingGuard {
+    fn drop(&mut self) {
+        *self.0.lock() = None;
+    }
+}
+
+/// How long ago an event was recorded, in seconds. The clock of the command service may be ahead of this one.
+pub fn age(recorded: Timestamp) -> f64 {
+    (now().unix_millis() - recorded.unix_millis()).max(0) as f64 / 1e3
+}

@@ -1,0 +1,456 @@
+//! What a replica shows of itself: figures and problems in the `data` of `$SRV.STATS`, metrics, health and readiness.
+//! The parts of a service add to its monitor what they know; [`crate::micro`] and [`crate::http`] show it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram, info::Info},
+    registry::{Metric, Registry},
+};
+use serde_json::{Map, Value, json};
+
+use crate::{Server, ServerStatus, nats::NatsConfig, process};
+
+/// Upper bounds of the buckets of durations, in seconds.
+const DURATIONS: [f64; 14] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+
+/// The revision that the program was built from.
+pub(crate) const REVISION: &str = match option_env!("WATERSHED_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// What one replica shows of itself. Clones share it.
+#[derive(Clone)]
+pub struct Monitor(Arc<Shared>);
+
+struct Shared {
+    service: &'static str,
+    replica: String,
+    stream: String,
+    prefix: String,
+    registry: Mutex<Registry>,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<EndpointLabels, Histogram, fn() -> Histogram>,
+    servers: Mutex<Vec<ServerStatus>>,
+    pulses: Mutex<Vec<Pulse>>,
+    checks: Mutex<Vec<Check>>,
+    data: Mutex<Vec<DataSource>>,
+    figures: Arc<Mutex<Vec<FigureSource>>>,
+    is_serving: AtomicBool,
+}
+
+/// The one label of a family of metrics, such as `view`.
+pub type Label = [(&'static str, &'static str); 1];
+
+type Check = Box<dyn Fn() -> Vec<Problem> + Send + Sync>;
+type DataSource = Box<dyn Fn(&mut Map<String, Value>) + Send + Sync>;
+type FigureSource = Box<dyn Fn(&mut Figures) + Send + Sync>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    endpoint: String,
+    code: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndpointLabels {
+    endpoint: String,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// A sentence without a full stop.
+    pub text: String,
+    /// Whether the replica cannot do its work meanwhile.
+    pub is_blocking: bool,
+}
+
+impl Problem {
+    /// A problem that keeps the replica from its work.
+    pub fn blocking(text: impl Into<String>) -> Self {
+        Self { text: text.into(), is_blocking: true }
+    }
+
+    /// A problem beside which the replica works on.
+    pub fn other(text: impl Into<String>) -> Self {
+        Self { text: text.into(), is_blocking: false }
+    }
+}
+
+impl Monitor {
+    /// `service` is `command`, `projection` or `query`.
+    pub fn new(service: &'static str, replica: String, nats: &NatsConfig) -> Self {
+        let figures: Arc<Mutex<Vec<FigureSource>>> = Arc::default();
+        let (requests, durations) = (Family::default(), Family::new_with_constructor(duration_histogram as fn() -> _));
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(LiveFigures(Arc::clone(&figures))));
+        registry.register("watershed_requests", "Requests by endpoint and outcome: ok, or the failure's code", {
+            Family::clone(&requests)
+        });
+        registry.register("watershed_request_duration_seconds", "Time from receiving a request to its reply", {
+            Family::clone(&durations)
+        });
+        let build = [("service", service), ("version", env!("CARGO_PKG_VERSION")), ("revision", REVISION)];
+        registry.register("watershed_build", "What this program was built from", Info::new(Vec::from(build)));
+        let monitor = Self(Arc::new(Shared {
+            service,
+            replica,
+            stream: nats.stream.clone(),
+            prefix: nats.subject_prefix.as_ref().map(ToString::to_string).unwrap_or_default(),
+            registry: Mutex::new(registry),
+            requests,
+            durations,
+            servers: Mutex::default(),
+            pulses: Mutex::default(),
+            checks: Mutex::default(),
+            data: Mutex::default(),
+            figures,
+            is_serving: AtomicBool::new(false),
+        }));
+        let shared = Arc::downgrade(&monitor.0);
+        monitor.add_figures(move |figures| {
+            let Some(shared) = shared.upgrade() else { return };
+            shared.figures(figures);
+        });
+        monitor.add_figures(process::figures);
+        monitor
+    }
+
+    pub fn service(&self) -> &'static str {
+        self.0.service
+    }
+
+    pub fn replica(&self) -> &str {
+        &self.0.replica
+    }
+
+    /// The metadata in the replies to `$SRV`, by which a reader tells installations on one NATS server apart.
+    pub fn metadata(&self) -> Value {
+        let Shared { replica, stream, prefix, .. } = &*self.0;
+        json!({ "replica": replica, "revision": REVISION, "stream": stream, "prefix": prefix })
+    }
+
+    /// Registers a counter or a histogram. The name of a counter ends without `_total`, which is added.
+    pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
+        locked(&self.0.registry).register(name, help, metric);
+    }
+
+    /// A new histogram of durations in seconds.
+    pub fn duration(&self, name: &str, help: &str) -> Histogram {
+        let histogram = duration_histogram();
+        self.register(name, help, histogram.clone());
+        histogram
+    }
+
+    /// A new histogram of durations in seconds for each view.
+    pub fn durations_by_view(&self, name: &str, help: &str) -> Family<Label, Histogram, fn() -> Histogram> {
+        let family = Family::new_with_constructor(duration_histogram as fn() -> _);
+        self.register(name, help, Family::clone(&family));
+        family
+    }
+
+    /// Adds gauges that are read when somebody asks for them.
+    pub fn add_figures(&self, source: impl Fn(&mut Figures) + Send + Sync + 'static) {
+        locked(&self.0.figures).push(Box::new(source));
+    }
+
+    /// Adds fields to the `data` of `$SRV.STATS`.
+    pub fn add_data(&self, source: impl Fn(&mut Map<String, Value>) + Send + Sync + 'static) {
+        locked(&self.0.data).push(Box::new(source));
+    }
+
+    /// Adds a server without which the replica is not ready.
+    pub fn add_server(&self, status: ServerStatus) {
+        locked(&self.0.servers).push(status);
+    }
+
+    /// Adds a source of problems, which is asked each time.
+    pub fn add_check(&self, check: impl Fn() -> Vec<Problem> + Send + Sync + 'static) {
+        locked(&self.0.checks).push(Box::new(check));
+    }
+
+    /// The pulse of a loop, which counts as hung once it has been at work for longer than `bound` without a beat.
+    pub fn pulse(&self, name: &'static str, bound: Duration) -> Pulse {
+        let pulse = Pulse { name, bound, started: Instant::now(), busy_since: Arc::new(AtomicU64::new(IDLE)) };
+        locked(&self.0.pulses).push(pulse.clone());
+        pulse
+    }
+
+    /// Says whether the replica takes requests.
+    pub fn set_serving(&self, is_serving: bool) {
+        self.0.is_serving.store(is_serving, Relaxed);
+    }
+
+    /// Everything that this replica finds wrong.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.0.problems()
+    }
+
+    /// The loops that hang, each in a sentence.
+    pub fn hung(&self) -> Vec<String> {
+        self.0.hung()
+    }
+
+    /// Whether the replica can do its work.
+    pub fn is_ready(&self) -> bool {
+        self.0.is_ready()
+    }
+
+    /// The `data` of `$SRV.STATS`.
+    pub fn data(&self) -> Value {
+        let mut data = Map::new();
+        let texts: Vec<String> = self.problems().into_iter().map(|problem| problem.text).collect();
+        data.insert("ready".to_owned(), self.is_ready().into());
+        data.insert("problems".to_owned(), texts.into());
+        let servers = locked(&self.0.servers);
+        let servers = servers.iter().map(|status| {
+            let away = rounded(status.away().as_secs_f64());
+            let state = json!({ "up": status.is_up(), "losses": status.losses(), "away_seconds": away });
+            (status.server.label().to_owned(), state)
+        });
+        data.insert("servers".to_owned(), Value::Object(servers.collect()));
+        for source in &*locked(&self.0.data) {
+            source(&mut data);
+        }
+        Value::Object(data)
+    }
+
+    /// All metrics as OpenMetrics text.
+    ///
+    /// # Errors
+    /// Never: writing to a string cannot fail.
+    pub fn metrics(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &locked(&self.0.registry))?;
+        Ok(text)
+    }
+
+    pub(crate) fn endpoint_metrics(&self, endpoint: &str) -> EndpointMetrics {
+        let Shared { requests, durations, .. } = &*self.0;
+        EndpointMetrics {
+            endpoint: endpoint.to_owned(),
+            accepted: requests.get_or_create_owned(&RequestLabels { endpoint: endpoint.into(), code: "ok".into() }),
+            requests: requests.clone(),
+            duration: durations.get_or_create_owned(&EndpointLabels { endpoint: endpoint.into() }),
+        }
+    }
+}
+
+impl Shared {
+    fn problems(&self) -> Vec<Problem> {
+        let down = |status: &ServerStatus| {
+            let down_for = status.down_for()?;
+            Some(Problem::blocking(format!("{} has not answered for {} s", status.server, down_for.as_secs())))
+        };
+        let mut problems: Vec<Problem> = locked(&self.servers).iter().filter_map(down).collect();
+        problems.extend(self.hung().into_iter().map(Problem::blocking));
+        for check in &*locked(&self.checks) {
+            problems.extend(check());
+        }
+        problems
+    }
+
+    fn hung(&self) -> Vec<String> {
+        locked(&self.pulses).iter().filter_map(Pulse::hung).collect()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.is_serving.load(Relaxed) && !self.problems().iter().any(|problem| problem.is_blocking)
+    }
+
+    fn figures(&self, figures: &mut Figures) {
+        figures.gauge("watershed_ready", "1 if the replica can do its work", &[], number(self.is_ready()));
+        for status in &*locked(&self.servers) {
+            let labels = [("server", status.server.label())];
+            figures.gauge("watershed_server_up", "1 if the server answers", &labels, number(status.is_up()));
+            figures.counter(
+                "watershed_server_losses",
+                "How often the server was lost",
+                &labels,
+                status.losses() as f64,
+            );
+            let away = status.away().as_secs_f64();
+            figures.counter("watershed_server_away_seconds", "How long the server was away", &labels, away);
+        }
+    }
+}
+
+/// The metrics of one endpoint.
+pub(crate) struct EndpointMetrics {
+    endpoint: String,
+    accepted: Counter,
+    requests: Family<RequestLabels, Counter>,
+    duration: Histogram,
+}
+
+impl EndpointMetrics {
+    pub fn count(&self, elapsed: Duration, code: Option<&str>) {
+        self.duration.observe(elapsed.as_secs_f64());
+        match code {
+            None => self.accepted.inc(),
+            Some(code) => {
+                let labels = RequestLabels { endpoint: self.endpoint.clone(), code: code.to_owned() };
+                self.requests.get_or_create(&labels).inc()
+            }
+        };
+    }
+}
+
+/// The value of `busy_since` while the loop waits for something to do.
+const IDLE: u64 = u64::MAX;
+
+/// Tells whether a loop turns. A loop that waits for something to do is healthy however long it waits.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    name: &'static str,
+    bound: Duration,
+    started: Instant,
+    /// Milliseconds from `started` to the last beat, or [`IDLE`].
+    busy_since: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    /// Says that the loop goes on with its work.
+    pub fn beat(&self) {
+        self.busy_since.store(self.elapsed_millis(), Relaxed);
+    }
+
+    /// Says that the loop waits for something to do, until the next beat.
+    pub fn rest(&self) {
+        self.busy_since.store(IDLE, Relaxed);
+    }
+
+    /// Says that the loop is at work until the guard is dropped.
+    pub fn work(&self) -> Working {
+        self.beat();
+        Working(self.clone())
+    }
+
+    fn elapsed_millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    fn hung(&self) -> Option<String> {
+        let busy_since = Some(self.busy_since.load(Relaxed)).filter(|since| *since != IDLE)?;
+        let silent = Duration::from_millis(self.elapsed_millis().saturating_sub(busy_since));
+        (silent > self.bound).then(|| format!("{} has hung for {} s", self.name, silent.as_secs()))
+    }
+}
+
+/// A loop at work.
+pub struct Working(Pulse);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.rest();
+    }
+}
+
+/// Gauges and counters that are read from the service's state when somebody asks.
+#[derive(Default)]
+pub struct Figures(Vec<FigureFamily>);
+
+struct FigureFamily {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    series: Vec<(Vec<(&'static str, String)>, f64)>,
+}
+
+impl Figures {
+    pub fn gauge(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
+        self.add(name, help, MetricType::Gauge, labels, value);
+    }
+
+    /// The name ends without `_total`, which is added.
+    pub fn counter(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
+        self.add(name, help, MetricType::Counter, labels, value);
+    }
+
+    /// The figures of a pool of connections.
+    pub fn connections(&mut self, server: Server, busy: usize, idle: usize, limit: usize, waiters: usize) {
+        let label = ("server", server.label());
+        let help = "Open connections of the pool";
+        self.gauge("watershed_connections", help, &[label, ("state", "busy")], busy as f64);
+        self.gauge("watershed_connections", help, &[label, ("state", "idle")], idle as f64);
+        self.gauge("watershed_connections_limit", "Connections that the pool may open", &[label], limit as f64);
+        let help = "Tasks that wait for a connection of the pool";
+        self.gauge("watershed_connection_waiters", help, &[label], waiters as f64);
+    }
+
+    fn add(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        kind: MetricType,
+        labels: &[(&'static str, &str)],
+        value: f64,
+    ) {
+        let labels = labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        match self.0.iter_mut().find(|family| family.name == name) {
+            Some(family) => family.series.push((labels, value)),
+            None => self.0.push(FigureFamily { name, help, kind, series: vec![(labels, value)] }),
+        }
+    }
+}
+
+struct LiveFigures(Arc<Mutex<Vec<FigureSource>>>);
+
+impl fmt::Debug for LiveFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LiveFigures")
+    }
+}
+
+impl Collector for LiveFigures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut figures = Figures::default();
+        for source in &*locked(&self.0) {
+            source(&mut figures);
+        }
+        for FigureFamily { name, help, kind, series } in figures.0 {
+            // The registry adds a full stop to the help texts of its metrics.
+            let mut family = encoder.encode_descriptor(name, &format!("{help}."), None, kind)?;
+            for (labels, value) in series {
+                let metric = family.encode_family(&labels)?;
+                match kind {
+                    MetricType::Counter => {
+                        prometheus_client::metrics::counter::ConstCounter::new(value).encode(metric)?;
+                    }
+                    _ => ConstGauge::new(value).encode(metric)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn duration_histogram() -> Histogram {
+    Histogram::new(DURATIONS)
+}
+
+/// A gauge's value for yes or no.
+pub fn number(is_so: bool) -> f64 {
+    f64::from(u8::from(is_so))
+}
+
+/// Seconds to the millisecond, for people.
+pub fn rounded(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
+}
+
+/// A panic cannot poison these locks: no code that holds one can leave its data half changed.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
