@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 pub mod bench;
+mod collector;
 pub mod http;
 pub mod journal;
 mod proxy;
@@ -10,6 +11,7 @@ mod raw;
 mod stack;
 mod system;
 
+pub use collector::{Collected, Collector};
 pub use proxy::Proxy;
 pub use raw::Raw;
 pub use retail::{Client, Reply};

@@ -19,5 +19,6 @@ mod restarts;
 mod retail;
 mod settings;
 mod sums;
+mod traces;
 mod uniqueness;
 mod wire_format;

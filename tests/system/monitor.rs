@@ -9,7 +9,7 @@ use tests::{Client, Proxy, Stack, System, eventually, http};
 use crate::relay::assert_stream_is_journal;
 
 /// The `data` of a service's only replica.
-async fn data(system: &System, service: &str) -> Option<Value> {
+pub async fn data(system: &System, service: &str) -> Option<Value> {
     let stats = system.all_stats().await;
     let own = stats.into_iter().find(|stats| stats["name"] == service)?;
     Some(own["data"].clone())

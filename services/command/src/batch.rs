@@ -22,7 +22,7 @@ use crate::{
         self, AggregateRow, Appended, Backend, EventRow, LedgerAnswer, LedgerEntry, LockTimeout, Session,
         StoredAggregate, unsigned,
     },
-    postgres::{is_lost, with_timeout},
+    postgres::{describe, is_lost, with_timeout},
     state_cache::{CachedAggregate, StateCache},
 };
 
@@ -55,17 +55,17 @@ pub enum BatchError {
     #[error("the batch took too long")]
     Slow,
     /// There is no connection; nothing was written.
-    #[error("no connection to PostgreSQL: {0:#}")]
+    #[error("no connection to PostgreSQL: {}", describe(.0))]
     NoConnection(anyhow::Error),
     /// The connection was lost before anything was written.
     #[error("the connection to PostgreSQL was lost: {0}")]
     ConnectionLost(#[source] Error),
     /// The connection was lost, or the server did not respond, while the batch was being written. Whether it was
     /// committed must be found out.
-    #[error("the commit was not answered: {0:#}")]
+    #[error("the commit was not answered: {}", describe(.0))]
     InDoubt(anyhow::Error, Box<InDoubt>),
     /// A statement was refused, or stored data cannot be read: one of the commands is the cause.
-    #[error("the batch cannot be written: {0:#}")]
+    #[error("the batch cannot be written: {}", describe(.0))]
     Fault(anyhow::Error),
 }
 

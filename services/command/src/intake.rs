@@ -6,7 +6,7 @@ use std::sync::Arc;
 use domain::{CommandType, Id};
 use runtime::{
     Monitor,
-    micro::{Reply, Request},
+    micro::{Reply, Request, RequestId},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -34,6 +34,10 @@ pub struct Requester {
 }
 
 impl Requester {
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
     pub async fn answer(self, outcome: Result<Accepted, Failure>) {
         let reply = |accepted: Accepted| Reply { position: Some(accepted.position), body: accepted.body().into() };
         self.request.respond(outcome.map(reply)).await;
@@ -48,6 +52,7 @@ pub struct QueuedCommand {
     pub key: Option<IdempotencyKey>,
     pub actor: Option<String>,
     pub traceparent: Option<String>,
+    pub request_id: RequestId,
 }
 
 /// An idempotency key, with the fingerprint of the request that it identifies.
@@ -111,9 +116,9 @@ impl Intake {
     }
 
     /// Puts the request's command into the queue, or answers why it was refused.
-    pub fn take(&self, command_type: CommandType, request: Request) {
+    pub fn take(&self, command_type: CommandType, mut request: Request) {
         let admitted = self.admit(request.payload.len());
-        let (bytes, command) = match admitted.and_then(|bytes| Ok((bytes, read(command_type, &request)?))) {
+        let (bytes, command) = match admitted.and_then(|bytes| Ok((bytes, read(command_type, &mut request)?))) {
             Ok(admitted) => admitted,
             Err(failure) => return self.refuse(request, failure),
         };
@@ -145,17 +150,19 @@ impl Intake {
     }
 }
 
-fn read(command_type: CommandType, request: &Request) -> Result<QueuedCommand, Failure> {
+fn read(command_type: CommandType, request: &mut Request) -> Result<QueuedCommand, Failure> {
     let headers = RequestHeaders::parse(&request.headers)?;
+    request.begin_trace(headers.traceparent);
+    let traceparent = request.traceparent().map(str::to_owned);
     let generated = Id(Uuid::now_v7());
     let command = (command_type.parse)(&request.payload, generated)?;
-    let RequestHeaders { command_id, expected_version, min_position: _, actor, traceparent } = headers;
+    let RequestHeaders { command_id, expected_version, actor, .. } = headers;
     let key = command_id.map(|id| IdempotencyKey {
         fingerprint: fingerprint(request.subject(), expected_version, &canonical_form(&command, generated)),
         legacy_fingerprint: fingerprint(request.subject(), expected_version, &request.payload),
         id,
     });
-    Ok(QueuedCommand { command, expected_version, key, actor, traceparent })
+    Ok(QueuedCommand { command, expected_version, key, actor, traceparent, request_id: request.id })
 }
 
 /// The command as JSON in a canonical form, which does not depend on how the client wrote it: without absent fields,

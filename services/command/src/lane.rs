@@ -2,11 +2,20 @@
 //! have arrived meanwhile. No command waits for a batch to fill. A success is answered only after the journal has
 //! committed it, and a failure says whether the command may still have succeeded.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::anyhow;
 use domain::Id;
-use runtime::{Nats, Pulse, now};
+use runtime::{
+    Nats, Pulse, Tracer,
+    micro::Request,
+    now,
+    traces::{Ended, KeyValue, Kind, TraceContext, database, trace_id},
+};
 use tokio::{
     sync::{Mutex, mpsc},
     time::{Instant, timeout},
@@ -20,7 +29,7 @@ use crate::{
     intake::{QueuedCommand, QueuedRequest, Requester},
     journal::{LockTimeout, Session},
     metrics::{Metrics, Retry},
-    postgres::{Postgres, TimedOut, with_timeout},
+    postgres::{Postgres, TimedOut, describe, with_timeout},
     state_cache::StateCache,
 };
 
@@ -56,6 +65,16 @@ pub struct Lane {
     pub contended: HashMap<Id, Instant>,
     pub metrics: Arc<Metrics>,
     pub pulse: Pulse,
+    pub tracer: Tracer,
+    /// The last commit, if it is of interest to a trace.
+    pub commit: Option<Commit>,
+}
+
+/// When a batch was written and committed.
+#[derive(Clone, Copy)]
+pub struct Commit {
+    began: SystemTime,
+    ended: SystemTime,
 }
 
 impl Lane {
@@ -72,8 +91,8 @@ impl Lane {
         }
         let (commands, requesters): (Vec<QueuedCommand>, Vec<Requester>) =
             waiting.into_iter().map(|QueuedRequest { command, requester }| (command, requester)).unzip();
-        let known = self.cache.len();
-        self.answer(&commands, requesters.into_iter().map(Some).collect()).await;
+        let (known, taken) = (self.cache.len(), SystemTime::now());
+        self.answer(&commands, requesters.into_iter().map(Some).collect(), taken).await;
         self.metrics.known_aggregates_changed(self.cache.len() as i64 - known as i64);
         true
     }
@@ -81,13 +100,18 @@ impl Lane {
     /// Runs the commands, in one batch if possible. A batch that fails is split, so that one bad command cannot fail
     /// others with it. Commands that a foreign lock blocks are set apart, so that only they wait for it. The commands
     /// of each sub-batch are answered as soon as it is done.
-    async fn answer(&mut self, commands: &[QueuedCommand], mut requesters: Vec<Option<Requester>>) {
+    async fn answer(&mut self, commands: &[QueuedCommand], mut requesters: Vec<Option<Requester>>, taken: SystemTime) {
         let mut stack = self.sub_batches(commands);
         while let Some(sub_batch) = stack.pop() {
             let _working = self.pulse.work();
             let started = Instant::now();
             let ran = self.run_batch(&sub_batch).await;
             self.metrics.batch(sub_batch.commands.len(), started.elapsed());
+            if self.tracer.is_on() {
+                let traced = sub_batch.indexes.iter().filter_map(|index| requesters[*index].as_ref());
+                let began = SystemTime::now() - started.elapsed();
+                self.trace(traced.map(Requester::request), sub_batch.commands.len(), taken, began);
+            }
             let (indexes, outcomes) = match ran {
                 Ok(written) => {
                     if let Some(committed) = written.committed {
@@ -120,6 +144,42 @@ impl Lane {
                     }
                 }
             });
+        }
+    }
+
+    /// Records a batch that has been run: a span of its own, linked to the commands in it, and in the trace of each
+    /// command what became of it.
+    fn trace<'r>(
+        &mut self,
+        requests: impl Iterator<Item = &'r Request>,
+        commands: usize,
+        taken: SystemTime,
+        began: SystemTime,
+    ) {
+        let (commit, tracer) = (self.commit.take(), &self.tracer);
+        let traced: Vec<(&Request, &TraceContext)> =
+            requests.filter_map(|request| Some((request, request.span()?))).collect();
+        if traced.is_empty() {
+            return;
+        }
+        let count = KeyValue::new("messaging.batch.message_count", i64::try_from(commands).unwrap_or(i64::MAX));
+        let batch = || Ended::new("batch", Kind::Internal, began, SystemTime::now()).with([count.clone()]);
+        let written = || {
+            let Commit { began, ended } = commit?;
+            let attributes = database("postgresql", "COMMIT", "events", commands);
+            Some(Ended::new("COMMIT events", Kind::Client, began, ended).with(attributes))
+        };
+        let links = traced.iter().map(|(_, span)| (*span).clone());
+        let own = tracer.record(None, batch().linked(links));
+        if let (Some(own), Some(written)) = (&own, written()) {
+            tracer.record(Some(own), written);
+        }
+        for (request, span) in traced {
+            tracer.record(Some(span), Ended::new("wait for a batch", Kind::Internal, request.received_at(), taken));
+            let part = tracer.record(Some(span), batch().linked(own.clone()));
+            if let (Some(part), Some(written)) = (part, written()) {
+                tracer.record(Some(&part), written);
+            }
         }
     }
 
@@ -262,11 +322,15 @@ impl Lane {
     async fn try_once(&mut self, sub_batch: &SubBatch<'_>) -> Result<Written, BatchError> {
         let (commands, lock_timeout) = (&sub_batch.commands, sub_batch.lock_timeout);
         let (now, max_event_bytes) = (now(), self.nats.client.max_payload().saturating_sub(HEADER_ROOM));
-        let Self { postgres, session, cache, pessimistic_batches, metrics, .. } = self;
+        let Self { postgres, session, cache, pessimistic_batches, metrics, commit, .. } = self;
         let session = connected(postgres, session).await?;
         let started = Instant::now();
-        let committed = |written: Result<Written, BatchError>| {
-            written.inspect(|_| metrics.transaction_duration.observe(started.elapsed().as_secs_f64()))
+        let mut committed = |written: Result<Written, BatchError>| {
+            written.inspect(|_| {
+                metrics.transaction_duration.observe(started.elapsed().as_secs_f64());
+                let ended = SystemTime::now();
+                *commit = Some(Commit { began: ended - started.elapsed(), ended });
+            })
         };
         if *pessimistic_batches == 0
             && let Some(cached) = batch::from_cache(cache, commands)
@@ -315,7 +379,7 @@ impl Lane {
                     Ok(None) => {}
                     Err(error) => {
                         self.postgres.mark_down();
-                        tracing::debug!(error = format!("{error:#}"), "cannot resolve a transaction in doubt yet");
+                        tracing::debug!(error = describe(&error), "cannot resolve a transaction in doubt yet");
                     }
                 }
                 self.refuse_waiting();
@@ -387,8 +451,10 @@ impl Lane {
             BatchError::Locked => locked(),
             BatchError::Race => Failure::new(Code::Overloaded, "other commands were faster, several times: try again"),
             BatchError::Fault(_) => {
-                let target = commands.first().map(|command| command.command.target().to_string());
-                tracing::error!(%error, target, "a command failed");
+                for QueuedCommand { command, request_id, traceparent, .. } in commands {
+                    let (target, trace_id) = (command.target(), traceparent.as_deref().and_then(trace_id));
+                    tracing::error!(%error, %target, %request_id, trace_id, "a command failed");
+                }
                 Failure::new(Code::Internal, "the command failed by a fault of the service; nothing was changed")
             }
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::postgres::{Postgres, with_timeout};
+use crate::postgres::{Postgres, describe, with_timeout};
 
 const INTERVAL: Duration = Duration::from_secs(600);
 /// Rows per transaction, few enough that no batch waits long for it.
@@ -18,7 +18,7 @@ pub async fn run(postgres: Postgres, retention: Duration, stop: CancellationToke
             Ok(0) => {}
             Ok(dropped) => tracing::info!(dropped, "deleted expired entries of the command ledger"),
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "cannot delete expired entries of the command ledger")
+                tracing::warn!(error = describe(&error), "cannot delete expired entries of the command ledger")
             }
         }
         if stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_none() {

@@ -75,7 +75,7 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let monitor = Monitor::new("command", config.replica.name(), &config.nats);
+    let monitor = Monitor::new("command", &config.replica, &config.nats);
     let _http = http::serve(monitor.clone(), config.replica.metrics_address);
     // Each lane has one connection. Others are for resolving transactions in doubt, for sweeping the ledger, for
     // observing the journal, and for operations.
@@ -127,6 +127,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
             contended: HashMap::new(),
             metrics: Arc::clone(&metrics),
             pulse: monitor.pulse("a lane", BATCH_BOUND),
+            tracer: monitor.tracer().clone(),
+            commit: None,
         };
         lanes.spawn(lane.run());
     }
@@ -156,6 +158,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         while background.join_next().await.is_some() {}
         service.close().await;
         nats.close().await;
+        monitor.tracer().flush().await;
     };
     if timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
         tracing::warn!("the shutdown deadline has passed: stopped before everything was finished");

@@ -4,8 +4,9 @@ use command_service::{Config, Task, migrate, run};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let config: Config = runtime::settings();
-    runtime::trace();
+    let mut config: Config = runtime::settings();
+    config.replica.keep_name();
+    runtime::trace("command", &config.replica);
     match config.task {
         Some(Task::Migrate) => migrate(&config).await,
         None => run(config, runtime::on_signal()?).await,

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     journal::unsigned,
     metrics::{Metrics, RelayState},
-    postgres::{Postgres, with_timeout},
+    postgres::{Postgres, describe, with_timeout},
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ async fn observe_journal(postgres: &Postgres, metrics: &Metrics) {
     }
     match head(postgres).await {
         Ok(position) => metrics.journal.advance(position),
-        Err(error) => tracing::debug!(error = format!("{error:#}"), "cannot look at the journal"),
+        Err(error) => tracing::debug!(error = describe(&error), "cannot look at the journal"),
     }
 }
 

@@ -16,7 +16,7 @@ use wire::{Code, Failure};
 
 use crate::{
     journal::unsigned,
-    postgres::{Postgres, with_timeout},
+    postgres::{Postgres, describe, with_timeout},
     relay,
 };
 
@@ -51,11 +51,11 @@ impl Operation for ShowJournal {
 
     async fn run(self, context: &Context) -> Result<Value, Failure> {
         let journal = read_journal(&context.postgres).await.map_err(|error| {
-            tracing::warn!(reason = format!("{error:#}"), "the journal cannot be shown");
+            tracing::warn!(reason = describe(&error), "the journal cannot be shown");
             Failure::new(Code::Unavailable, "the journal's database is unavailable")
         })?;
         let stream = context.nats.stream_state(&context.stream).await.map_err(|error| {
-            tracing::warn!(reason = format!("{error:#}"), "the stream cannot be shown");
+            tracing::warn!(reason = describe(&error), "the stream cannot be shown");
             Failure::new(Code::Unavailable, "NATS does not tell the state of the stream")
         })?;
         let stream = stream.map(|StreamState { messages, bytes, last_sequence }| {

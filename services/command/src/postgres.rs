@@ -6,7 +6,11 @@ use anyhow::Context;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Status};
 use runtime::{Backoff, LogThrottle, Monitor, Server, ServerStatus};
 use tokio::time::timeout;
-use tokio_postgres::{NoTls, config::Host, error::SqlState};
+use tokio_postgres::{
+    NoTls,
+    config::Host,
+    error::{DbError, SqlState},
+};
 
 /// How long to wait for a connection before the server counts as down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -125,7 +129,7 @@ impl Postgres {
                     return;
                 }
                 Err(error) => {
-                    let reason = reason(&error);
+                    let reason = describe(&error);
                     if log_throttle.is_due(&reason) {
                         let server = &*self.address;
                         tracing::warn!(server, reason, "cannot connect to PostgreSQL (POSTGRES_URL), retrying");
@@ -176,7 +180,12 @@ pub fn is_lost(error: &tokio_postgres::Error) -> bool {
         || *code == SqlState::READ_ONLY_SQL_TRANSACTION
 }
 
-/// The error with all its causes in one line; the drivers' own `Display` leaves the causes out.
-pub fn reason(error: &anyhow::Error) -> String {
-    format!("{error:#}")
+/// The error with all its causes in one line. Of the server's errors, the details are left out, which may quote what is
+/// stored.
+pub fn describe(error: &anyhow::Error) -> String {
+    let texts = error.chain().map(|cause| match cause.downcast_ref::<DbError>() {
+        Some(error) => format!("{}: {} ({})", error.severity(), error.message(), error.code().code()),
+        None => cause.to_string(),
+    });
+    texts.collect::<Vec<_>>().join(": ")
 }

@@ -7,11 +7,15 @@
 //! the next one accepted. So every message is acknowledged, not only the last of many, and after any failure the
 //! messages that were in flight are compared with the journal before anything more is published.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::{
-    HeaderValue, Message, StatusCode, Subject, Subscriber,
+    HeaderMap, HeaderValue, Message, StatusCode, Subject, Subscriber,
     header::NATS_EXPECTED_LAST_SEQUENCE,
     jetstream::{
         self, Context,
@@ -21,10 +25,14 @@ use async_nats::{
     },
 };
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
-use runtime::{Backoff, LogThrottle, Monitor, Nats, Pulse};
+use runtime::{
+    Backoff, LogThrottle, Monitor, Nats, Pulse, Tracer, now,
+    traces::{Ended, Kind, TraceContext, messaging},
+};
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
+use wire::{TRACEPARENT, recorded_at};
 
 use crate::{
     Config,
@@ -59,6 +67,7 @@ pub struct Relay {
     replica: String,
     metrics: Arc<Metrics>,
     pulse: Pulse,
+    tracer: Tracer,
     /// The last position for which this replica has received the stream's acknowledgement.
     acknowledged: u64,
     /// How often the connection to NATS had been lost when this replica began to lead. After another loss,
@@ -77,6 +86,17 @@ struct StreamState {
     is_behind: bool,
     inbox: Subject,
     acknowledgements: Subscriber,
+    /// The messages in flight that are being traced.
+    traced: VecDeque<TracedMessage>,
+}
+
+/// A message whose trace will show its publishing.
+struct TracedMessage {
+    position: u64,
+    context: TraceContext,
+    subject: String,
+    bytes: usize,
+    sent: SystemTime,
 }
 
 impl StreamState {
@@ -119,7 +139,19 @@ impl Relay {
     ) -> Self {
         let (jetstream, replica) = (jetstream::new(nats.client.clone()), monitor.replica().to_owned());
         let pulse = monitor.pulse("the relay", STEP_BOUND);
-        Self { config, nats, jetstream, handover, postgres, replica, metrics, pulse, acknowledged: 0, losses: 0 }
+        Self {
+            config,
+            nats,
+            jetstream,
+            handover,
+            postgres,
+            replica,
+            metrics,
+            pulse,
+            tracer: monitor.tracer().clone(),
+            acknowledged: 0,
+            losses: 0,
+        }
     }
 
     /// Runs until `stop`, and then, if possible, until the stream has all events of the journal.
@@ -135,7 +167,7 @@ impl Relay {
                 self.postgres.mark_down();
             }
             self.pulse.rest();
-            let reason = format!("{failed:#}");
+            let reason = postgres::describe(&failed);
             self.metrics.set_relay(RelayState::Failing(reason.clone()));
             if log_throttle.is_due(&reason) {
                 match failed.downcast_ref::<Misaligned>() {
@@ -174,7 +206,15 @@ impl Relay {
         let origin = with_timeout(Origin::read(&client, &self.nats.subjects)).await?;
         let last = self.while_connected(self.align(&client, &origin)).await?;
         self.acknowledged = last;
-        let mut stream = StreamState { origin, last, acknowledged: last, is_behind: true, inbox, acknowledgements };
+        let mut stream = StreamState {
+            origin,
+            last,
+            acknowledged: last,
+            is_behind: true,
+            inbox,
+            acknowledgements,
+            traced: VecDeque::new(),
+        };
         self.metrics.set_relay(RelayState::Running);
         self.metrics.acknowledged(last, 0);
         tracing::info!(position = last, "this replica runs the relay");
@@ -243,6 +283,12 @@ impl Relay {
             }
             ensure!(position == stream.last + 1, "event {position} came after {}", stream.last);
             headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(stream.last));
+            if self.tracer.is_on()
+                && let Some(context) = trace_of(&self.tracer, &headers)
+            {
+                let (subject, bytes, sent) = (subject.clone(), payload.len(), SystemTime::now());
+                stream.traced.push_back(TracedMessage { position, context, subject, bytes, sent });
+            }
             let inbox = stream.inbox.clone();
             self.nats.client.publish_with_reply_and_headers(subject, inbox, headers, payload).await?;
             stream.last = position;
@@ -266,6 +312,12 @@ impl Relay {
         }
         self.acknowledged = stream.acknowledged;
         self.metrics.acknowledged(self.acknowledged, self.acknowledged.saturating_sub(before));
+        while let Some(message) = stream.traced.pop_front_if(|message| message.position <= stream.acknowledged) {
+            let TracedMessage { position: _, context, subject, bytes, sent } = message;
+            let attributes = messaging("send", "send", &subject, bytes);
+            let ended = Ended::new(format!("send {subject}"), Kind::Producer, sent, SystemTime::now());
+            self.tracer.record(Some(&context), ended.with(attributes));
+        }
         Ok(())
     }
 
@@ -348,6 +400,13 @@ async fn compare(stream: &jetstream::stream::Stream, recorded: &OutgoingEvent) -
     let published = stream.get_raw_message(recorded.position).await;
     let published = published.with_context(|| format!("message {} of the stream cannot be read", recorded.position))?;
     if recorded.matches(&published) { Ok(()) } else { Err(Misaligned::Foreign(recorded.position).into()) }
+}
+
+/// The trace of an event that is about to be published.
+fn trace_of(tracer: &Tracer, headers: &HeaderMap) -> Option<TraceContext> {
+    let recorded = recorded_at(headers)?;
+    let age = Duration::from_millis(now().unix_millis().saturating_sub(recorded.unix_millis()).max(0).unsigned_abs());
+    tracer.of_event(headers.get(TRACEPARENT).map(HeaderValue::as_str), age)
 }
 
 async fn try_lock(client: &Client) -> anyhow::Result<bool> {

@@ -5,11 +5,11 @@
 
 use std::sync::OnceLock;
 
-use async_nats::Message;
-use domain::{Recorded, Undecodable};
+use async_nats::{HeaderValue, Message};
+use domain::Recorded;
 use uuid::Uuid;
 use views::Inapplicable;
-use wire::{AGGREGATE_ID, EnvelopeError, Subjects, decode_event};
+use wire::{AGGREGATE_ID, Subjects, TRACEPARENT, decode_event};
 
 /// A view is catching up while the stream has more than this many events to come. Nobody waits for the next one then,
 /// so that throughput counts for more than latency.
@@ -80,6 +80,16 @@ impl StreamMessage {
         self.decoded.get_or_init(|| self.decode(subjects)).as_ref().map(Some).map_err(Clone::clone)
     }
 
+    /// The event's subject.
+    pub fn subject(&self) -> &str {
+        &self.raw.subject
+    }
+
+    /// The `traceparent` that the event was stored with.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.raw.headers.as_ref()?.get(TRACEPARENT).map(HeaderValue::as_str)
+    }
+
     fn decode(&self, subjects: &Subjects) -> Result<Recorded, Unapplied> {
         let Message { subject, headers, payload, .. } = &self.raw;
         let headers = headers.as_ref();
@@ -89,7 +99,7 @@ impl StreamMessage {
                 .and_then(|headers| headers.get(AGGREGATE_ID))
                 .map_or_else(|| "unknown".to_owned(), ToString::to_string),
             event: subject.to_string(),
-            reason: reason(&error),
+            reason: error.to_string(),
         })
     }
 }
@@ -102,18 +112,6 @@ impl Unapplied {
             aggregate: event.id.to_string(),
             event: subjects.event(event.event.aggregate(), event.event.name()),
             reason: error.to_string(),
-        }
-    }
-}
-
-fn reason(error: &EnvelopeError) -> String {
-    match error {
-        // The error's own text would quote the payload.
-        EnvelopeError::Event(Undecodable::Payload(error)) => {
-            format!("the payload does not match the schema, at line {} column {}", error.line(), error.column())
-        }
-        EnvelopeError::Event(Undecodable::Unknown) | EnvelopeError::Subject(_) | EnvelopeError::Header(_) => {
-            error.to_string()
         }
     }
 }

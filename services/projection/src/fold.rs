@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use anyhow::anyhow;
 use bson::RawDocumentBuf;
 use domain::Recorded;
 use views::{Inapplicable, View};
@@ -66,9 +67,11 @@ impl<V: View> Fold<V> {
     ///
     /// # Errors
     /// If it is not a document of the view.
-    pub fn load(&mut self, stored: RawDocumentBuf) -> bson::error::Result<()> {
+    pub fn load(&mut self, stored: RawDocumentBuf) -> anyhow::Result<()> {
         let id = stored.get_str("_id")?.to_owned();
-        let current = bson::deserialize_from_slice(stored.as_bytes())?;
+        // The error itself may quote the document.
+        let current = bson::deserialize_from_slice(stored.as_bytes())
+            .map_err(|_| anyhow!("the stored document {id} does not have the form of the view"))?;
         self.open.insert(id, LoadedDocument { stored: Some(stored), current: Some(current), changed: false });
         Ok(())
     }

@@ -77,7 +77,7 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let monitor = Monitor::new("projection", config.replica.name(), &config.nats);
+    let monitor = Monitor::new("projection", &config.replica, &config.nats);
     let _http = http::serve(monitor.clone(), config.replica.metrics_address);
     let (database, address) = store::connect(&config.mongodb_url()?, &config.database, &monitor).await?;
     let nats = Nats::connect(&config.nats, "projection").await?;
@@ -118,6 +118,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         reader: Arc::new(SharedReader::new(&nats, &config.nats.stream)),
         writers,
         metrics,
+        tracer: monitor.tracer().clone(),
         batch_limit: Size { events: config.batch_events, bytes: config.batch_bytes },
     });
     // Each turn takes a lease's duration at most.
@@ -144,6 +145,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let _ = timeout(OPERATIONS_DEADLINE, tasks.wait()).await;
     service.close().await;
     nats.close().await;
+    monitor.tracer().flush().await;
     ended
 }
 

@@ -8,6 +8,7 @@ use mongodb::{Database, error::Error};
 use runtime::{
     Nats,
     micro::Endpoint,
+    mongodb_driver,
     operations::{Operation, endpoint},
     rounded,
 };
@@ -22,7 +23,6 @@ use crate::{
     lease::{Leases, Snapshot},
     metrics::{Metrics, age},
     observer::EventAges,
-    retry_state::describe,
 };
 
 /// What the operations work on.
@@ -158,6 +158,6 @@ impl Size {
 }
 
 fn unavailable(error: &Error) -> Failure {
-    tracing::warn!(reason = describe(&error.clone().into()), "the views cannot be shown");
+    tracing::warn!(reason = mongodb_driver::describe(error), "the views cannot be shown");
     Failure::new(Code::Unavailable, "the views' database is unavailable")
 }

@@ -1,13 +1,20 @@
 //! Keeps one view up to date while this replica leads it. The invariant: what is folded follows the stored checkpoint
 //! without a gap. After any error all of it is dropped, and the view starts again from the stored checkpoint.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, anyhow, ensure};
 use domain::{Recorded, Timestamp};
 use futures_util::future::BoxFuture;
 use mongodb::Database;
-use runtime::Nats;
+use runtime::{
+    Nats, Tracer, mongodb_driver,
+    traces::{Ended, KeyValue, Kind, TraceContext, database, messaging},
+};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -18,7 +25,7 @@ use crate::{
     event::{Size, StreamMessage, Unapplied},
     fold::Fold,
     lease::{Lease, Leases},
-    metrics::{Metrics, ViewMetrics},
+    metrics::{Metrics, ViewMetrics, age},
     reader::ReadError,
     retry_state::{RetryState, describe},
     shared_reader::{SharedReader, Subscription},
@@ -33,6 +40,9 @@ const SAVE_AFTER_CATCHING_UP: Duration = Duration::from_secs(1);
 /// A view that has run for this long without an error has recovered, even if no event has come to show it.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
+/// The largest number of events of one batch that are traced.
+const MAX_TRACED: usize = 256;
+
 /// Bytes of the events that are folded at once. Their documents are loaded together.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Roughly what a document takes in memory beyond its stored size, in bytes.
@@ -46,6 +56,7 @@ pub struct Resources {
     pub reader: Arc<SharedReader>,
     pub writers: Writers,
     pub metrics: Arc<Metrics>,
+    pub tracer: Tracer,
     /// The size at which a batch is written.
     pub batch_limit: Size,
 }
@@ -103,6 +114,8 @@ pub struct Projector<'a, V: View> {
     open_batch: Size,
     /// When the first event of the open batch that concerns the view was recorded.
     oldest: Option<Timestamp>,
+    /// The events of the open batch that are being traced.
+    traced: Vec<TracedEvent>,
     timers: Timers,
     /// The view has failed and not yet recovered. It has a dedicated reader, and loads even documents that an event
     /// should create: if such a document exists, the error then names the event instead of a write that failed.
@@ -140,6 +153,16 @@ struct WrittenBatch {
     events: u64,
     documents: usize,
     oldest: Option<Timestamp>,
+    traced: Vec<TracedEvent>,
+    sealed: SystemTime,
+}
+
+/// An event whose trace will show its way into the view.
+struct TracedEvent {
+    context: TraceContext,
+    subject: String,
+    bytes: usize,
+    taken: SystemTime,
 }
 
 /// How far the view has come.
@@ -190,7 +213,7 @@ impl<'a, V: View> Projector<'a, V> {
         {
             tracing::warn!(
                 view = V::NAME,
-                %error.kind,
+                reason = mongodb_driver::describe(&error),
                 "cannot end the former leader's session, whose open transaction may block this view"
             );
         }
@@ -210,6 +233,7 @@ impl<'a, V: View> Projector<'a, V> {
             progress: Progress { journal, stored, folded: stored, announced: None },
             open_batch: Size::default(),
             oldest: None,
+            traced: Vec::new(),
             timers: Timers { save_at: None, resume_at: None, healthy_at },
             is_recovering,
             is_catching_up: false,
@@ -323,9 +347,35 @@ impl<'a, V: View> Projector<'a, V> {
                 self.open_batch.bytes += message.bytes();
             }
             self.oldest = self.oldest.or(event.map(|event| event.at));
+            self.traced.extend(event.and_then(|event| self.trace(message, event)));
             events.push(DecodedMessage { position, event, ids: event.map(V::document_ids).unwrap_or_default() });
         }
         (events, None)
+    }
+
+    /// The event as one to be traced, if it is.
+    fn trace(&self, message: &StreamMessage, event: &Recorded) -> Option<TracedEvent> {
+        let tracer = &self.resources.tracer;
+        if !tracer.is_on() || self.traced.len() >= MAX_TRACED {
+            return None;
+        }
+        let context = tracer.of_event(message.traceparent(), Duration::from_secs_f64(age(event.at)))?;
+        let (subject, bytes) = (message.subject().to_owned(), message.bytes());
+        Some(TracedEvent { context, subject, bytes, taken: SystemTime::now() })
+    }
+
+    /// Records the spans of events that the view shows now.
+    fn record(&self, traced: Vec<TracedEvent>, documents: usize, sealed: SystemTime) {
+        let (tracer, now) = (&self.resources.tracer, SystemTime::now());
+        for TracedEvent { context, subject, bytes, taken } in traced {
+            let attributes = messaging("process", "process", &subject, bytes);
+            let process = Ended::new(format!("process {subject}"), Kind::Consumer, taken, now);
+            let process = process.with(attributes).with([KeyValue::new("watershed.view", V::NAME)]);
+            let Some(process) = tracer.record(Some(&context), process) else { continue };
+            tracer.record(Some(&process), Ended::new("fold", Kind::Internal, taken, sealed));
+            let write = Ended::new(format!("update {}", V::NAME), Kind::Client, sealed, now);
+            tracer.record(Some(&process), write.with(database("mongodb", "update", V::NAME, documents)));
+        }
     }
 
     /// Loads the documents of the events, except those that are in memory, and those that an event creates.
@@ -386,7 +436,8 @@ impl<'a, V: View> Projector<'a, V> {
         let Progress { journal, stored: from, folded: to, .. } = self.progress;
         let batch = Batch { store: Arc::clone(store), from, to, term: *term, journal, writes: self.fold.seal()? };
         let (documents, oldest) = (batch.writes.len(), self.oldest.take());
-        let written = WrittenBatch { to, events: to - from, documents, oldest };
+        let (traced, sealed) = (std::mem::take(&mut self.traced), SystemTime::now());
+        let written = WrittenBatch { to, events: to - from, documents, oldest, traced, sealed };
         self.open_batch = Size::default();
         self.timers.save_at = None;
         if !batch.writes.is_empty() {
@@ -398,10 +449,11 @@ impl<'a, V: View> Projector<'a, V> {
     }
 
     async fn written(&mut self, batch: WrittenBatch) {
-        let WrittenBatch { to, events, documents, oldest } = batch;
+        let WrittenBatch { to, events, documents, oldest, traced, sealed } = batch;
         self.progress.stored = to;
         self.fold.mark_written();
         self.metrics.written(events, documents, oldest);
+        self.record(traced, documents, sealed);
         if self.progress.folded == to {
             self.timers.save_at = None;
         }

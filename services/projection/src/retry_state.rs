@@ -1,8 +1,7 @@
 //! What a loop that retries remembers of its failures. The invariants: the wait grows with each retry, and a failure
 //! that log_throttle is logged once, not each time.
 
-use mongodb::error::ErrorKind;
-use runtime::{Backoff, LogThrottle};
+use runtime::{Backoff, LogThrottle, mongodb_driver};
 
 #[derive(Default)]
 pub struct RetryState {
@@ -34,16 +33,12 @@ impl RetryState {
     }
 }
 
-/// The error and its causes, on one line. The driver's own texts would add the server's whole reply; for a lost
-/// connection they differ from one time to the next, and would be logged again each time.
+/// The error and its causes, on one line.
 pub fn describe(error: &anyhow::Error) -> String {
     let texts: Vec<_> = error
         .chain()
-        .map(|cause| match cause.downcast_ref::<mongodb::error::Error>().map(|error| &*error.kind) {
-            Some(ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } | ErrorKind::ServerSelection { .. }) => {
-                "MongoDB does not answer".to_owned()
-            }
-            Some(kind) => kind.to_string(),
+        .map(|cause| match cause.downcast_ref() {
+            Some(error) => mongodb_driver::describe(error),
             None => cause.to_string(),
         })
         .collect();

@@ -13,7 +13,7 @@ use mongodb::{
     error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR},
     options::{ClientOptions, ReadConcern, ReadPreference, ReturnDocument, WriteConcern},
 };
-use runtime::{Monitor, mongodb_pool};
+use runtime::{Monitor, mongodb_driver};
 use uuid::Uuid;
 use views::{
     View,
@@ -74,7 +74,7 @@ pub async fn connect(url: &str, database: &str, monitor: &Monitor) -> anyhow::Re
     let address = options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     options.app_name = Some("watershed projection".to_owned());
     options.max_pool_size = Some(POOL_SIZE);
-    options.cmap_event_handler = Some(mongodb_pool::observe(monitor, POOL_SIZE));
+    options.cmap_event_handler = Some(mongodb_driver::observe_pool(monitor, POOL_SIZE));
     options.server_selection_timeout = Some(SERVER_TIMEOUT);
     options.connect_timeout = Some(SERVER_TIMEOUT);
     options.heartbeat_freq = Some(HEARTBEAT);

@@ -62,7 +62,7 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let monitor = Monitor::new("query", config.replica.name(), &config.nats);
+    let monitor = Monitor::new("query", &config.replica, &config.nats);
     let _http = http::serve(monitor.clone(), config.replica.metrics_address);
     let nats = Nats::connect(&config.nats, "query").await?;
     let metrics = Metrics::new(&monitor);
@@ -97,6 +97,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         tasks.wait().await;
         service.close().await;
         nats.close().await;
+        monitor.tracer().flush().await;
     };
     if timeout(config.replica.shutdown_deadline(), stopping).await.is_err() {
         tracing::warn!("the shutdown deadline has passed: stopped with requests unanswered");

@@ -8,6 +8,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use bson::{Document, RawDocument, doc};
@@ -24,7 +25,7 @@ use crate::{
     metrics::Metrics,
     positions::ViewPosition,
     reply::{self, internal, too_large},
-    store::{MAX_TIME, Store},
+    store::{MAX_TIME, Store, read_span},
 };
 
 /// Finds in flight for one view. The second uses the round trip of the first; more would make the batches small.
@@ -86,8 +87,11 @@ impl Lookup {
     async fn work(self: Arc<Self>) {
         while let Some((view_position, batch)) = self.take() {
             self.metrics.find_lookups.observe(batch.len() as f64);
+            let began = SystemTime::now();
             let found = self.find(view_position.generation, &batch).await;
+            let requests = batch.len();
             for wanted in batch {
+                wanted.request.record(|| read_span("find", self.view, requests, began));
                 self.answer(wanted, &found).await;
             }
         }

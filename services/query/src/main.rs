@@ -4,7 +4,8 @@ use query_service::{Config, run};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let config: Config = runtime::settings();
-    runtime::trace();
+    let mut config: Config = runtime::settings();
+    config.replica.keep_name();
+    runtime::trace("query", &config.replica);
     run(config, runtime::on_signal()?).await
 }

@@ -15,7 +15,7 @@ use mongodb::{
     error::{Error, ErrorKind},
     options::ReadConcern,
 };
-use runtime::{Backoff, LogThrottle, Monitor, Problem, Pulse};
+use runtime::{Backoff, LogThrottle, Monitor, Problem, Pulse, mongodb_driver};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::{sync::watch, time::timeout};
@@ -94,7 +94,11 @@ impl Positions {
         while let Err(error) = self.refresh(store).await {
             if log_throttle.is_due(kind_of(&error)) {
                 let server = &*store.address;
-                tracing::warn!(server, reason = %error.kind, "cannot connect to MongoDB (MONGODB_URL), retrying");
+                tracing::warn!(
+                    server,
+                    reason = mongodb_driver::describe(&error),
+                    "cannot connect to MongoDB (MONGODB_URL), retrying"
+                );
             }
             backoff.wait().await;
         }

@@ -3,15 +3,17 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use runtime::{
     Monitor,
     micro::{Reply, Request},
+    traces::{Ended, KeyValue, Kind},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use views::{Key, Plan, Query};
 use wire::{Failure, RequestHeaders};
 
@@ -22,7 +24,7 @@ use crate::{
     page,
     positions::{self, PositionReceiver, ViewPosition},
     reply, report,
-    store::Store,
+    store::{Store, read_span},
 };
 
 /// What all endpoints share.
@@ -84,9 +86,9 @@ struct ParsedRequest {
 
 impl Responder {
     /// Makes sure that the request will be answered; does not wait for the answer.
-    pub fn take(self: &Arc<Self>, request: Request) {
+    pub fn take(self: &Arc<Self>, mut request: Request) {
         let view_position = *self.position.borrow();
-        match (self.admit(&request), view_position) {
+        match (self.admit(&mut request), view_position) {
             (Err(failure), _) => {
                 self.shared.tasks.spawn(request.respond(Err(failure)));
             }
@@ -97,16 +99,18 @@ impl Responder {
                 self.look_up(request, key, view_position, permit);
             }
             (Ok(parsed), _) => {
-                self.shared.tasks.spawn(Arc::clone(self).answer(request, parsed));
+                let span = request.log_span();
+                self.shared.tasks.spawn(Arc::clone(self).answer(request, parsed).instrument(span));
             }
         }
     }
 
-    fn admit(&self, request: &Request) -> Result<ParsedRequest, Failure> {
+    fn admit(&self, request: &mut Request) -> Result<ParsedRequest, Failure> {
         let permit = Arc::clone(&self.shared.in_flight).try_acquire_owned();
         let permit = permit.map_err(|_| reply::overloaded(self.shared.max_in_flight))?;
         self.shared.store.check()?;
         let headers = RequestHeaders::parse(&request.headers)?;
+        request.begin_trace(headers.traceparent);
         let plan = (self.query.plan)(&request.payload)?;
         Ok(ParsedRequest { plan, min_position: headers.min_position.unwrap_or(0), permit })
     }
@@ -123,20 +127,29 @@ impl Responder {
         let waited = positions::wait(view, position.clone(), min_position, shared.min_position_wait).await;
         if has_to_wait {
             shared.metrics.min_position_wait.observe(started.elapsed().as_secs_f64());
+            request.record(|| {
+                let end = SystemTime::now();
+                let min_position = i64::try_from(min_position).unwrap_or(i64::MAX);
+                let attributes =
+                    [KeyValue::new("watershed.view", *view), KeyValue::new("watershed.min_position", min_position)];
+                Ended::new("wait for the view", Kind::Internal, end - started.elapsed(), end).with(attributes)
+            });
         }
         let view_position = match waited {
             Ok(view_position) => view_position,
             Err(failure) => return request.respond(Err(failure)).await,
         };
-        let body = match plan {
+        let began = SystemTime::now();
+        let (operation, body) = match plan {
             Plan::Get(key) => return self.look_up(request, key, view_position, permit),
             Plan::List(list) => {
-                page::read(&shared.store, view, view_position.generation, list, shared.max_reply_bytes).await
+                ("find", page::read(&shared.store, view, view_position.generation, list, shared.max_reply_bytes).await)
             }
             Plan::Report(report) => {
-                report::read(&shared.store, view, view_position, report, shared.max_reply_bytes).await
+                ("aggregate", report::read(&shared.store, view, view_position, report, shared.max_reply_bytes).await)
             }
         };
+        request.record(|| read_span(operation, view, 1, began));
         request.respond(body.map(|body| Reply { position: Some(view_position.position), body })).await;
         drop(permit);
     }

@@ -3,7 +3,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::anyhow;
@@ -14,7 +14,10 @@ use mongodb::{
     options::{ClientOptions, ReadConcern, ReadPreference},
     raw_batch_cursor::RawBatch,
 };
-use runtime::{Monitor, Server, ServerStatus, mongodb_pool};
+use runtime::{
+    Monitor, Server, ServerStatus, mongodb_driver,
+    traces::{Ended, Kind, database},
+};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::timeout,
@@ -67,7 +70,7 @@ impl Store {
         let address = options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         options.app_name = Some("watershed query".to_owned());
         options.max_pool_size = Some(CONNECTIONS);
-        options.cmap_event_handler = Some(mongodb_pool::observe(monitor, CONNECTIONS));
+        options.cmap_event_handler = Some(mongodb_driver::observe_pool(monitor, CONNECTIONS));
         options.server_selection_timeout = Some(SELECTION);
         options.connect_timeout = Some(SELECTION);
         options.heartbeat_freq = Some(HEARTBEAT);
@@ -152,14 +155,17 @@ impl Store {
                 self.mark_down(error);
                 reply::unavailable()
             }
-            _ => internal(view, &error.kind),
+            _ => internal(view, mongodb_driver::describe(error)),
         }
     }
 
     /// Says that MongoDB did not answer: queries are refused until [`Store::mark_up`].
     pub fn mark_down(&self, error: &Error) {
         if self.status.set_up(false) {
-            tracing::error!(error = %error.kind, "MongoDB is unreachable: queries are refused until it answers again");
+            tracing::error!(
+                error = mongodb_driver::describe(error),
+                "MongoDB is unreachable: queries are refused until it answers again"
+            );
         }
     }
 
@@ -169,6 +175,12 @@ impl Store {
             tracing::info!("connected to MongoDB");
         }
     }
+}
+
+/// The span of a read that has ended now.
+pub fn read_span(operation: &'static str, view: &str, requests: usize, began: SystemTime) -> Ended {
+    let ended = Ended::new(format!("{operation} {view}"), Kind::Client, began, SystemTime::now());
+    ended.with(database("mongodb", operation, view, requests))
 }
 
 /// Whether the error means that no primary can be reached, rather than that the primary refused this read.

@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 pub enum Undecodable {
     #[error("unknown kind, name or schema")]
     Unknown,
-    #[error("the payload does not have the schema's shape: {0}")]
+    // The error's own text would quote the payload, which may be somebody's e-mail address.
+    #[error("the payload does not match the schema, at line {} column {}", .0.line(), .0.column())]
     Payload(#[from] serde_json::Error),
 }
 

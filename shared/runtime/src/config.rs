@@ -19,6 +19,9 @@ pub struct ReplicaConfig {
     /// Address of an HTTP port for /metrics, /healthz and /readyz, such as 127.0.0.1:9400
     #[arg(long, env = "METRICS_ADDRESS")]
     pub metrics_address: Option<SocketAddr>,
+    /// A collector of traces, which takes OTLP over HTTP, such as http://127.0.0.1:4318
+    #[arg(long = "otlp-endpoint", env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
+    pub otlp_endpoint: Option<String>,
     /// Milliseconds that shutting down may take
     #[arg(long, env = "SHUTDOWN_MS", default_value_t = 10_000)]
     shutdown_ms: u64,
@@ -29,6 +32,11 @@ impl ReplicaConfig {
     pub fn name(&self) -> String {
         // A default of clap's would be the same for all replicas in one process.
         self.name.clone().unwrap_or_else(|| Uuid::now_v7().to_string())
+    }
+
+    /// Keeps the name that is generated if none is configured.
+    pub fn keep_name(&mut self) {
+        self.name = Some(self.name());
     }
 
     pub fn shutdown_deadline(&self) -> Duration {

@@ -9,7 +9,7 @@ mod listener;
 mod log_throttle;
 pub mod micro;
 #[cfg(feature = "mongodb")]
-pub mod mongodb_pool;
+pub mod mongodb_driver;
 mod monitor;
 mod nats;
 pub mod operations;
@@ -20,6 +20,7 @@ mod server_status;
 mod shutdown;
 mod telemetry;
 mod tls;
+pub mod traces;
 
 pub use backoff::Backoff;
 pub use clock::now;
@@ -33,6 +34,7 @@ pub use ready::Ready;
 pub use server_status::{Server, ServerStatus};
 pub use shutdown::on_signal;
 pub use telemetry::trace;
+pub use traces::Tracer;
 
 /// jemalloc returns memory to the system some seconds after its last use, whereas the C library's allocator fragments
 /// it.

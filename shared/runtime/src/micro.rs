@@ -6,24 +6,27 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
 use domain::Timestamp;
 use serde_json::{Value, json};
+use uuid::Uuid;
 use wire::{Code, Failure, failure_headers, success_headers};
 
 use crate::{
-    Monitor, Nats, Problem,
+    Monitor, Nats, Problem, Tracer,
     listener::{Listener, Publisher, Subscription},
     monitor::EndpointMetrics,
     now,
     protocol::Delivery,
+    traces::{Ended, KeyValue, Kind, Span, TraceContext, messaging, trace_id},
 };
 
 /// How long the connection for requests may be silent. It is pinged far more often.
@@ -61,6 +64,7 @@ pub struct Service {
 struct EndpointStats {
     description: EndpointDescription,
     metrics: EndpointMetrics,
+    tracer: Tracer,
     queue_group: &'static str,
     requests: AtomicU64,
     errors: AtomicU64,
@@ -68,8 +72,26 @@ struct EndpointStats {
     last_error: Mutex<String>,
 }
 
+/// Identifies a request in the logs, and in the reply if the service was at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestId(u64);
+
+impl RequestId {
+    fn next() -> Self {
+        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(Uuid::new_v4().as_u64_pair().0));
+        Self(NEXT.fetch_add(1, Relaxed))
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// A request, which must be answered once.
 pub struct Request {
+    pub id: RequestId,
     /// The header block as it was received, from `NATS/1.0` on; empty if there is none.
     pub headers: Bytes,
     pub payload: Bytes,
@@ -77,6 +99,16 @@ pub struct Request {
     received: Instant,
     publisher: Publisher,
     stats: Arc<EndpointStats>,
+    trace: RequestTrace,
+}
+
+/// The trace that a request belongs to.
+#[derive(Default)]
+struct RequestTrace {
+    /// What is stored with the events, and returned to the requester: the identity of the request's span, or the
+    /// `traceparent` as it was received if none is recorded.
+    traceparent: Option<String>,
+    span: Option<Box<Span>>,
 }
 
 /// A successful reply.
@@ -96,7 +128,7 @@ impl Service {
         let queue_group = monitor.service();
         let stats = |description: EndpointDescription| {
             let metrics = monitor.endpoint_metrics(nats.subjects.without_prefix(&description.subject));
-            Arc::new(EndpointStats::new(description, queue_group, metrics))
+            Arc::new(EndpointStats::new(description, queue_group, metrics, monitor.tracer().clone()))
         };
         let (stats, handles): (Vec<Arc<EndpointStats>>, Vec<_>) =
             endpoints.into_iter().map(|it| (stats(it.description), it.handle)).unzip();
@@ -204,10 +236,16 @@ impl ServiceInfo {
 }
 
 impl EndpointStats {
-    fn new(description: EndpointDescription, queue_group: &'static str, metrics: EndpointMetrics) -> Self {
+    fn new(
+        description: EndpointDescription,
+        queue_group: &'static str,
+        metrics: EndpointMetrics,
+        tracer: Tracer,
+    ) -> Self {
         Self {
             description,
             metrics,
+            tracer,
             queue_group,
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -228,7 +266,8 @@ impl EndpointStats {
         self.processing_nanos.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Relaxed);
         if let Some(failure) = failure {
             self.errors.fetch_add(1, Relaxed);
-            *locked(&self.last_error) = format!("{}:{failure}", failure.status);
+            // Not the message, which may quote what the client has sent.
+            *locked(&self.last_error) = format!("{}:{}", failure.status, failure.code);
         }
     }
 
@@ -257,8 +296,51 @@ impl Request {
             stats.count(Duration::ZERO, Some(&Failure::new(Code::Malformed, "the reply subject is not UTF-8")));
             return None;
         };
-        let (publisher, stats) = (publisher.clone(), Arc::clone(stats));
-        Some(Self { headers, payload, reply, received: Instant::now(), publisher, stats })
+        let (publisher, stats, trace) = (publisher.clone(), Arc::clone(stats), RequestTrace::default());
+        let id = RequestId::next();
+        Some(Self { id, headers, payload, reply, received: Instant::now(), publisher, stats, trace })
+    }
+
+    /// Begins the request's span, as a child of the `traceparent` that the requester has sent.
+    pub fn begin_trace(&mut self, traceparent: Option<String>) {
+        self.trace.traceparent = traceparent;
+        if !self.stats.tracer.is_on() {
+            return;
+        }
+        let subject = self.subject();
+        let attributes = messaging("process", "process", subject, self.payload.len());
+        let (name, parent) = (format!("process {subject}"), self.trace.traceparent.as_deref());
+        let span = self.stats.tracer.begin(name, Kind::Consumer, self.received_at(), parent, attributes);
+        if let Some(span) = span {
+            self.trace = RequestTrace { traceparent: Some(span.context.to_string()), span: Some(Box::new(span)) };
+        }
+    }
+
+    /// The `traceparent` for whatever follows from this request.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.trace.traceparent.as_deref()
+    }
+
+    /// The identity of the request's span; `None` if none is recorded.
+    pub fn span(&self) -> Option<&TraceContext> {
+        self.trace.span.as_ref().map(|span| &span.context)
+    }
+
+    /// Records a part of the request's span. It is made only if the request is being traced.
+    pub fn record(&self, part: impl FnOnce() -> Ended) {
+        if let Some(span) = self.span() {
+            self.stats.tracer.record(Some(span), part());
+        }
+    }
+
+    /// The context of log lines that belong to this request.
+    pub fn log_span(&self) -> tracing::Span {
+        tracing::error_span!("request", request_id = %self.id, trace_id = self.trace.trace_id())
+    }
+
+    /// When the request was received.
+    pub fn received_at(&self) -> SystemTime {
+        SystemTime::now() - self.received.elapsed()
     }
 
     /// The endpoint's subject.
@@ -268,18 +350,55 @@ impl Request {
 
     /// Sends the answer, and counts the request. One without a reply subject is only counted.
     pub async fn respond(self, response: Response) {
-        let Self { reply, received, publisher, stats, .. } = self;
+        let Self { id, reply, received, publisher, stats, mut trace, .. } = self;
         let response = response.and_then(|reply| match reply.body.len() + HEADER_ROOM <= publisher.max_payload() {
             true => Ok(reply),
             false => Err(Failure::new(Code::TooLarge, "the reply is larger than the server allows: ask for less")),
         });
+        let response =
+            response.map_err(|failure| identified(failure, id, trace.trace_id(), &stats.description.subject));
         stats.count(received.elapsed(), response.as_ref().err());
-        let Some(inbox) = reply.as_ref().and_then(inbox) else { return };
+        if let Some(inbox) = reply.as_ref().and_then(inbox) {
+            let traceparent = trace.traceparent.as_deref();
+            match &response {
+                Ok(Reply { position, body }) => {
+                    publisher.publish(inbox, &success_headers(*position, traceparent), body).await;
+                }
+                Err(failure) => {
+                    publisher.publish(inbox, &failure_headers(failure, traceparent), &failure.body()).await;
+                }
+            }
+        }
+        trace.end(&response);
+    }
+}
+
+impl RequestTrace {
+    fn trace_id(&self) -> Option<&str> {
+        self.traceparent.as_deref().and_then(trace_id)
+    }
+
+    fn end(&mut self, response: &Response) {
+        let Some(span) = &mut self.span else { return };
         match response {
-            Ok(Reply { position, body }) => publisher.publish(inbox, &success_headers(position), &body).await,
-            Err(failure) => publisher.publish(inbox, &failure_headers(&failure), &failure.body()).await,
+            Ok(Reply { position, .. }) => {
+                if let Some(position) = position.and_then(|position| i64::try_from(position).ok()) {
+                    span.set(KeyValue::new("watershed.position", position));
+                }
+            }
+            Err(failure) if failure.status >= 500 => span.set_error(&failure.code),
+            Err(failure) => span.set(KeyValue::new("watershed.code", failure.code.to_string())),
         }
     }
+}
+
+/// Adds its identifier to a fault of the service, by which the requester's report leads to the lines in the log.
+fn identified(failure: Failure, id: RequestId, trace_id: Option<&str>, endpoint: &str) -> Failure {
+    if failure.code != Code::Internal.as_str() {
+        return failure;
+    }
+    tracing::error!(endpoint, request_id = %id, trace_id, "a request was answered with a fault of the service");
+    failure.with("request_id", id.to_string())
 }
 
 /// The reply subject, if it is an inbox. The requester chooses it, and the service may publish to subjects to which the

@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{Server, ServerStatus, nats::NatsConfig, process};
+use crate::{ReplicaConfig, Server, ServerStatus, Tracer, nats::NatsConfig, process};
 
 /// Upper bounds of the buckets of durations, in seconds.
 const DURATIONS: [f64; 14] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -38,6 +38,7 @@ struct Shared {
     replica: String,
     stream: String,
     prefix: String,
+    tracer: Tracer,
     registry: Mutex<Registry>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<EndpointLabels, Histogram, fn() -> Histogram>,
@@ -90,7 +91,9 @@ impl Problem {
 
 impl Monitor {
     /// `service` is `command`, `projection` or `query`.
-    pub fn new(service: &'static str, replica: String, nats: &NatsConfig) -> Self {
+    pub fn new(service: &'static str, replica: &ReplicaConfig, nats: &NatsConfig) -> Self {
+        let name = replica.name();
+        let tracer = Tracer::new(replica.otlp_endpoint.as_deref(), service, &name);
         let figures: Arc<Mutex<Vec<FigureSource>>> = Arc::default();
         let (requests, durations) = (Family::default(), Family::new_with_constructor(duration_histogram as fn() -> _));
         let mut registry = Registry::default();
@@ -105,9 +108,10 @@ impl Monitor {
         registry.register("watershed_build", "What this program was built from", Info::new(Vec::from(build)));
         let monitor = Self(Arc::new(Shared {
             service,
-            replica,
+            replica: name,
             stream: nats.stream.clone(),
             prefix: nats.subject_prefix.as_ref().map(ToString::to_string).unwrap_or_default(),
+            tracer,
             registry: Mutex::new(registry),
             requests,
             durations,
@@ -133,6 +137,10 @@ impl Monitor {
 
     pub fn replica(&self) -> &str {
         &self.0.replica
+    }
+
+    pub fn tracer(&self) -> &Tracer {
+        &self.0.tracer
     }
 
     /// The metadata in the replies to `$SRV`, by which a reader tells installations on one NATS server apart.

@@ -136,7 +136,12 @@ pub trait Visitor {
 /// If a document does not have this form.
 fn read<T: DeserializeOwned>(documents: &[RawDocumentBuf]) -> Result<Vec<T>, Inapplicable> {
     let read = |document: &RawDocumentBuf| bson::deserialize_from_slice(document.as_bytes());
-    documents.iter().map(read).collect::<Result<_, _>>().map_err(|error| Inapplicable(error.to_string()))
+    documents
+        .iter()
+        .map(read)
+        .collect::<Result<_, _>>()
+        // The error itself may quote the document.
+        .map_err(|_| Inapplicable("a stored document does not have the form of the view".to_owned()))
 }
 
 /// Serializes the body of a reply.

@@ -4,7 +4,7 @@ use async_nats::Message;
 use domain::Id;
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, POSITION, headers::header_text};
+use crate::{Failure, POSITION, TRACEPARENT, headers::header_text};
 
 const SERVICE_ERROR: &str = "Nats-Service-Error";
 const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";
@@ -30,17 +30,24 @@ impl Accepted {
 }
 
 /// The header block of a success.
-pub fn success_headers(position: Option<u64>) -> Vec<u8> {
-    match position {
-        Some(position) => format!("NATS/1.0\r\n{POSITION}: {position}\r\n\r\n").into_bytes(),
-        None => vec![],
+pub fn success_headers(position: Option<u64>, traceparent: Option<&str>) -> Vec<u8> {
+    let position = position.map(|position| format!("{POSITION}: {position}\r\n")).unwrap_or_default();
+    block(&position, traceparent)
+}
+
+/// A header block; empty if there are no headers.
+fn block(lines: &str, traceparent: Option<&str>) -> Vec<u8> {
+    let traceparent = traceparent.map(|traceparent| format!("{TRACEPARENT}: {traceparent}\r\n")).unwrap_or_default();
+    if lines.is_empty() && traceparent.is_empty() {
+        return vec![];
     }
+    format!("NATS/1.0\r\n{lines}{traceparent}\r\n").into_bytes()
 }
 
 /// The header block of a failure.
-pub fn failure_headers(failure: &Failure) -> Vec<u8> {
+pub fn failure_headers(failure: &Failure, traceparent: Option<&str>) -> Vec<u8> {
     let (text, status) = (header_text(&failure.to_string()), failure.status);
-    format!("NATS/1.0\r\n{SERVICE_ERROR}: {text}\r\n{SERVICE_ERROR_CODE}: {status}\r\n\r\n").into_bytes()
+    block(&format!("{SERVICE_ERROR}: {text}\r\n{SERVICE_ERROR_CODE}: {status}\r\n"), traceparent)
 }
 
 /// The status of a reply that reports a failure; `None` for a success.
@@ -62,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_failure_header_is_one_line_of_visible_ascii() {
-        let headers = failure_headers(&Failure::new(Code::Malformed, "no\r\nsuch: \"thing\"\0, Zoë"));
+        let headers = failure_headers(&Failure::new(Code::Malformed, "no\r\nsuch: \"thing\"\0, Zoë"), None);
         let expected = "NATS/1.0\r\nNats-Service-Error: malformed: no%0D%0Asuch: %22thing%22%00, Zo%C3%AB\r\n\
             Nats-Service-Error-Code: 400\r\n\r\n";
         assert_eq!(String::from_utf8(headers).unwrap(), expected);

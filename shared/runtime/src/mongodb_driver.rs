@@ -1,11 +1,14 @@
-//! How the MongoDB driver's pool of connections is used, as far as its events tell.
+//! What services need around MongoDB's driver: the use of its pool of connections, and texts of its errors for logs.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use mongodb::event::{EventHandler, cmap::CmapEvent};
+use mongodb::{
+    error::{Error, ErrorKind, WriteFailure},
+    event::{EventHandler, cmap::CmapEvent},
+};
 
 use crate::{Monitor, Server};
 
@@ -18,7 +21,7 @@ struct Pool {
 
 /// Shows the use of a pool that may open `limit` connections; returns the handler of its events. With several servers,
 /// the connections to all of them are counted together.
-pub fn observe(monitor: &Monitor, limit: u32) -> EventHandler<CmapEvent> {
+pub fn observe_pool(monitor: &Monitor, limit: u32) -> EventHandler<CmapEvent> {
     let pool = Arc::new(Pool::default());
     let shown = Arc::clone(&pool);
     monitor.add_figures(move |figures| {
@@ -40,6 +43,24 @@ pub fn observe(monitor: &Monitor, limit: u32) -> EventHandler<CmapEvent> {
             _ => {}
         }
     })
+}
+
+/// The error without the server's own message, which may quote what is stored. A lost connection is always described by
+/// the same text, although the driver's differ.
+pub fn describe(error: &Error) -> String {
+    match &*error.kind {
+        ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } | ErrorKind::ServerSelection { .. } => {
+            "MongoDB does not answer".to_owned()
+        }
+        ErrorKind::Command(error) => format!("MongoDB refused with code {} {}", error.code, error.code_name),
+        ErrorKind::Write(WriteFailure::WriteError(error)) => {
+            format!("MongoDB refused a write with code {}", error.code)
+        }
+        ErrorKind::Write(WriteFailure::WriteConcernError(error)) => {
+            format!("MongoDB did not confirm a write: code {} {}", error.code, error.code_name)
+        }
+        kind => kind.to_string(),
+    }
 }
 
 fn increase(number: &AtomicUsize) {
