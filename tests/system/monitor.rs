@@ -239,7 +239,12 @@ async fn a_view_that_cannot_be_written_says_why() {
     let _query = system.query().await;
     // Another version of the view wrote the documents.
     let checkpoints = system.views().await.collection::<bson::Document>("checkpoints");
-    checkpoints.update_one(bson::doc! {"_id": "users@1"}, bson::doc! {"$set": {"version": 99}}).await.unwrap();
+    let other = bson::doc! {"$set": {"version": 99}};
+    eventually("the view has a checkpoint", async || {
+        let updated = checkpoints.update_one(bson::doc! {"_id": "users@1"}, other.clone()).await.ok()?;
+        (updated.matched_count == 1).then_some(())
+    })
+    .await;
     checkpoints
         .update_one(bson::doc! {"_id": "users@1"}, bson::doc! {"$inc": {"position": 1_000_000_i64}})
         .await

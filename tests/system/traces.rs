@@ -26,7 +26,7 @@ fn of_trace(collector: &Collector, trace: &str) -> Vec<Collected> {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_order_is_traced_through_all_three_services() {
     let (system, collector) = (System::new().await, Collector::start().await);
-    let to_collector = ["--otlp-endpoint", &collector.url];
+    let to_collector = ["--otel-exporter-otlp-endpoint", &collector.url];
     let command = system.command_with(&to_collector).await;
     let projection = system.start_projection(&to_collector);
     let query = system.query_with(&to_collector).await;
@@ -39,13 +39,14 @@ async fn one_order_is_traced_through_all_three_services() {
     assert!(returned.starts_with(&format!("00-{TRACE}-")) && returned != PARENT, "{returned}");
 
     // The client passes on what it was given, and so the query is in the same trace.
-    let position = system.head().await.to_string();
+    let head = system.head().await;
+    let position = head.to_string();
     let headers = [("traceparent", returned.as_str()), ("Min-Position", position.as_str())];
     let asked = system.subjects.query("order", "get");
     traceparent(&system, asked.clone(), json!({"id": id}), &headers).await.unwrap();
     eventually("all views show the order", async || {
         let data = crate::monitor::data(&system, "projection").await?;
-        data["views"].as_array()?.iter().all(|view| view["position"].to_string() == position).then_some(())
+        data["views"].as_array()?.iter().all(|view| view["position"] == head).then_some(())
     })
     .await;
     for replica in [command, projection, query] {
@@ -95,7 +96,7 @@ async fn one_order_is_traced_through_all_three_services() {
     }
     let got = one(&format!("process {asked}"));
     assert_eq!((got.service.as_str(), got.parent()), ("watershed-query", request.id()));
-    assert_eq!(got.attribute("watershed.position").parse::<u64>().ok() >= position.parse().ok(), true);
+    assert!(got.attribute("watershed.position").parse::<u64>().is_ok_and(|shown| shown >= head));
     let found = one("find orders");
     assert_eq!((found.parent(), found.attribute("db.system.name").as_str()), (got.id(), "mongodb"));
 
@@ -129,7 +130,7 @@ fn print(spans: &[Collected], parent: &str, depth: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_parent_decides_whether_a_trace_is_sampled() {
     let (system, collector) = (System::new().await, Collector::start().await);
-    let command = system.command_with(&["--otlp-endpoint", &collector.url]).await;
+    let command = system.command_with(&["--otel-exporter-otlp-endpoint", &collector.url]).await;
     let subject = system.subjects.command("user", "delete");
     let absent = json!({"id": Uuid::now_v7()});
     let unsampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
@@ -163,7 +164,7 @@ async fn a_collector_that_is_away_or_slow_or_misspelt_stops_nobody() {
     let slow = format!("http://{}", silent.local_addr().unwrap());
     for endpoint in ["http://127.0.0.1:1", "nonsense", "https://127.0.0.1:1", &slow] {
         let system = System::new().await;
-        let command = system.command_with(&["--otlp-endpoint", endpoint]).await;
+        let command = system.command_with(&["--otel-exporter-otlp-endpoint", endpoint]).await;
         for _ in 0..10 {
             system.user().await;
         }
@@ -183,7 +184,14 @@ async fn no_log_span_or_metric_holds_what_a_client_sent() {
     for role in ["command", "projection", "query"] {
         let port = tests::http::free_address();
         ports.push(port);
-        let arguments = ["--otlp-endpoint", &collector.url, "--metrics-address", &port.to_string(), "--replica", role];
+        let arguments = [
+            "--otel-exporter-otlp-endpoint",
+            &collector.url,
+            "--metrics-address",
+            &port.to_string(),
+            "--replica",
+            role,
+        ];
         processes.push(system.logged_process(role, &arguments, &directory.join(role)));
     }
     system.answers("command").await;

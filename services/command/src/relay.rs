@@ -312,7 +312,8 @@ impl Relay {
         }
         self.acknowledged = stream.acknowledged;
         self.metrics.acknowledged(self.acknowledged, self.acknowledged.saturating_sub(before));
-        while let Some(message) = stream.traced.pop_front_if(|message| message.position <= stream.acknowledged) {
+        let acknowledged = stream.traced.partition_point(|message| message.position <= stream.acknowledged);
+        for message in stream.traced.drain(..acknowledged) {
             let TracedMessage { position: _, context, subject, bytes, sent } = message;
             let attributes = messaging("send", "send", &subject, bytes);
             let ended = Ended::new(format!("send {subject}"), Kind::Producer, sent, SystemTime::now());

@@ -20,7 +20,7 @@ pub struct ReplicaConfig {
     #[arg(long, env = "METRICS_ADDRESS")]
     pub metrics_address: Option<SocketAddr>,
     /// A collector of traces, which takes OTLP over HTTP, such as http://127.0.0.1:4318
-    #[arg(long = "otlp-endpoint", env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
+    #[arg(long = "otel-exporter-otlp-endpoint", env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
     pub otlp_endpoint: Option<String>,
     /// Milliseconds that shutting down may take
     #[arg(long, env = "SHUTDOWN_MS", default_value_t = 10_000)]
