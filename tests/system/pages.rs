@@ -12,11 +12,17 @@ use clap::CommandFactory;
 use serde_json::Value;
 use tests::System;
 
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const README: &str = include_str!("../../README.md");
 const REQUESTS: &str = include_str!("../../docs/requests.md");
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
+const ALERTS: &str = include_str!("../../docs/observability/alerts.yml");
+const ALERT_TESTS: &str = include_str!("../../docs/observability/alerts.test.yml");
 /// `make run`, which shows a first command and a first query.
 const RUN: &str = include_str!("../../scripts/watershed");
+
+/// Where the log lines come from that an operator sees.
+const LOGGING: [&str; 4] = ["services/command", "services/projection", "services/query", "shared/runtime"];
 
 const MAX_README_LINES: usize = 120;
 
@@ -103,6 +109,49 @@ fn every_setting_is_on_the_page_and_nothing_else() {
 }
 
 #[test]
+fn every_alert_has_its_paragraph_and_its_test_and_nothing_else_has() {
+    let section = section(OPERATIONS, "## Alerts");
+    let shown: BTreeSet<&str> = section.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+    let alerts = alerts();
+    let names: BTreeSet<&str> = alerts.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names.len(), alerts.len(), "an alert's name serves once");
+    assert!(
+        shown == names,
+        "docs/operations.md, Alerts: missing {:?}, unknown {:?}",
+        Vec::from_iter(names.difference(&shown)),
+        Vec::from_iter(shown.difference(&names))
+    );
+    for (name, rule) in alerts {
+        let runbook = format!("runbook: docs/operations.md#{}\n", name.to_lowercase());
+        assert!(rule.contains(&runbook), "docs/observability/alerts.yml, {name}: it needs {runbook}");
+        let is_severe = ["page", "ticket"].iter().any(|it| rule.contains(&format!("severity: {it}\n")));
+        assert!(is_severe, "docs/observability/alerts.yml, {name}: it needs a severity, page or ticket");
+        let firing = format!(r#"- labels: 'ALERTS{{alertname="{name}", alertstate="firing""#);
+        assert!(ALERT_TESTS.contains(&firing), "docs/observability/alerts.test.yml: add a test in which {name} fires");
+    }
+}
+
+#[test]
+fn every_error_has_its_paragraph_and_every_paragraph_its_error() {
+    let section = section(OPERATIONS, "## Errors").split_whitespace().collect::<Vec<_>>().join(" ");
+    let labels = |mark: char| -> BTreeSet<String> {
+        let (begin, end) = (format!("**{mark}"), format!("{mark}**"));
+        let labels = section.split(&begin).skip(1).filter_map(|rest| rest.split_once(&end));
+        labels.map(|(label, _)| label.to_owned()).collect()
+    };
+    for (what, shown, expected) in
+        [("codes", labels('`'), service_codes()), ("log lines", labels('"'), log_lines(Path::new(ROOT)))]
+    {
+        let missing: Vec<_> = expected.difference(&shown).collect();
+        let unknown: Vec<_> = shown.difference(&expected).collect();
+        assert!(
+            missing.is_empty() && unknown.is_empty(),
+            "docs/operations.md, Errors, {what}: missing {missing:#?}, unknown {unknown:#?}"
+        );
+    }
+}
+
+#[test]
 fn the_readme_is_short() {
     let lines = README.lines().count();
     assert!(lines <= MAX_README_LINES, "README.md has {lines} lines; move something to docs/");
@@ -110,8 +159,7 @@ fn the_readme_is_short() {
 
 #[test]
 fn every_relative_link_leads_somewhere() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let pages = pages(root);
+    let pages = files(Path::new(ROOT), "md");
     assert!(pages.len() > 10, "{pages:?}");
     let mut broken = Vec::new();
     for page in &pages {
@@ -263,14 +311,51 @@ fn assert_matches(actual: &Value, expected: &Value, what: &str) {
     }
 }
 
-/// All Markdown files of the project.
-fn pages(directory: &Path) -> Vec<PathBuf> {
+/// The alerts by name, each with its rule.
+fn alerts() -> Vec<(&'static str, &'static str)> {
+    ALERTS.split("- alert: ").skip(1).map(|rule| rule.split_once('\n').unwrap()).collect()
+}
+
+/// The text below a heading of the second level, up to the next one.
+fn section(page: &'static str, heading: &str) -> &'static str {
+    let (_, rest) = page.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
+    rest.split_once("\n## ").map_or(rest, |(section, _)| section)
+}
+
+/// The texts of the errors and warnings that the services log.
+fn log_lines(root: &Path) -> BTreeSet<String> {
+    let sources = LOGGING.iter().flat_map(|directory| files(&root.join(directory).join("src"), "rs"));
+    let sources: Vec<String> = sources.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let calls =
+        sources.iter().flat_map(|source| ["tracing::error!(", "tracing::warn!("].map(|it| source.split(it).skip(1)));
+    calls.flatten().map(last_text).collect()
+}
+
+/// The last string in the arguments of a call, of which everything behind the opening parenthesis is given.
+fn last_text(arguments: &str) -> String {
+    let (mut depth, mut last) = (1, "");
+    let mut rest = arguments;
+    while depth > 0 {
+        let at = rest.find(['(', ')', '"']).expect("the call ends");
+        let (found, behind) = rest[at..].split_at(1);
+        rest = behind;
+        match found {
+            "(" => depth += 1,
+            ")" => depth -= 1,
+            _ => (last, rest) = rest.split_once('"').expect("the text ends"),
+        }
+    }
+    last.split("\\\n").map(str::trim_start).collect()
+}
+
+/// All files of the project with this extension.
+fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let entries = entries.filter(|path| !NO_PAGES.iter().any(|name| path.ends_with(name)));
     entries
         .flat_map(|path| match path.is_dir() {
-            true => pages(&path),
-            false => Vec::from_iter(path.extension().is_some_and(|it| it == "md").then_some(path)),
+            true => files(&path, extension),
+            false => Vec::from_iter(path.extension().is_some_and(|it| it == extension).then_some(path)),
         })
         .collect()
 }
