@@ -6,6 +6,7 @@ pub mod bench;
 mod collector;
 pub mod http;
 pub mod journal;
+pub mod prometheus;
 mod proxy;
 mod raw;
 mod stack;

@@ -13,6 +13,7 @@ mod pages;
 mod paging;
 mod permissions;
 mod projection;
+mod prometheus;
 mod queries;
 mod relay;
 mod restarts;
