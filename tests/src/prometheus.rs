@@ -4,18 +4,17 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    net::TcpListener,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use serde_json::Value;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
 
-use crate::{Process, System, eventually};
+use crate::{
+    Process, System, eventually,
+    http::{free_address, get},
+};
 
 const CONFIG: &str = include_str!("../../docs/observability/prometheus.yml");
 const RULES: &str = include_str!("../../docs/observability/alerts.yml");
@@ -30,7 +29,7 @@ const FOR_TESTS: [(&str, &str); 9] = [
     ("offset 1m", "offset 3s"),
     ("(watershed_view_lag_seconds) > 60", "(watershed_view_lag_seconds) > 4"),
     ("(watershed_view_lag_seconds) > 10", "(watershed_view_lag_seconds) > 3"),
-    ("> 800", "> 300"),
+    ("> 0.8 * process_max_fds", "> 300 + 0 * process_max_fds"),
 ];
 
 /// The programs of Debian's package `prometheus`.
@@ -41,13 +40,13 @@ pub struct Programs {
 
 /// A server that is stopped when this is dropped.
 pub struct Prometheus {
-    address: String,
+    address: SocketAddr,
     directory: PathBuf,
     process: Process,
 }
 
 /// The addresses at which replicas show their figures, each with the name of its service.
-pub type Targets<'a> = &'a [(&'a str, &'a str)];
+pub type Targets<'a> = &'a [(&'a str, SocketAddr)];
 
 impl Programs {
     /// Finds the programs; `None` if they are not installed, which is said.
@@ -143,16 +142,22 @@ impl Prometheus {
         .await
     }
 
-    /// Waits until all of these alerts fire.
+    /// Waits until each of these alerts has fired.
     pub async fn fires(&self, alerts: &[&str]) {
-        let what = format!("the alerts fire: {alerts:?}");
-        eventually(&what, async || self.active("firing").await?.is_superset(&names(alerts)).then_some(())).await;
+        for alert in alerts {
+            eventually(&format!("{alert} fires"), async || self.active("firing").await?.contains(*alert).then_some(()))
+                .await;
+        }
     }
 
-    /// Waits until none of these alerts fires any more.
+    /// Waits until each of these alerts has cleared.
     pub async fn clears(&self, alerts: &[&str]) {
-        let what = format!("the alerts clear: {alerts:?}");
-        eventually(&what, async || self.active("firing").await?.is_disjoint(&names(alerts)).then_some(())).await;
+        for alert in alerts {
+            eventually(&format!("{alert} clears"), async || {
+                (!self.active("firing").await?.contains(*alert)).then_some(())
+            })
+            .await;
+        }
     }
 
     /// Waits until no alert fires, nor is about to.
@@ -176,12 +181,9 @@ impl Prometheus {
     }
 
     async fn get(&self, path: &str) -> Option<Value> {
-        serde_json::from_str(&get(&self.address, path).await?).ok()
+        let (_, body) = get(self.address, path).await.ok()?;
+        serde_json::from_str(&body).ok()
     }
-}
-
-fn names(alerts: &[&str]) -> BTreeSet<String> {
-    alerts.iter().map(|it| (*it).to_owned()).collect()
 }
 
 /// The rules as they are evaluated in tests.
@@ -206,7 +208,7 @@ fn config(targets: Targets<'_>) -> String {
             format!("{line}\n")
         }
         Some(("- targets", _)) => {
-            let addresses = targets.iter().filter(|(of, _)| *of == service).map(|(_, address)| *address);
+            let addresses = targets.iter().filter(|(of, _)| *of == service).map(|(_, address)| address.to_string());
             format!("      - targets: {:?}\n", Vec::from_iter(addresses))
         }
         Some((name @ ("scrape_interval" | "evaluation_interval"), _)) => format!("  {name}: 1s\n"),
@@ -215,23 +217,6 @@ fn config(targets: Targets<'_>) -> String {
     let mut config = String::new();
     CONFIG.lines().for_each(|it| config.push_str(&line(it)));
     config
-}
-
-/// A local address that was free a moment ago.
-pub fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").to_string()
-}
-
-/// Gets a text by HTTP; `None` if nobody answers.
-pub async fn get(address: &str, path: &str) -> Option<String> {
-    let mut connection = TcpStream::connect(address).await.ok()?;
-    // In version 1.0 the body is not sent in chunks.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-    connection.write_all(request.as_bytes()).await.ok()?;
-    let mut reply = String::new();
-    connection.read_to_string(&mut reply).await.ok()?;
-    Some(reply.split_once("\r\n\r\n")?.1.to_owned())
 }
 
 fn percent_encode(text: &str) -> String {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
@@ -13,8 +14,10 @@ use futures_util::{TryStreamExt, future::join_all};
 use mongodb::IndexModel;
 use serde_json::{Value, json};
 use tests::{
-    Process, Proxy, Stack, System, eventually, journal,
-    prometheus::{Programs, Prometheus, free_address, get},
+    Process, Proxy, Stack, System, eventually,
+    http::{free_address, get},
+    journal,
+    prometheus::{Programs, Prometheus},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -50,8 +53,8 @@ async fn every_expression_returns_data_and_every_figure_is_shown() {
     let shop = Shop::open(&programs, System::new().await, [&[], SHORT_LEASE, &["--min-position-wait-ms", "300"]]).await;
     let Shop { system, prometheus, .. } = &shop;
     let second = free_address();
-    let _second = start(system, "command", &second, &[]);
-    let targets = [&shop.targets()[..], &[("command", &*second)]].concat();
+    let _second = start(system, "command", second, &[]);
+    let targets = [&shop.targets()[..], &[("command", second)]].concat();
     prometheus.scrape(&targets).await;
 
     let alerts = prometheus.alerts().await;
@@ -83,8 +86,8 @@ async fn every_expression_returns_data_and_every_figure_is_shown() {
 
     let used: BTreeSet<&str> = figures.iter().flat_map(|figure| names(figure)).collect();
     let mut known = BTreeSet::new();
-    for (service, address) in &targets {
-        for (family, samples) in families(&get(address, "/metrics").await.unwrap()) {
+    for (service, address) in targets {
+        for (family, samples) in families(&get(address, "/metrics").await.unwrap().1) {
             let is_used = samples.iter().any(|it| used.contains(&**it)) || README.contains(&format!("`{family}`"));
             assert!(
                 is_used || !family.starts_with("watershed_"),
@@ -129,14 +132,14 @@ async fn replicas_that_end_hang_or_differ_raise_alerts() {
     prometheus.is_quiet().await;
 
     let second = free_address();
-    let mut replica = start(system, "query", &second, &[]);
-    let targets = [&shop.targets()[..], &[("query", &*second)]].concat();
+    let mut replica = start(system, "query", second, &[]);
+    let targets = [&shop.targets()[..], &[("query", second)]].concat();
     prometheus.scrape(&targets).await;
     let started_at = format!("process_start_time_seconds{{instance=\"{second}\"}}");
     for _ in 0..3 {
         let before = prometheus.value(&started_at).await.unwrap();
         replica.kill();
-        replica = start(system, "query", &second, &[]);
+        replica = start(system, "query", second, &[]);
         eventually("the new replica is scraped", async || {
             (prometheus.value(&started_at).await? > before).then_some(())
         })
@@ -146,7 +149,7 @@ async fn replicas_that_end_hang_or_differ_raise_alerts() {
 
     replica.kill();
     prometheus.fires(&["WatershedReplicaDown"]).await;
-    let _replica = start(system, "query", &second, &[]);
+    let _replica = start(system, "query", second, &[]);
     prometheus.clears(&["WatershedReplicaDown"]).await;
 
     shop.projection.signal("STOP");
@@ -155,14 +158,14 @@ async fn replicas_that_end_hang_or_differ_raise_alerts() {
     shop.projection.signal("CONT");
     prometheus.clears(&["WatershedServiceDown", "WatershedViewStandsStill"]).await;
 
-    let connections = join_all((0..300).map(|_| TcpStream::connect(&*shop.addresses[2]))).await;
+    let connections = join_all((0..300).map(|_| TcpStream::connect(shop.addresses[2]))).await;
     assert!(connections.iter().all(Result::is_ok));
     prometheus.fires(&["WatershedFilesRunningOut"]).await;
     drop(connections);
     prometheus.clears(&["WatershedFilesRunningOut"]).await;
 
     let (other, _other) = replica_of_another_revision().await;
-    prometheus.scrape(&[&targets[..], &[("query", &*other)]].concat()).await;
+    prometheus.scrape(&[&targets[..], &[("query", other)]].concat()).await;
     prometheus.fires(&["WatershedRevisionsMixed"]).await;
     prometheus.scrape(&targets).await;
     prometheus.clears(&["WatershedRevisionsMixed"]).await;
@@ -265,7 +268,7 @@ async fn a_relay_and_views_in_trouble_raise_alerts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_fail_or_wait_raise_alerts() {
     let Some(programs) = Programs::find() else { return };
-    let small = ["--queue-commands", "20", "--batch-commands", "4"];
+    let small = ["--queue-commands", "10", "--batch-commands", "4"];
     let shop = Shop::open(&programs, System::new().await, [&small, &[], &["--min-position-wait-ms", "1500"]]).await;
     let Shop { system, prometheus, .. } = &shop;
     prometheus.is_quiet().await;
@@ -275,11 +278,18 @@ async fn requests_that_fail_or_wait_raise_alerts() {
         let raised =
             ["WatershedOverloaded", "WatershedQueueFilling", "WatershedCommandsSlow", "WatershedBatchesRetried"];
         let lock = lock_head(system).await;
-        prometheus.fires(&raised).await;
-        lock.batch_execute("rollback").await.unwrap();
+        let is_over = AtomicBool::new(false);
+        let crowd = join_all((0..20).map(|_| shop.traffic(&is_over)));
+        let watching = async {
+            prometheus.fires(&raised).await;
+            lock.batch_execute("rollback").await.unwrap();
+            is_over.store(true, Relaxed);
+        };
+        tokio::join!(watching, crowd);
         prometheus.clears(&raised).await;
 
-        let raised = ["WatershedQueriesSlow", "WatershedQueriesOutOfTime"];
+        let raised = ["WatershedQueriesSlow", "WatershedQueriesOutOfTime", "WatershedInternalErrors"];
+        let indexes = drop_indexes(system).await;
         let is_over = AtomicBool::new(false);
         let waiting = async {
             while !is_over.load(Relaxed) {
@@ -290,16 +300,12 @@ async fn requests_that_fail_or_wait_raise_alerts() {
             prometheus.fires(&raised).await;
             is_over.store(true, Relaxed);
         };
-        tokio::join!(watching, join_all([waiting]));
-        prometheus.clears(&raised).await;
-
-        let indexes = drop_indexes(system).await;
-        prometheus.fires(&["WatershedInternalErrors"]).await;
+        tokio::join!(watching, waiting);
         create_indexes(system, indexes).await;
         prometheus.is_quiet().await;
         enough.store(true, Relaxed);
     };
-    tokio::join!(troubles, join_all((0..8).map(|_| shop.traffic(&enough))));
+    tokio::join!(troubles, shop.traffic(&enough), shop.traffic(&enough));
 }
 
 const SHORT_LEASE: &[&str] = &["--lease-ms", "1000"];
@@ -309,7 +315,7 @@ struct Shop {
     prometheus: Prometheus,
     system: System,
     /// Where the command, projection and query services show their figures.
-    addresses: [String; 3],
+    addresses: [SocketAddr; 3],
     projection: Process,
     _others: [Process; 2],
     product: Id,
@@ -320,19 +326,19 @@ impl Shop {
     async fn open(programs: &Programs, system: System, arguments: [&[&str]; 3]) -> Self {
         let addresses = std::array::from_fn(|_| free_address());
         let [command, projection, query] = std::array::from_fn(|index| {
-            start(&system, ["command", "projection", "query"][index], &addresses[index], arguments[index])
+            start(&system, ["command", "projection", "query"][index], addresses[index], arguments[index])
         });
         system.answers("command").await;
         system.answers("query").await;
         let product = system.product(1_000_000).await.id;
         journal::caught_up(&system).await;
-        let targets = targets(&addresses);
+        let targets = targets(addresses);
         let prometheus = Prometheus::start(programs, &system, &targets).await;
         Self { prometheus, system, addresses, projection, _others: [command, query], product }
     }
 
-    fn targets(&self) -> [(&str, &str); 3] {
-        targets(&self.addresses)
+    fn targets(&self) -> [(&'static str, SocketAddr); 3] {
+        targets(self.addresses)
     }
 
     /// A client that sends commands and queries until it is told to stop. Failures are part of a trouble.
@@ -346,7 +352,7 @@ impl Shop {
                 let _ = self.system.client.query("product.get", get, &[(wire::MIN_POSITION, &*position)]).await;
             }
             self.list_orders().await;
-            sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -387,22 +393,21 @@ impl Shop {
     }
 }
 
-fn targets(addresses: &[String; 3]) -> [(&str, &str); 3] {
-    let [command, projection, query] = addresses;
+fn targets([command, projection, query]: [SocketAddr; 3]) -> [(&'static str, SocketAddr); 3] {
     [("command", command), ("projection", projection), ("query", query)]
 }
 
 /// Starts a replica that shows its figures at the address.
-fn start(system: &System, service: &str, address: &str, arguments: &[&str]) -> Process {
-    system.process(service, &[&["--metrics-address", address], arguments].concat())
+fn start(system: &System, service: &str, address: SocketAddr, arguments: &[&str]) -> Process {
+    system.process(service, &[&["--metrics-address", &*address.to_string()], arguments].concat())
 }
 
 /// Something that shows itself as a replica built from another revision. The tests have only one build.
-async fn replica_of_another_revision() -> (String, AbortOnDropHandle<()>) {
+async fn replica_of_another_revision() -> (SocketAddr, AbortOnDropHandle<()>) {
     const REPLY: &str = "HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n\r\n\
         watershed_build_info{service=\"query\",version=\"0.0.0\",revision=\"another\"} 1\n";
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(async move {
         while let Ok((mut connection, _)) = listener.accept().await {
             let mut request = [0; 4096];
