@@ -65,7 +65,8 @@ fn an_aggregate_and_a_view_are_one_file_and_one_line_each() {
     for (forgotten, of_it, named) in [
         (r#".over(&["average", "_id"])"#, r#".over(&["stars_on_average", "_id"])"#, "has a string or a whole number"),
         ("vec![by_average()]", "vec![]", "which `indexes` of the view does not have"),
-        (r#"examples: &[r#"{"order":"desc"}"#, r#"examples: &[r#"{}"#, "add one with the field `order`"),
+        (r#"rename = "_id", alias = "id""#, r#"rename = "_id""#, r#"`_id` needs `alias = "id"`"#),
+        (r#"&[r#"{"order":"desc"}"#, r#"&[r#"{}"#, "add one with the field `order`"),
     ] {
         assert!(view.contains(forgotten), "{forgotten}");
         copy.write(ratings, &view.replace(forgotten, of_it));

@@ -1,12 +1,12 @@
 //! The view `__name__`. TODO: what it shows, and what always holds of its documents.
 
 use bson::{Document, doc};
-use domain::{__of__, Malformed, Recorded, Timestamp, strict::Choice};
+use domain::{__of__, Id, Malformed, Recorded, Timestamp, strict::Choice};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Inapplicable, Query, View,
+    Inapplicable, Page, Query, QueryRequest, View,
     query::{Direction, Limit, List, Plan},
 };
 
@@ -15,7 +15,7 @@ pub struct __Type__;
 /// TODO: what clients are to see of one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shown {
-    #[serde(rename = "_id")]
+    #[serde(rename = "_id", alias = "id")]
     pub id: String,
     pub version: u64,
     pub updated_at: Timestamp,
@@ -40,26 +40,37 @@ impl View for __Type__ {
     }
 
     const QUERIES: &'static [Query] = &[
-        Query::get("__name__", "One of the __name__ by its id"),
-        Query {
-            noun: "__name__",
-            verb: "list",
-            description: "The __name__ by the time of their last change, in pages",
-            schema: || schemars::schema_for!(ListAll),
-            plan: list,
-            examples: &[r#"{"order":"asc"}"#],
-        },
+        Query::get::<GetOne>("One of the __name__ by its id"),
+        Query::of::<ListAll>("The __name__ by the time of their last change, in pages", list, &[r#"{"order":"asc"}"#]),
     ];
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ListAll {
+pub struct GetOne {
+    pub id: Id,
+}
+
+impl QueryRequest for GetOne {
+    const NOUN: &'static str = "__name__";
+    const VERB: &'static str = "get";
+    type Reply = Shown;
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListAll {
     /// Descending if absent: the latest first.
-    order: Option<Choice<Direction>>,
-    limit: Option<Limit>,
+    pub order: Option<Choice<Direction>>,
+    pub limit: Option<Limit>,
     /// The `next` of the reply before.
-    cursor: Option<String>,
+    pub cursor: Option<String>,
+}
+
+impl QueryRequest for ListAll {
+    const NOUN: &'static str = "__name__";
+    const VERB: &'static str = "list";
+    type Reply = Page<Shown>;
 }
 
 fn list(body: &[u8]) -> Result<Plan, Malformed> {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod answer;
 pub mod bench;
 mod collector;
 pub mod http;
@@ -12,10 +13,10 @@ mod raw;
 mod stack;
 mod system;
 
+pub use answer::{Answer, Expect};
 pub use collector::{Collected, Collector};
 pub use proxy::Proxy;
 pub use raw::Raw;
-pub use retail::{Client, Reply};
 pub use stack::Stack;
 pub use system::{Process, Replica, System, program};
 

@@ -10,17 +10,18 @@ use std::{
 };
 
 use anyhow::Context;
+use bytes::Bytes;
 use clap::Parser;
+use client::{Client, ConnectOptions, Error};
 use futures_util::StreamExt;
-use runtime::nats_options;
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::NoTls;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
-use wire::{Accepted, Prefix, Subjects};
+use wire::{Accepted, Prefix, Subjects, nats_options};
 
-use crate::{Client, Reply, Stack, eventually};
+use crate::{Answer, Expect, Stack, eventually};
 
 pub struct System {
     pub stack: Arc<Stack>,
@@ -49,7 +50,7 @@ impl System {
     pub async fn on(stack: Arc<Stack>) -> Self {
         let prefix = format!("t{}", Uuid::now_v7().simple());
         let subjects = Subjects::new(Some(&prefix.parse::<Prefix>().unwrap()));
-        let client = Client::connect(stack.url("NATS_URL"), subjects.clone()).await.unwrap();
+        let client = connect_client(&stack, "NATS_URL", &prefix).await;
         let system = Self { stack, prefix, subjects, client };
         let server = connect(system.stack.url("POSTGRES_URL")).await.unwrap();
         server.batch_execute(&format!("create database {}", system.prefix)).await.unwrap();
@@ -100,8 +101,8 @@ impl System {
         eventually("the views can be queried", async || {
             for (_, query) in views::queries() {
                 let example = serde_json::from_str(query.examples.first()?).ok()?;
-                let reply = self.client.query(&query.name(), example, &[]).await.ok()?;
-                reply.result.err().is_none_or(|failure| failure.code == "not_found").then_some(())?;
+                let answer = self.ask(&format!("qry.{}", query.name()), example, &[]).await;
+                matches!(answer, Ok(_) | Err(Error::NotFound(_))).then_some(())?;
             }
             Some(())
         })
@@ -129,7 +130,7 @@ impl System {
 
     /// What every replica of this installation says in `$SRV.STATS`.
     pub async fn all_stats(&self) -> Vec<Value> {
-        let nats = &self.client.nats;
+        let nats = self.client.nats();
         let inbox = nats.new_inbox();
         let mut replies = nats.subscribe(inbox.clone()).await.unwrap();
         nats.publish_with_reply("$SRV.STATS", inbox, "".into()).await.unwrap();
@@ -147,7 +148,7 @@ impl System {
     /// Waits until this replica of the service answers on `$SRV`, to which it subscribes last.
     pub async fn listens(&self, service: &str, replica: &str) {
         let subject = format!("$SRV.PING.{service}.{replica}");
-        eventually("the replica answers", async || self.client.nats.request(subject.clone(), "".into()).await.ok())
+        eventually("the replica answers", async || self.client.nats().request(subject.clone(), "".into()).await.ok())
             .await;
     }
 
@@ -158,26 +159,35 @@ impl System {
             _ => self.subjects.query("user", "get"),
         };
         eventually("the service answers", async || {
-            let reply = self.client.request(probe.clone(), b"?".into(), &[]).await.ok()?;
-            (reply.failure().code == "malformed").then_some(())
+            matches!(self.ask_with(&probe, "?", &[]).await, Err(Error::Malformed(_))).then_some(())
         })
         .await;
     }
 
-    /// Sends a command that must be accepted.
+    /// Sends a request such as `cmd.order.create` once, with these headers and no others.
+    pub async fn ask(&self, name: &str, body: Value, headers: &[(&str, &str)]) -> Answer {
+        self.ask_with(name, body.to_string(), headers).await
+    }
+
+    /// The same, with a body that need not be JSON.
+    pub async fn ask_with(&self, name: &str, body: impl Into<Bytes>, headers: &[(&str, &str)]) -> Answer {
+        let request = self.client.request(name, body).as_given();
+        headers.iter().fold(request, |request, (name, value)| request.header(name, value)).reply().await
+    }
+
+    /// Sends a command such as `order.create`, which must be accepted.
     pub async fn accept(&self, name: &str, body: Value) -> Accepted {
-        self.client.command(name, body, &[]).await.unwrap().accepted()
+        self.try_command(name, body).await.accepted()
     }
 
     /// Sends a command that may be refused.
-    pub async fn try_command(&self, name: &str, body: Value) -> Reply {
-        self.client.command(name, body, &[]).await.unwrap()
+    pub async fn try_command(&self, name: &str, body: Value) -> Answer {
+        self.ask(&format!("cmd.{name}"), body, &[]).await
     }
 
     /// Sends a query with `Min-Position`: the reply reflects all events up to the position.
-    pub async fn read(&self, name: &str, body: Value, position: u64) -> Reply {
-        let headers = [(wire::MIN_POSITION, &*position.to_string())];
-        self.client.query(name, body, &headers).await.unwrap()
+    pub async fn read(&self, name: &str, body: Value, position: u64) -> Answer {
+        self.ask(&format!("qry.{name}"), body, &[(wire::MIN_POSITION, &position.to_string())]).await
     }
 
     /// Sends the samples of every aggregate.
@@ -188,8 +198,8 @@ impl System {
         for (known, sample) in domain::samples() {
             let name = format!("{}.{}", known.aggregate, known.verb);
             let reply = self.try_command(&name, serde_json::from_str(sample.request).expect("JSON")).await;
-            let code = reply.result.err().map(|failure| failure.code);
-            assert_eq!(code.as_deref(), sample.refused, "{name} {}", sample.request);
+            let code = reply.as_ref().err().map(|error| error.code().unwrap_or("not answered"));
+            assert_eq!(code, sample.refused, "{name} {}", sample.request);
         }
     }
 
@@ -226,7 +236,12 @@ impl System {
 
     /// A connection to NATS as the operator, who may do everything but publish events.
     pub async fn operator(&self) -> async_nats::Client {
-        Client::connect(self.stack.url("NATS_OPERATOR_URL"), self.subjects.clone()).await.unwrap().nats
+        self.connect_as("NATS_OPERATOR_URL").await.nats().clone()
+    }
+
+    /// Another connection, with the user of this URL of the stack.
+    pub async fn connect_as(&self, url: &str) -> Client {
+        connect_client(&self.stack, url, &self.prefix).await
     }
 
     /// The name of the stream.
@@ -356,6 +371,11 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+async fn connect_client(stack: &Stack, url: &str, prefix: &str) -> Client {
+    let options = ConnectOptions::url(stack.url(url)).prefix(Some(prefix.parse().unwrap()));
+    Client::connect(&options).await.unwrap()
 }
 
 async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {

@@ -9,7 +9,7 @@ use std::{
 use async_nats::{HeaderMap, Request};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use tests::{Proxy, Raw, System, eventually, journal};
+use tests::{Expect, Proxy, Raw, System, eventually, journal};
 use tokio::time::{interval, timeout};
 use uuid::Uuid;
 
@@ -87,7 +87,7 @@ async fn thousand_requests(system: &System, pause: Duration) {
             tries.fetch_add(1, Relaxed);
             let request = Request::new().payload(body.to_string().into()).headers(headers.clone());
             let request = request.timeout(Some(Duration::from_secs(5)));
-            if let Ok(reply) = system.client.nats.send_request(subject.clone(), request).await {
+            if let Ok(reply) = system.client.nats().send_request(subject.clone(), request).await {
                 assert_eq!(wire::failure_status(&reply), None, "{:?}", reply.payload);
                 return;
             }
@@ -164,7 +164,7 @@ impl Random {
 async fn a_broken_header_block_is_refused_with_a_sentence() {
     let system = System::new().await;
     let _command = system.command().await;
-    let mut replies = system.client.nats.subscribe("_INBOX.broken").await.unwrap();
+    let mut replies = system.client.nats().subscribe("_INBOX.broken").await.unwrap();
     let mut raw = Raw::connect(system.stack.url("NATS_URL")).await;
     for headers in BROKEN {
         raw.publish(&system.subjects.command("user", "delete"), b"_INBOX.broken", headers, b"{}").await;
@@ -191,12 +191,11 @@ async fn a_connection_that_has_ended_for_good_is_replaced() {
         let email = format!("{}@example.com", Uuid::now_v7().simple());
         let body = json!({"email": email, "name": "Ada"});
         let soon = Duration::from_secs(2);
-        let reply = timeout(soon, system.client.command("user.register", body, &[])).await.ok()?.ok()?;
-        let accepted = reply.result.ok()?;
+        let accepted = timeout(soon, system.ask("cmd.user.register", body, &[])).await.ok()?.ok()?.body;
         let position = accepted["position"].to_string();
         let headers = [("Min-Position", &*position)];
-        let query = system.client.query("user.get", json!({"id": accepted["id"]}), &headers);
-        timeout(soon, query).await.ok()?.ok()?.result.ok()
+        let query = system.ask("qry.user.get", json!({"id": accepted["id"]}), &headers);
+        timeout(soon, query).await.ok()?.ok()
     })
     .await;
     assert!(replicas.iter().all(|replica| !replica.has_ended()));
@@ -250,7 +249,7 @@ async fn a_relay_without_a_connection_to_nats_loses_the_lead_to_another_one() {
     let _connected = system.start_command(&[]);
     eventually("the other replica takes commands", async || {
         let body = json!({"email": format!("{}@example.com", Uuid::now_v7().simple()), "name": "Ada"});
-        timeout(Duration::from_secs(1), system.client.command("user.register", body, &[])).await.ok()?.ok()
+        timeout(Duration::from_secs(1), system.ask("cmd.user.register", body, &[])).await.ok()?.ok()
     })
     .await;
     assert_stream_is_journal(&system).await;
@@ -258,7 +257,7 @@ async fn a_relay_without_a_connection_to_nats_loses_the_lead_to_another_one() {
 
 async fn assert_answers(system: &System, service: &str) {
     eventually("the service answers", async || {
-        let asked = system.client.nats.request(format!("$SRV.PING.{service}"), "".into());
+        let asked = system.client.nats().request(format!("$SRV.PING.{service}"), "".into());
         timeout(Duration::from_secs(5), asked).await.ok()?.ok()
     })
     .await;

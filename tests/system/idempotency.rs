@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tests::{System, eventually, journal};
+use tests::{Expect, System, eventually, journal};
 use wire::MSG_ID;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -12,12 +12,12 @@ async fn the_same_command_20_times_at_once_takes_effect_once_and_gets_the_same_r
     let (user, product) = (system.user().await.id, system.product(100).await.id);
     let order = json!({"user": user, "lines": [{"product": product, "quantity": 3}]});
 
-    let same = (0..20).map(|_| system.client.command("order.create", order.clone(), &[(MSG_ID, "k-1")]));
+    let same = (0..20).map(|_| system.ask("cmd.order.create", order.clone(), &[(MSG_ID, "k-1")]));
     let replies = join_all(same).await;
 
-    let accepted: Vec<_> = replies.into_iter().map(|reply| reply.unwrap().accepted()).collect();
+    let accepted: Vec<_> = replies.into_iter().map(|reply| reply.accepted()).collect();
     assert!(accepted.iter().all(|one| *one == accepted[0]), "{accepted:?}");
-    let later = system.client.command("order.create", order, &[(MSG_ID, "k-1")]).await.unwrap().accepted();
+    let later = system.ask("cmd.order.create", order, &[(MSG_ID, "k-1")]).await.accepted();
     assert_eq!(later, accepted[0]);
     assert_eq!(journal::events(&system).await.len(), 4, "user, product, order, stock taken");
 }
@@ -28,14 +28,14 @@ async fn a_refusal_is_repeated_too() {
     let _command = system.command().await;
     let (user, product) = (system.user().await.id, system.product(1).await.id);
     let order = json!({"user": user, "lines": [{"product": product, "quantity": 2}]});
-    let first = system.client.command("order.create", order.clone(), &[(MSG_ID, "k-1")]).await.unwrap().failure();
+    let first = system.ask("cmd.order.create", order.clone(), &[(MSG_ID, "k-1")]).await.failure();
     assert_eq!(first.code, "out_of_stock");
 
     system.accept("product.restock", json!({"id": product, "quantity": 5})).await;
 
-    let again = system.client.command("order.create", order.clone(), &[(MSG_ID, "k-1")]).await.unwrap().failure();
+    let again = system.ask("cmd.order.create", order.clone(), &[(MSG_ID, "k-1")]).await.failure();
     assert_eq!(again, first);
-    system.client.command("order.create", order, &[(MSG_ID, "k-2")]).await.unwrap().accepted();
+    system.ask("cmd.order.create", order, &[(MSG_ID, "k-2")]).await.accepted();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,14 +45,14 @@ async fn the_same_key_with_another_request_is_refused() {
     let product = system.product(1).await.id;
     let key = [(MSG_ID, "k-1")];
     let restock = |quantity| json!({"id": product, "quantity": quantity});
-    system.client.command("product.restock", restock(1), &key).await.unwrap().accepted();
+    system.ask("cmd.product.restock", restock(1), &key).await.accepted();
 
-    let other_body = system.client.command("product.restock", restock(2), &key).await.unwrap();
+    let other_body = system.ask("cmd.product.restock", restock(2), &key).await;
     assert_eq!(other_body.failure().status, 409);
-    let other_command = system.client.command("product.delete", json!({"id": product}), &key).await.unwrap();
+    let other_command = system.ask("cmd.product.delete", json!({"id": product}), &key).await;
     assert_eq!(other_command.code(), "command_id_reused");
     let other_version = [(MSG_ID, "k-1"), (wire::EXPECTED_VERSION, "2")];
-    let other_version = system.client.command("product.restock", restock(1), &other_version).await.unwrap();
+    let other_version = system.ask("cmd.product.restock", restock(1), &other_version).await;
     assert_eq!(other_version.code(), "command_id_reused");
     assert_eq!(journal::events(&system).await.len(), 2);
 }
@@ -63,9 +63,7 @@ async fn a_command_is_recognized_however_its_json_is_written() {
     let _command = system.command().await;
     let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a00000a";
     let subject = system.subjects.command("user", "register");
-    let send = async |body: String, name: &str| {
-        system.client.request(subject.clone(), body.into(), &[(name, "k-1")]).await.unwrap()
-    };
+    let send = async |body: String, name: &str| system.ask_with(&subject, body, &[(name, "k-1")]).await;
     let first = send(format!(r#"{{"id":"{id}","email":"zoe@example.com","name":"Zoë"}}"#), MSG_ID).await.accepted();
     for body in [
         format!(r#"{{"name":"Zoë","email":"zoe@example.com","id":"{id}"}}"#),
@@ -79,12 +77,9 @@ async fn a_command_is_recognized_however_its_json_is_written() {
     assert_eq!(send(other, MSG_ID).await.code(), "command_id_reused");
     // Without an identifier in the request, the service creates one. The command counts as the same nevertheless.
     let body = r#"{"email":"ada@example.com","name":"Ada"}"#;
-    let created = system.client.request(subject.clone(), body.into(), &[(MSG_ID, "k-2")]).await.unwrap().accepted();
+    let created = system.ask_with(&subject, body, &[(MSG_ID, "k-2")]).await.accepted();
     let again = r#"{"name":"Ada","email":"ada@example.com"}"#;
-    assert_eq!(
-        system.client.request(subject.clone(), again.into(), &[(MSG_ID, "k-2")]).await.unwrap().accepted(),
-        created
-    );
+    assert_eq!(system.ask_with(&subject, again, &[(MSG_ID, "k-2")]).await.accepted(), created);
     assert_eq!(journal::events(&system).await.len(), 2);
 }
 
@@ -100,10 +95,10 @@ async fn replies_of_an_older_version_are_remembered() {
         sha256(int8send(length($1)::int8) || convert_to($1, 'utf8') || int8send(4) || 'None' \
         || int8send(length($2)::int8) || convert_to($2, 'utf8')), $3, 7, 42, now())";
     system.journal().await.execute(former, &[&subject, &body, &product.0]).await.unwrap();
-    let again = system.client.request(subject, body.into(), &[(MSG_ID, "k-1")]).await.unwrap().accepted();
+    let again = system.ask_with(&subject, body, &[(MSG_ID, "k-1")]).await.accepted();
     assert_eq!((again.version, again.position), (7, 42));
     let other = json!({"id": product, "quantity": 2});
-    let other = system.client.command("product.restock", other, &[(MSG_ID, "k-1")]).await.unwrap();
+    let other = system.ask("cmd.product.restock", other, &[(MSG_ID, "k-1")]).await;
     assert_eq!(other.code(), "command_id_reused");
 }
 
@@ -113,7 +108,7 @@ async fn the_ledger_forgets_entries_older_than_its_retention() {
     let command = system.command().await;
     let product = system.product(1).await.id;
     let restock = json!({"id": product, "quantity": 1});
-    system.client.command("product.restock", restock.clone(), &[(MSG_ID, "k-1")]).await.unwrap().accepted();
+    system.ask("cmd.product.restock", restock.clone(), &[(MSG_ID, "k-1")]).await.accepted();
     command.stop().await;
 
     let _command = system.command_with(&["--ledger-seconds", "0"]).await;

@@ -1,13 +1,21 @@
 //! Many clients at once: no stock is sold twice, replicas keep the journal consistent, and nobody waits for ever.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    future::IntoFuture,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
+use client::Error;
+use domain::{
+    Id,
+    order::{self, RequestedLine},
+};
 use futures_util::future::join_all;
 use serde_json::json;
-use tests::{Client, System, eventually, journal};
+use tests::{Expect, System, eventually, journal};
 use wire::Accepted;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -15,19 +23,16 @@ async fn of_64_clients_that_order_the_last_10_pieces_10_get_one() {
     let system = System::new().await;
     let _replicas = [system.command().await, system.command().await];
     let (user, product) = (system.user().await.id, system.product(10).await.id);
-    let url = system.stack.url("NATS_URL");
-    let clients = join_all((0..64).map(|_| Client::connect(url, system.subjects.clone()))).await;
+    let clients = join_all((0..64).map(|_| system.connect_as("NATS_URL"))).await;
 
-    let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});
-    let replies =
-        join_all(clients.iter().map(|client| client.as_ref().unwrap().command("order.create", order.clone(), &[])))
-            .await;
+    let lines = vec![RequestedLine { product, quantity: 1, unit_price: None }];
+    let order = order::Create { id: Id::default(), user, lines, placed_at: None };
+    let replies = join_all(clients.iter().map(|client| client.command(&order).into_future())).await;
 
-    let (sold, refused): (Vec<_>, Vec<_>) =
-        replies.into_iter().map(Result::unwrap).partition(|reply| reply.result.is_ok());
+    let (sold, refused): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.is_ok());
     assert_eq!(sold.len(), 10);
     for refusal in refused {
-        let failure = refusal.failure();
+        let Err(Error::Rejected(failure)) = refusal else { panic!("{refusal:?}") };
         assert_eq!((failure.status, &*failure.code), (422, "out_of_stock"));
         assert_eq!(failure.details["available"], 0, "all pieces are sold");
     }
@@ -131,7 +136,7 @@ pub async fn mixed_load(system: &System, clients: usize, commands: usize) -> Vec
                 }
             };
             let reply = system.try_command(name, body).await;
-            match &reply.result {
+            match &reply {
                 Ok(_) => {
                     let reply = reply.accepted();
                     if name == "order.create" {
@@ -139,7 +144,7 @@ pub async fn mixed_load(system: &System, clients: usize, commands: usize) -> Vec
                     }
                     accepted.push(reply);
                 }
-                Err(failure) => assert!([422, 404].contains(&failure.status), "{name}: {failure}"),
+                Err(error) => assert!(matches!(error, Error::Rejected(_)), "{name}: {error}"),
             }
         }
         accepted
@@ -163,10 +168,10 @@ async fn commands_that_exceed_the_queue_are_refused_at_once() {
     eventually("the queue is full", async || {
         join_all((0..500).map(|_| async {
             let reply = system.try_command("product.restock", json!({"id": product, "quantity": 1})).await;
-            match reply.result {
+            match reply {
                 Ok(_) => accepted.fetch_add(1, Relaxed),
-                Err(failure) => {
-                    assert_eq!((failure.status, &*failure.code), (503, "overloaded"));
+                Err(error) => {
+                    assert!(matches!(error, Error::Overloaded(_)), "{error}");
                     overloaded.fetch_add(1, Relaxed)
                 }
             }
@@ -190,19 +195,13 @@ async fn a_service_that_is_stopped_under_load_answers_all_requests_it_has_taken(
     let clients = join_all((0..64).map(|_| async {
         loop {
             let restock = json!({"id": product, "quantity": 1});
-            match system.client.command("product.restock", restock, &[]).await {
-                Ok(reply) if reply.result.is_ok() => {
+            match system.ask("cmd.product.restock", restock, &[]).await {
+                Ok(_) => {
                     accepted.fetch_add(1, Relaxed);
                 }
-                Ok(reply) => {
-                    assert_eq!(reply.failure().code, "unavailable");
-                    break;
-                }
-                Err(error) => {
-                    // The last replica is gone, and the server says so at once. A timeout would mean a lost request.
-                    assert!(error.to_string().contains("no responders"), "{error:#}");
-                    break;
-                }
+                // If the last replica is gone, the server says so at once. A timeout would mean a lost request.
+                Err(Error::Unavailable(_) | Error::NoResponders(_)) => break,
+                Err(error) => panic!("{error}"),
             }
         }
         done.fetch_add(1, Relaxed);

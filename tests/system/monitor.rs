@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::Client as Nats;
 use serde_json::{Value, json};
-use tests::{Client, Proxy, Stack, System, eventually, http};
+use tests::{Expect, Proxy, Stack, System, eventually, http};
 
 use crate::relay::assert_stream_is_journal;
 
@@ -112,7 +112,7 @@ async fn the_operator_can_ask_and_nobody_else() {
 
     let operations = [("journal", "show"), ("replica", "list"), ("view", "list"), ("view", "show")];
     for role in ["NATS_URL", "NATS_COMMAND_URL", "NATS_PROJECTION_URL", "NATS_QUERY_URL", "NATS_SUBSCRIBER_URL"] {
-        let other = Client::connect(system.stack.url(role), system.subjects.clone()).await.unwrap().nats;
+        let other = system.connect_as(role).await.nats().clone();
         for (noun, verb) in operations {
             let asked = other.request(system.subjects.operation(noun, verb), r#"{"view":"users"}"#.into());
             let answer = tokio::time::timeout(Duration::from_millis(300), asked).await;
@@ -213,7 +213,7 @@ async fn a_replica_without_its_servers_is_healthy_but_not_ready_and_says_why() {
         tokio::task::block_in_place(|| stack.stop(server));
         // PostgreSQL is missed by whoever needs it.
         if server == "postgres" {
-            let _ = system.client.command("user.register", json!({"email": "a@example.com", "name": "A"}), &[]).await;
+            let _ = system.try_command("user.register", json!({"email": "a@example.com", "name": "A"})).await;
         }
         for n in &concerned {
             becomes(*n, 503, name).await;

@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use client::Error;
 use futures_util::future::join_all;
 use serde_json::json;
-use tests::{Proxy, Stack, System, eventually, journal};
+use tests::{Expect, Proxy, Stack, System, eventually, journal};
 
 use crate::{projection::assert_views_are_journal, relay::assert_stream_is_journal};
 
@@ -162,7 +163,7 @@ async fn a_foreign_lock_delays_only_the_commands_that_need_the_locked_row() {
     tokio::join!(blocked, watching, free.load(&system, &stopped));
     foreign.batch_execute("rollback").await.unwrap();
     eventually("the locked product can be changed again", async || {
-        system.try_command("product.restock", json!({"id": locked, "quantity": 1})).await.result.ok()
+        system.try_command("product.restock", json!({"id": locked, "quantity": 1})).await.ok()
     })
     .await;
     free.check(&system).await;
@@ -181,7 +182,7 @@ async fn a_foreign_lock_delays_only_the_commands_that_need_the_locked_row() {
         }
         foreign.batch_execute("rollback").await.unwrap();
         eventually("commands are accepted", async || {
-            system.try_command("product.restock", json!({"id": free.product, "quantity": 1})).await.result.ok()
+            system.try_command("product.restock", json!({"id": free.product, "quantity": 1})).await.ok()
         })
         .await;
     }
@@ -252,24 +253,23 @@ impl Counted {
                 let restock = json!({"id": self.product, "quantity": 1});
                 let began = Instant::now();
                 self.asked.fetch_add(1, Relaxed);
-                let reply = system.client.command("product.restock", restock, &[]).await;
+                let reply = system.ask("cmd.product.restock", restock, &[]).await;
                 self.longest_millis.fetch_max(u64::try_from(began.elapsed().as_millis()).unwrap(), Relaxed);
-                match reply {
-                    Ok(reply) => match reply.result {
-                        Ok(_) => _ = self.accepted.fetch_add(1, Relaxed),
-                        Err(failure) => {
-                            assert!(["unavailable", "overloaded"].contains(&&*failure.code), "{failure}");
-                            let unknown = failure.details.get("outcome").is_some();
-                            let counter = if unknown { &self.unknown } else { &self.refused };
-                            counter.fetch_add(1, Relaxed);
-                            tokio::time::sleep(Duration::from_millis(20)).await;
-                        }
-                    },
-                    Err(_) => {
-                        self.unknown.fetch_add(1, Relaxed);
-                        tokio::time::sleep(Duration::from_millis(20)).await;
+                let Err(error) = reply else {
+                    self.accepted.fetch_add(1, Relaxed);
+                    continue;
+                };
+                let is_refused = match &error {
+                    Error::Unavailable(failure) => !failure.details.contains_key("outcome"),
+                    Error::Overloaded(_) => true,
+                    other => {
+                        assert!(other.failure().is_none(), "{other}");
+                        false
                     }
-                }
+                };
+                let counter = if is_refused { &self.refused } else { &self.unknown };
+                counter.fetch_add(1, Relaxed);
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         join_all((0..16).map(|_| one_client())).await;
@@ -296,9 +296,8 @@ impl Counted {
         eventually("commands are refused at once", async || {
             let asked = Instant::now();
             let restock = json!({"id": self.product, "quantity": 1});
-            let reply = system.client.command("product.restock", restock, &[]).await.ok()?;
-            let failure = reply.result.err()?;
-            (failure.code == "unavailable" && asked.elapsed() < Duration::from_millis(500)).then_some(())
+            let error = system.ask("cmd.product.restock", restock, &[]).await.err()?;
+            (matches!(error, Error::Unavailable(_)) && asked.elapsed() < Duration::from_millis(500)).then_some(())
         })
         .await;
     }
@@ -307,9 +306,8 @@ impl Counted {
 async fn queries_are_refused_at_once(system: &System) {
     eventually("queries are refused at once", async || {
         let asked = Instant::now();
-        let reply = system.client.query("user.list", json!({}), &[]).await.ok()?;
-        let failure = reply.result.err()?;
-        (failure.code == "unavailable" && asked.elapsed() < Duration::from_millis(500)).then_some(())
+        let error = system.ask("qry.user.list", json!({}), &[]).await.err()?;
+        (matches!(error, Error::Unavailable(_)) && asked.elapsed() < Duration::from_millis(500)).then_some(())
     })
     .await;
 }

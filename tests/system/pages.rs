@@ -200,7 +200,7 @@ impl Example {
         }
         let request = Request::new().payload(self.request.clone().into()).headers(headers);
         let subject = format!("{}.{}", system.prefix, self.subject);
-        let message = system.client.nats.send_request(subject, request).await.unwrap();
+        let message = system.client.nats().send_request(subject, request).await.unwrap();
         let body = serde_json::from_slice(&message.payload).unwrap();
         Reply { headers: message.headers.unwrap_or_default(), body }
     }

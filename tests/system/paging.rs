@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
-use tests::System;
+use tests::{Expect, System};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_changes_shows_no_document_twice_and_misses_none_that_stays() {

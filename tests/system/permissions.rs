@@ -6,7 +6,7 @@ use async_nats::jetstream::{self, consumer::pull};
 use bson::doc;
 use futures_util::StreamExt;
 use serde_json::json;
-use tests::{Client, System, stays};
+use tests::{Expect, System, stays};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_can_neither_publish_events_nor_answer_for_a_service() {
@@ -21,15 +21,12 @@ async fn a_client_can_neither_publish_events_nor_answer_for_a_service() {
     operator.flush().await.unwrap();
     let roles = ["NATS_URL", "NATS_PROJECTION_URL", "NATS_QUERY_URL"];
     for role in roles {
-        let intruder = Client::connect(system.stack.url(role), system.subjects.clone()).await.unwrap();
-        intruder.nats.publish(event.clone(), "{}".into()).await.unwrap();
-        let mut commands = intruder
-            .nats
-            .queue_subscribe(system.subjects.command("product", "restock"), "command".into())
-            .await
-            .unwrap();
-        let mut inboxes = intruder.nats.subscribe("_INBOX_command.>").await.unwrap();
-        intruder.nats.flush().await.unwrap();
+        let intruder = system.connect_as(role).await.nats().clone();
+        intruder.publish(event.clone(), "{}".into()).await.unwrap();
+        let mut commands =
+            intruder.queue_subscribe(system.subjects.command("product", "restock"), "command".into()).await.unwrap();
+        let mut inboxes = intruder.subscribe("_INBOX_command.>").await.unwrap();
+        intruder.flush().await.unwrap();
         for _ in 0..10 {
             system.accept("product.restock", json!({"id": product.id, "quantity": 1})).await;
         }
@@ -38,9 +35,7 @@ async fn a_client_can_neither_publish_events_nor_answer_for_a_service() {
         };
         // The server refuses the subscriptions: they end, or stay silent.
         let heard = tokio::time::timeout(Duration::from_millis(300), heard).await;
-        assert!(
-            heard.is_err() || intruder.nats.statistics().in_messages.load(std::sync::atomic::Ordering::Relaxed) == 0
-        );
+        assert!(heard.is_err() || intruder.statistics().in_messages.load(std::sync::atomic::Ordering::Relaxed) == 0);
     }
     super::relay::assert_stream_is_journal(&system).await;
 }
@@ -52,7 +47,7 @@ async fn a_subscriber_reads_every_event_in_order_and_goes_on_where_it_stopped() 
     let product = system.product(1).await.id;
     let restock = json!({"id": product, "quantity": 1});
     let connect = async || {
-        let (options, servers) = runtime::nats_options(system.stack.url("NATS_SUBSCRIBER_URL")).unwrap();
+        let (options, servers) = wire::nats_options(system.stack.url("NATS_SUBSCRIBER_URL")).unwrap();
         options.custom_inbox_prefix("_INBOX_subscriber").connect(servers).await.unwrap()
     };
     let durable = pull::Config { durable_name: Some("subscriber".into()), ..Default::default() };
@@ -100,8 +95,8 @@ async fn a_reply_cannot_be_steered_into_the_stream() {
     let product = system.product(1).await.id;
     let restock = json!({"id": product, "quantity": 1}).to_string();
     let (subject, event) = (system.subjects.command("product", "restock"), system.subjects.event("order", "placed"));
-    system.client.nats.publish_with_reply(subject, event, restock.into()).await.unwrap();
-    system.client.nats.flush().await.unwrap();
+    system.client.nats().publish_with_reply(subject, event, restock.into()).await.unwrap();
+    system.client.nats().flush().await.unwrap();
     tests::eventually("it was done", async || (system.head().await == 2).then_some(())).await;
     system.accept("product.restock", json!({"id": product, "quantity": 1})).await;
     super::relay::assert_stream_is_journal(&system).await;
@@ -111,7 +106,7 @@ async fn a_reply_cannot_be_steered_into_the_stream() {
 async fn only_the_system_s_user_is_told_about_the_server() {
     let system = System::new().await;
     let questions = ["$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.STATSZ", "$SYS.REQ.SERVER.PING.JSZ"];
-    let sys = Client::connect(system.stack.url("NATS_SYS_URL"), system.subjects.clone()).await.unwrap().nats;
+    let sys = system.connect_as("NATS_SYS_URL").await.nats().clone();
     for question in questions {
         let answer = sys.request(question, "".into()).await.unwrap();
         let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
@@ -122,7 +117,7 @@ async fn only_the_system_s_user_is_told_about_the_server() {
     sys.flush().await.unwrap();
 
     for role in ["NATS_URL", "NATS_COMMAND_URL", "NATS_PROJECTION_URL", "NATS_QUERY_URL", "NATS_OPERATOR_URL"] {
-        let other = Client::connect(system.stack.url(role), system.subjects.clone()).await.unwrap().nats;
+        let other = system.connect_as(role).await.nats().clone();
         for question in questions {
             let answer = tokio::time::timeout(Duration::from_millis(300), other.request(question, "".into())).await;
             assert!(!matches!(answer, Ok(Ok(_))), "{role} {question}");

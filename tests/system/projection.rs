@@ -10,7 +10,7 @@ use bson::{Document, doc};
 use domain::product;
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::json;
-use tests::{System, eventually, journal, stays};
+use tests::{Expect, System, eventually, journal, stays};
 use tokio::time::Instant;
 use views::{View, Visitor, layout};
 
@@ -116,8 +116,8 @@ async fn two_replicas_under_load_never_both_write_a_view() {
 async fn every_position_is_announced_in_order() {
     let system = System::new().await;
     let _command = system.command().await;
-    let mut announced = system.client.nats.subscribe(system.subjects.checkpoint("orders")).await.unwrap();
-    system.client.nats.flush().await.unwrap();
+    let mut announced = system.client.nats().subscribe(system.subjects.checkpoint("orders")).await.unwrap();
+    system.client.nats().flush().await.unwrap();
     let _projection = system.projection().await;
     // The view of orders is not concerned by any of these, and comes to them all the same.
     for _ in 0..10 {
@@ -241,8 +241,8 @@ async fn sums_and_stocks_of_a_busy_shop_are_gathered() {
     let (user, product) = (system.user().await.id, system.product(1_000).await.id);
     let _projection = system.projection().await;
     journal::caught_up(&system).await;
-    let mut announced = system.client.nats.subscribe(system.subjects.checkpoint("products")).await.unwrap();
-    system.client.nats.flush().await.unwrap();
+    let mut announced = system.client.nats().subscribe(system.subjects.checkpoint("products")).await.unwrap();
+    system.client.nats().flush().await.unwrap();
 
     let began = Instant::now();
     let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});

@@ -14,7 +14,7 @@ use futures_util::{TryStreamExt, future::join_all};
 use mongodb::IndexModel;
 use serde_json::{Value, json};
 use tests::{
-    Process, Proxy, Stack, System, eventually,
+    Expect, Process, Proxy, Stack, System, eventually,
     http::{free_address, get},
     journal,
     prometheus::{Programs, Prometheus},
@@ -345,11 +345,9 @@ impl Shop {
     async fn traffic(&self, enough: &AtomicBool) {
         while !enough.load(Relaxed) {
             let restock = json!({"id": self.product, "quantity": 1});
-            let restocked = self.system.client.command("product.restock", restock, &[]).await;
-            let position = restocked.ok().and_then(|reply| reply.result.ok()).and_then(|it| it["position"].as_u64());
-            if let Some(position) = position.map(|it| it.to_string()) {
-                let get = json!({"id": self.product});
-                let _ = self.system.client.query("product.get", get, &[(wire::MIN_POSITION, &*position)]).await;
+            let restocked = self.system.try_command("product.restock", restock).await;
+            if let Some(position) = restocked.ok().and_then(|reply| reply.position) {
+                let _ = self.system.read("product.get", json!({"id": self.product}), position).await;
             }
             self.list_orders().await;
             sleep(Duration::from_millis(100)).await;
@@ -359,21 +357,19 @@ impl Shop {
     /// Sends a command, and returns the code of its failure.
     async fn restock(&self) -> Option<String> {
         let restock = json!({"id": self.product, "quantity": 1});
-        let reply = self.system.client.command("product.restock", restock, &[]).await.ok()?;
-        reply.result.err().map(|failure| failure.code.into_owned())
+        let error = self.system.try_command("product.restock", restock).await.err()?;
+        error.code().map(str::to_owned)
     }
 
     /// Sends a query, and returns the code of its failure.
     async fn list_orders(&self) -> Option<String> {
-        let reply = self.system.client.query("order.list", json!({}), &[]).await.ok()?;
-        reply.result.err().map(|failure| failure.code.into_owned())
+        let error = self.system.ask("qry.order.list", json!({}), &[]).await.err()?;
+        error.code().map(str::to_owned)
     }
 
     /// Sends a query that its view cannot answer in time.
     async fn query_of_a_future_position(&self) {
-        let position = (self.system.head().await + 1_000_000).to_string();
-        let headers = [(wire::MIN_POSITION, &*position)];
-        let reply = self.system.client.query("order.list", json!({}), &headers).await.unwrap();
+        let reply = self.system.read("order.list", json!({}), self.system.head().await + 1_000_000).await;
         assert_eq!(reply.code(), "view_behind");
     }
 

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, doc};
+use client::Error;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tests::{System, eventually, journal};
+use tests::{Expect, System, eventually, journal};
 use views::{Plan, layout};
 use wire::MIN_POSITION;
 
@@ -22,7 +23,7 @@ async fn read_your_writes_holds_for_1000_commands_through_three_replicas() {
             let name = format!("Ada {client} {n}");
             let written = system.accept("user.update", json!({"id": user, "name": name})).await;
             let reply = system.read("user.get", json!({"id": user}), written.position).await;
-            assert!(reply.position >= Some(written.position));
+            assert!(reply.as_ref().is_ok_and(|reply| reply.position >= Some(written.position)));
             assert_eq!(reply.data()["name"], *name);
 
             let order = json!({"user": user, "lines": [{"product": product, "quantity": 1}]});
@@ -46,10 +47,7 @@ async fn a_position_that_is_not_reached_in_time_is_told() {
     assert_eq!((ahead.status, &*ahead.code), (408, "view_behind"));
     assert!(asked.elapsed() > Duration::from_millis(500) && asked.elapsed() < Duration::from_secs(10));
     journal::caught_up(&system).await;
-    eventually("it is there", async || {
-        system.read("user.get", json!({"id": user.id}), user.position).await.result.ok()
-    })
-    .await;
+    eventually("it is there", async || system.read("user.get", json!({"id": user.id}), user.position).await.ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,11 +181,11 @@ async fn bad_queries_are_refused_by_field() {
         ("sales.top", json!({"from": "2010-12-01", "to": "2010-12-01", "by": "revenue"}), "currency"),
     ];
     for (name, body, field) in cases {
-        let failure = system.client.query(name, body.clone(), &[]).await.unwrap().failure();
+        let failure = system.ask(&format!("qry.{name}"), body.clone(), &[]).await.failure();
         assert_eq!((failure.status, &*failure.code), (400, "malformed"), "{name} {body}");
         assert_eq!(failure.details["field"], field, "{name} {body}: {}", failure.message);
     }
-    let header = system.client.query("user.list", json!({}), &[(MIN_POSITION, "-1")]).await.unwrap().failure();
+    let header = system.ask("qry.user.list", json!({}), &[(MIN_POSITION, "-1")]).await.failure();
     assert_eq!(header.details["field"], MIN_POSITION);
 }
 
@@ -244,8 +242,14 @@ async fn every_sample_and_every_example_is_answered() {
     for (_, query) in views::queries() {
         for example in query.examples {
             let reply = system.read(&query.name(), serde_json::from_str(example).unwrap(), head).await;
-            let code = reply.result.as_ref().err().map(|failure| &*failure.code);
-            assert!([None, Some("not_found")].contains(&code), "{} {example}: {code:?}", query.name());
+            match reply {
+                Ok(reply) => {
+                    let read = (query.check_reply)(reply.body.to_string().as_bytes());
+                    assert!(read.is_ok(), "the type `Reply` of {} cannot read {}: {read:?}", query.name(), reply.body);
+                }
+                Err(Error::NotFound(_)) => {}
+                Err(error) => panic!("{} {example}: {error}", query.name()),
+            }
         }
     }
 }
@@ -330,7 +334,7 @@ async fn a_view_that_was_never_built_is_said_to_be_unavailable() {
     let system = System::new().await;
     let _query = system.start_query(&[]);
     let failure = eventually("the service answers", async || {
-        system.client.query("user.list", json!({}), &[]).await.ok()?.result.err()
+        system.ask("qry.user.list", json!({}), &[]).await.err()?.failure().cloned()
     })
     .await;
     assert_eq!((failure.status, &*failure.code), (503, "unavailable"));

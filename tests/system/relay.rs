@@ -20,10 +20,8 @@ async fn a_relay_that_is_killed_and_its_successor_neither_lose_nor_duplicate_eve
     let _second = system.command().await;
     let load = async {
         for _ in 0..60 {
-            join_all(
-                (0..32).map(|_| system.client.command("product.restock", json!({"id": product, "quantity": 1}), &[])),
-            )
-            .await;
+            join_all((0..32).map(|_| system.ask("cmd.product.restock", json!({"id": product, "quantity": 1}), &[])))
+                .await;
         }
     };
     let kill = async {
@@ -184,7 +182,7 @@ async fn a_foreign_message_at_a_takeover_is_found_and_repaired_by_deleting_the_s
         let load = async {
             for _ in 0..10 {
                 let email = format!("{}@example.com", uuid::Uuid::now_v7().simple());
-                let register = system.client.command("user.register", json!({"email": email, "name": "Ada"}), &[]);
+                let register = system.ask("cmd.user.register", json!({"email": email, "name": "Ada"}), &[]);
                 let _ = tokio::time::timeout(Duration::from_secs(1), register).await;
             }
         };

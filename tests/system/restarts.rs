@@ -26,20 +26,16 @@ async fn restarts_lose_no_request_however_slow_the_connection_to_nats_is() {
     let user = system.user().await;
     let product = system.product(0).await;
     eventually("the views can be queried", async || {
-        system.read("product.get", json!({"id": product.id}), product.position).await.result.ok()?;
-        system.read("order.list", json!({}), product.position).await.result.ok()
+        system.read("product.get", json!({"id": product.id}), product.position).await.ok()?;
+        system.read("order.list", json!({}), product.position).await.ok()
     })
     .await;
 
     let (enough, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     let send = async |name: &str, body: Value, pause: Duration| {
         while !enough.load(Relaxed) {
-            let reply = match name.starts_with("cmd.") {
-                true => system.client.command(&name[4..], body.clone(), &[]).await,
-                false => system.client.query(&name[4..], body.clone(), &[]).await,
-            };
-            let reply = reply.unwrap_or_else(|error| panic!("a request for {name} was lost: {error}"));
-            assert!(reply.result.is_ok(), "{name}: {:?}", reply.result);
+            let reply = system.ask(name, body.clone(), &[]).await;
+            assert!(reply.is_ok(), "a request for {name} was lost: {reply:?}");
             answered.fetch_add(1, Relaxed);
             sleep(pause).await;
         }

@@ -8,7 +8,7 @@ use std::{
 use flate2::{Compression, write::GzEncoder};
 use retail::NoSale;
 use serde_json::{Value, json};
-use tests::{System, eventually, journal};
+use tests::{Expect, System, eventually, journal};
 
 use crate::projection::assert_views_are_journal;
 
@@ -49,7 +49,7 @@ async fn a_small_shop_is_replayed_to_the_penny_and_nothing_happens_twice() {
     assert_eq!((&sales["days"][0]["day"], revenue(&sales["days"][0])), (&json!("2010-12-01"), day));
     assert_eq!(revenue(&sales["total"]), day + 3000);
     assert_eq!(sales["total"]["orders"], 3);
-    let products = system.client.query("product.search", json!({"text": "lantern"}), &[]).await.unwrap().data();
+    let products = system.ask("qry.product.search", json!({"text": "lantern"}), &[]).await.data();
     assert_eq!((&products["items"][0]["sku"], &products["items"][0]["stock"]), (&json!("71053"), &json!(0)));
 
     let events = journal::events(&system).await.len();
@@ -88,11 +88,11 @@ async fn a_second_month_is_placed_after_a_first_one_and_another_copy_of_it_chang
         assert_eq!((report.refused, report.already_present), ([].into(), 0));
         let sales = daily(&system, "2010-12-01", "2011-01-31").await;
         assert_eq!(sales["total"]["orders"], 6);
-        let products = system.client.query("product.search", json!({"text": "lantern"}), &[]).await.unwrap().data();
+        let products = system.ask("qry.product.search", json!({"text": "lantern"}), &[]).await.data();
         let lantern = &products["items"][0];
         assert_eq!((&lantern["name"], &lantern["stock"]), (&json!("PALE METAL LANTERN"), &json!(0)));
         assert_eq!(lantern["price"]["amount"], 379);
-        let users = system.client.query("user.list", json!({"country": "Cyprus"}), &[]).await.unwrap().data();
+        let users = system.ask("qry.user.list", json!({"country": "Cyprus"}), &[]).await.data();
         assert_eq!(users["items"].as_array().unwrap().len(), 1);
     }
 
@@ -167,13 +167,13 @@ async fn december_2010_is_replayed_to_the_penny_even_if_it_is_stopped_in_between
         assert_eq!(revenue(&daily(&system, day, day).await["total"]), pennies, "{day}");
     }
     let top = json!({"from": "2010-12-01", "to": "2010-12-31", "by": "revenue", "currency": "GBP", "limit": 1});
-    let top = system.client.query("sales.top", top, &[]).await.unwrap().data();
+    let top = system.ask("qry.sales.top", top, &[]).await.data();
     assert_eq!(top["items"].as_array().unwrap().len(), 1);
     assert_views_are_journal(&system).await;
 }
 
 async fn daily(system: &System, from: &str, to: &str) -> Value {
-    system.client.query("sales.daily", json!({"from": from, "to": to}), &[]).await.unwrap().data()
+    system.ask("qry.sales.daily", json!({"from": from, "to": to}), &[]).await.data()
 }
 
 fn revenue(sales: &Value) -> i64 {

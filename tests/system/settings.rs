@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::CommandFactory;
+use client::Error;
 use serde_json::json;
 use tests::{Process, System, program};
 use uuid::Uuid;
@@ -50,8 +51,7 @@ async fn passwords_come_from_files() {
     let _query = Process::start(query.env("RUST_LOG", "warn"));
     let nobody = json!({"id": Uuid::now_v7()});
     tests::eventually("a query is answered", async || {
-        let reply = system.client.query("user.get", nobody.clone(), &[]).await.ok()?;
-        (reply.failure().code == "not_found").then_some(())
+        matches!(system.ask("qry.user.get", nobody.clone(), &[]).await, Err(Error::NotFound(_))).then_some(())
     })
     .await;
 

@@ -5,7 +5,7 @@ use std::iter::repeat_n;
 
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use tests::{System, journal};
+use tests::{Expect, System, journal};
 
 use crate::projection::assert_views_are_journal;
 

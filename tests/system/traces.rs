@@ -15,7 +15,7 @@ async fn traceparent(system: &System, subject: String, body: Value, headers: &[(
     for (name, value) in headers {
         map.insert(*name, *value);
     }
-    let reply = system.client.nats.request_with_headers(subject, map, body.to_string().into()).await.unwrap();
+    let reply = system.client.nats().request_with_headers(subject, map, body.to_string().into()).await.unwrap();
     reply.headers.unwrap().get(wire::TRACEPARENT).map(|value| value.as_str().to_owned())
 }
 
@@ -224,7 +224,7 @@ async fn no_log_span_or_metric_holds_what_a_client_sent() {
     let wait = [("Min-Position", &*position.to_string())];
     eventually("the views are built", async || {
         let reply =
-            system.client.nats.request(asked.clone(), json!({"email": planted[0]}).to_string().into()).await.ok()?;
+            system.client.nats().request(asked.clone(), json!({"email": planted[0]}).to_string().into()).await.ok()?;
         reply.headers?.get("Position").map(|_| ())
     })
     .await;

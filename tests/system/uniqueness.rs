@@ -3,7 +3,7 @@
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tests::{System, journal};
+use tests::{Expect, System, journal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_clients_that_race_for_an_address_one_gets_it() {
@@ -17,7 +17,7 @@ async fn of_many_clients_that_race_for_an_address_one_gets_it() {
             system.try_command("user.register", json!({"email": email, "name": format!("Ada {n}")}))
         };
         let replies = join_all((0..16).map(register)).await;
-        let (won, lost): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.result.is_ok());
+        let (won, lost): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.is_ok());
         assert_eq!(won.len(), 1, "round {round}");
         assert!(lost.into_iter().all(|reply| reply.code() == "email_taken"));
     }
@@ -37,7 +37,7 @@ async fn of_many_clients_that_race_for_an_id_one_gets_it() {
         system.try_command("product.create", product)
     };
     let replies = join_all((0..16).map(create)).await;
-    let (won, lost): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.result.is_ok());
+    let (won, lost): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.is_ok());
     assert_eq!(won.len(), 1);
     assert!(lost.into_iter().all(|reply| reply.code() == "id_taken"));
 }
@@ -77,10 +77,10 @@ async fn a_sku_is_free_again_while_others_ask_for_it() {
         deleted.accepted();
         let winners: Vec<_> = taken
             .into_iter()
-            .filter_map(|reply| match reply.result {
+            .filter_map(|reply| match reply {
                 Ok(_) => Some(reply.id()),
-                Err(failure) => {
-                    assert_eq!(failure.code, "sku_taken");
+                Err(_) => {
+                    assert_eq!(reply.code(), "sku_taken");
                     None
                 }
             })

@@ -1,9 +1,10 @@
 //! Invalid input gets a clear error that names the field, changes nothing, and does not affect other commands in its
 //! batch. Every endpoint can be discovered, and every error is counted.
 
+use client::Client;
 use futures_util::{StreamExt, future::join_all};
 use serde_json::{Value, json};
-use tests::{Client, System, eventually, journal};
+use tests::{Expect, System, eventually, journal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_commands_are_refused_by_field_and_do_not_affect_their_batch() {
@@ -42,7 +43,7 @@ async fn invalid_commands_are_refused_by_field_and_do_not_affect_their_batch() {
     let bad = join_all(cases.iter().map(async |(name, body, field)| {
         let (aggregate, verb) = name.split_once('.').unwrap();
         let subject = system.subjects.command(aggregate, verb);
-        let failure = system.client.request(subject, body.clone().into(), &[]).await.unwrap().failure();
+        let failure = system.ask_with(&subject, body.clone(), &[]).await.failure();
         let shown = &body[..body.len().min(200)];
         assert_eq!((failure.status, &*failure.code), (400, "malformed"), "{name} {shown}");
         let named = failure.details.get("field").and_then(Value::as_str).unwrap_or_default();
@@ -101,12 +102,12 @@ async fn malformed_requests_are_explained_in_a_machine_readable_way() {
         ),
     ] {
         let subject = format!("{}.{subject}", system.prefix);
-        let failure = system.client.request(subject, body.clone().into(), &[]).await.unwrap().failure();
+        let failure = system.ask_with(&subject, body.clone(), &[]).await.failure();
         assert_eq!((failure.status, &*failure.code), (400, "malformed"), "{body:.200}");
         assert_eq!(json!(failure.details), details, "{body:.200}");
     }
     let header = [("Expected-Version", "-1")];
-    let failure = system.client.command("user.delete", json!({"id": id}), &header).await.unwrap().failure();
+    let failure = system.ask("cmd.user.delete", json!({"id": id}), &header).await.failure();
     let expected = "a whole number from 0 to 9223372036854775807";
     assert_eq!(
         json!(failure.details),
@@ -147,7 +148,7 @@ async fn an_invalid_header_is_refused_by_name() {
         ("Expected-Version", "x"),
     ] {
         let restock = json!({"id": product, "quantity": 1});
-        let failure = system.client.command("product.restock", restock, &[(name, value)]).await.unwrap().failure();
+        let failure = system.ask("cmd.product.restock", restock, &[(name, value)]).await.failure();
         assert_eq!((failure.status, failure.details["field"].as_str()), (400, Some(name)));
     }
     assert_eq!(journal::events(&system).await.len(), 1);
@@ -158,11 +159,11 @@ async fn header_values_of_events_and_refusals_are_visible_ascii() {
     let system = System::new().await;
     let _command = system.command().await;
     let product = system.product(1).await;
-    let mut events = system.client.nats.subscribe(system.subjects.events()).await.unwrap();
-    system.client.nats.flush().await.unwrap();
+    let mut events = system.client.nats().subscribe(system.subjects.events()).await.unwrap();
+    system.client.nats().flush().await.unwrap();
     let restock = json!({"id": product.id, "quantity": 1});
     let headers = [("actor", "Zoë 50 %"), ("TRACEPARENT", "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x")];
-    let restocked = system.client.command("product.restock", restock, &headers).await.unwrap().accepted();
+    let restocked = system.ask("cmd.product.restock", restock, &headers).await.accepted();
     let headers = loop {
         let headers = events.next().await.unwrap().headers.unwrap();
         // The creation of the product may arrive first.
@@ -178,7 +179,7 @@ async fn header_values_of_events_and_refusals_are_visible_ascii() {
 
     let unknown = json!({"id": product.id, "quantity": 1, "größe\u{7f}\"": 1}).to_string();
     let reply =
-        system.client.nats.request(system.subjects.command("product", "restock"), unknown.into()).await.unwrap();
+        system.client.nats().request(system.subjects.command("product", "restock"), unknown.into()).await.unwrap();
     for (name, values) in reply.headers.unwrap().iter() {
         for value in values {
             assert!(value.as_str().bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{name}: {value}");
@@ -231,9 +232,9 @@ async fn the_services_can_be_discovered_and_count_every_error() {
 /// The answer of this installation's service. Services of other tests run at the same time.
 async fn discover(client: &Client, verb: &str, service: &str, prefix: &str) -> Value {
     eventually("the service answers", async || {
-        let inbox = client.nats.new_inbox();
-        let mut answers = client.nats.subscribe(inbox.clone()).await.ok()?;
-        client.nats.publish_with_reply(format!("$SRV.{verb}.{service}"), inbox, "".into()).await.ok()?;
+        let inbox = client.nats().new_inbox();
+        let mut answers = client.nats().subscribe(inbox.clone()).await.ok()?;
+        client.nats().publish_with_reply(format!("$SRV.{verb}.{service}"), inbox, "".into()).await.ok()?;
         let soon = std::time::Duration::from_secs(1);
         while let Ok(Some(answer)) = tokio::time::timeout(soon, answers.next()).await {
             let answer: Value = serde_json::from_slice(&answer.payload).ok()?;

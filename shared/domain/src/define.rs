@@ -15,7 +15,8 @@
 /// Each variant holds a struct of the same name, which derives `Serialize`, `Deserialize` (with `deny_unknown_fields`)
 /// and `JsonSchema` and has an `id: Id`, the identifier of the command's own aggregate. A command marked `creates` is
 /// refused if the identifier is in use ([`crate::Aggregates::require_new`]); its `id` may be absent, and the service
-/// then makes one. Every other command is refused if there is no such aggregate.
+/// then makes one. Every other command is refused if there is no such aggregate. Each struct becomes a
+/// [`crate::CommandRequest`], so that clients can send it.
 macro_rules! commands {
     ($kind:ident { $($variant:ident($verb:literal, $($creates:ident,)? $description:literal))* }) => {
         #[derive(Clone, Debug, PartialEq)]
@@ -34,9 +35,22 @@ macro_rules! commands {
             }
 
             pub(crate) fn to_json(&self) -> serde_json::Result<serde_json::Value> {
-                match self { $(Self::$variant(command) => serde_json::to_value(command)),* }
+                match self { $(Self::$variant(command) => $crate::CommandRequest::to_json(command)),* }
             }
         }
+
+        $(impl $crate::CommandRequest for $variant {
+            const AGGREGATE: &'static str = KIND;
+            const VERB: &'static str = $verb;
+
+            fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+                let mut json = serde_json::to_value(self)?;
+                if let Some(fields) = json.as_object_mut().filter(|_| self.id.is_none()) {
+                    fields.remove("id");
+                }
+                Ok(json)
+            }
+        })*
 
         /// The kind of aggregate, as it appears in subjects.
         pub const KIND: &str = <$kind as $crate::Aggregate>::KIND;
@@ -44,7 +58,7 @@ macro_rules! commands {
         /// The commands that the command service serves.
         pub const COMMANDS: &[$crate::CommandType] = &[$($crate::CommandType {
             aggregate: KIND,
-            verb: $verb,
+            verb: <$variant as $crate::CommandRequest>::VERB,
             description: $description,
             schema: || schemars::schema_for!($variant),
             parse: |body, id| {

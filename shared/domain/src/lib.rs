@@ -42,7 +42,7 @@ mod unicode;
 
 pub use aggregate::{Aggregate, Needs, Sample};
 pub use aggregates::{Aggregates, Changed, Claim, Kind};
-pub use command_type::CommandType;
+pub use command_type::{CommandRequest, CommandType};
 pub use decode::Undecodable;
 pub use id::{Id, InvalidId};
 pub use malformed::{Malformed, Reason};

@@ -51,7 +51,7 @@ impl<'de> Deserialize<'de> for Money {
 }
 
 /// Minor units of a request, from 0 to [`MAX_AMOUNT`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct Amount(#[schemars(range(min = 0, max = MAX_AMOUNT))] pub i64);
 

@@ -28,7 +28,7 @@ pub use config::{Password, ReplicaConfig, at_least_one, settings, with_password}
 pub use known_position::KnownPosition;
 pub use log_throttle::LogThrottle;
 pub use monitor::{Figures, Label, Monitor, Problem, Pulse, number, rounded};
-pub use nats::{ConnectionClosed, Nats, NatsConfig, StreamState, nats_options, serve_again};
+pub use nats::{ConnectionClosed, Nats, NatsConfig, StreamState, serve_again};
 pub use prometheus_client::metrics::{counter::Counter, family::Family, histogram::Histogram};
 pub use ready::Ready;
 pub use server_status::{Server, ServerStatus};

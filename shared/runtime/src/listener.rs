@@ -25,10 +25,11 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use wire::Credentials;
 
 use crate::{
     Backoff, LogThrottle, Pulse,
-    nats::{Credentials, Servers, address},
+    nats::{Servers, address},
     protocol::{Connect, Delivery, Info, Operation, ProtocolError, take_operation},
     tls,
 };

@@ -127,7 +127,7 @@ impl Service {
     pub async fn start(nats: &Nats, monitor: &Monitor, description: &'static str, endpoints: Vec<Endpoint>) -> Self {
         let queue_group = monitor.service();
         let stats = |description: EndpointDescription| {
-            let metrics = monitor.endpoint_metrics(nats.subjects.without_prefix(&description.subject));
+            let metrics = monitor.endpoint_metrics(nats.subjects.name(&description.subject));
             Arc::new(EndpointStats::new(description, queue_group, metrics, monitor.tracer().clone()))
         };
         let (stats, handles): (Vec<Arc<EndpointStats>>, Vec<_>) =

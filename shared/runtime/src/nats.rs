@@ -9,14 +9,13 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use async_nats::{Client, ConnectOptions, Event, Message, ServerAddr};
+use async_nats::{Client, Event, Message, ServerAddr};
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture};
-use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use wire::{Prefix, Subjects};
+use wire::{Credentials, Prefix, Subjects, nats_options, parse_servers};
 
 use crate::{
     LogThrottle, Server, ServerStatus,
@@ -117,12 +116,12 @@ impl Nats {
     /// # Errors
     /// If the URL cannot be read.
     pub async fn connect(config: &NatsConfig, role: &str) -> anyhow::Result<Self> {
-        let servers = Servers::parse(&config.url()?)?;
+        let url = config.url()?;
+        let (servers, (options, _)) = (Servers::parse(&url)?, nats_options(&url)?);
         let status = ServerStatus::new(Server::Nats);
         let log =
             Arc::new(EventLog { status: status.clone(), servers: servers.to_string(), log_throttle: Mutex::default() });
-        let options = servers
-            .options()
+        let options = options
             .name(format!("watershed {role}"))
             .custom_inbox_prefix(format!("_INBOX_{role}"))
             .retry_on_initial_connect()
@@ -284,39 +283,14 @@ pub struct Servers {
     credentials: Option<Credentials>,
 }
 
-/// The user and password by which a service authenticates.
-#[derive(Clone)]
-pub struct Credentials {
-    pub user: String,
-    pub password: String,
-}
-
-/// Shows the user, but not the password.
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.user.fmt(f)
-    }
-}
-
 impl Servers {
-    /// Reads comma-separated URLs, of which the first has the user and password. The library would ignore these.
+    /// Reads comma-separated URLs, of which the first has the user and password.
     ///
     /// # Errors
     /// If a URL cannot be read.
     fn parse(urls: &str) -> anyhow::Result<Self> {
-        let configured: Vec<ServerAddr> =
-            urls.split(',').map(str::parse).collect::<Result<_, _>>().context("cannot read NATS_URL")?;
-        let credentials = configured.iter().find_map(|server| {
-            Some(Credentials { user: decoded(server.username()?), password: decoded(server.password()?) })
-        });
+        let (configured, credentials) = parse_servers(urls).context("cannot read NATS_URL")?;
         Ok(Self { configured, learned: vec![], tried: 0, credentials })
-    }
-
-    fn options(&self) -> ConnectOptions {
-        match self.credentials.clone() {
-            Some(Credentials { user, password }) => ConnectOptions::with_user_and_password(user, password),
-            None => ConnectOptions::new(),
-        }
     }
 
     pub(crate) fn credentials(&self) -> Option<&Credentials> {
@@ -354,19 +328,6 @@ impl std::fmt::Display for Servers {
 /// The server's address, without user and password.
 pub(crate) fn address(server: &ServerAddr) -> String {
     format!("{}:{}", server.host(), server.port())
-}
-
-/// Reads comma-separated server URLs, of which the first has the user and password.
-///
-/// # Errors
-/// If a URL cannot be read.
-pub fn nats_options(urls: &str) -> anyhow::Result<(ConnectOptions, Vec<ServerAddr>)> {
-    let servers = Servers::parse(urls)?;
-    Ok((servers.options(), servers.configured))
-}
-
-fn decoded(text: &str) -> String {
-    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]

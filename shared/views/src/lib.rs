@@ -52,7 +52,7 @@ mod whole_number;
 mod words;
 
 pub use cursor::Cursor;
-pub use query::{Key, List, Plan, Query, Rendered, Report};
+pub use query::{Direction, Key, Limit, List, Page, Plan, Query, QueryRequest, Rendered, Report};
 pub use totals::Sum;
 pub use whole_number::WholeNumber;
 
@@ -72,7 +72,8 @@ pub trait View: Send + Sync + 'static {
     const VERSION: i32;
 
     /// The document that is stored in MongoDB. Its `_id` is a string, which replies show as `id`. Other fields whose
-    /// names start with `_` serve the indexes and are left out of replies.
+    /// names start with `_` serve the indexes and are left out of replies. Where clients read it as this type, too
+    /// ([`QueryRequest::Reply`]), it accepts `id` for `_id` (`alias = "id"`), and has defaults for those fields.
     type Document: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync;
 
     /// The kinds of aggregates ([`domain::Aggregate::KIND`]) that the view is built from. The functions below are
@@ -256,6 +257,41 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Checks that clients can read every document that a query shows.
+    struct CheckReplies(Vec<Recorded>);
+
+    impl Visitor for CheckReplies {
+        fn visit<V: View>(&mut self) {
+            for document in given::documents::<V>(&self.0) {
+                let document: V::Document = bson::deserialize_from_slice(document.as_bytes()).unwrap();
+                let stored = serde_json::to_value(&document).unwrap();
+                let fields =
+                    stored.as_object().unwrap().iter().filter(|(name, _)| *name == "_id" || !name.starts_with('_'));
+                let shown: serde_json::Map<_, _> =
+                    fields.map(|(name, value)| (name.trim_start_matches('_').to_owned(), value.clone())).collect();
+                for query in V::QUERIES {
+                    let reply = match (query.plan)(query.examples[0].as_bytes()) {
+                        Ok(Plan::Get(_)) => serde_json::json!(shown),
+                        Ok(Plan::List(_)) => serde_json::json!({ "items": [shown], "next": "more" }),
+                        Ok(Plan::Report(_)) | Err(_) => continue,
+                    };
+                    let read = (query.check_reply)(reply.to_string().as_bytes());
+                    assert!(
+                        read.is_ok(),
+                        "the type `Reply` of {} cannot read {reply}: {read:?}; `_id` needs `alias = \"id\"`, and other \
+                         fields that start with `_` need `default`",
+                        query.name()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn clients_can_read_what_queries_show() {
+        visit(&mut CheckReplies(domain::sample_events()));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Inapplicable, Query, View, absent, present,
+    Inapplicable, Page, Query, QueryRequest, View, absent, present,
     query::{Direction, Limit, List, Plan},
     totals,
 };
@@ -22,7 +22,7 @@ pub struct Orders;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Order {
-    #[serde(rename = "_id")]
+    #[serde(rename = "_id", alias = "id")]
     pub id: Id,
     pub user: Id,
     pub status: Status,
@@ -83,19 +83,16 @@ impl View for Orders {
     }
 
     const QUERIES: &'static [Query] = &[
-        Query::get("order", "An order by its id"),
-        Query {
-            noun: "order",
-            verb: "list",
-            description: "Orders by user, status and date, sorted by date or total, in pages",
-            schema: || schemars::schema_for!(ListOrders),
-            plan: list,
-            examples: &[
+        Query::get::<GetOrder>("An order by its id"),
+        Query::of::<ListOrders>(
+            "Orders by user, status and date, sorted by date or total, in pages",
+            list,
+            &[
                 r#"{"user":"00000000-0000-0000-0000-000000000001","status":"paid","from":"2010-12-01T00:00:00Z",
                     "to":"2010-12-09T00:00:00Z","sort":"date","order":"asc"}"#,
                 r#"{"sort":"total","currency":"GBP"}"#,
             ],
-        },
+        ),
     ];
 }
 
@@ -121,34 +118,52 @@ impl Order {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GetOrder {
+    pub id: Id,
+}
+
+impl QueryRequest for GetOrder {
+    const NOUN: &'static str = "order";
+    const VERB: &'static str = "get";
+    type Reply = Order;
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-enum Sort {
+pub enum Sort {
     #[default]
     Date,
     Total,
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ListOrders {
+pub struct ListOrders {
     /// Orders of this user only.
-    user: Option<Id>,
-    status: Option<Choice<Status>>,
+    pub user: Option<Id>,
+    pub status: Option<Choice<Status>>,
     /// Placed then or later.
-    from: Option<Timestamp>,
+    pub from: Option<Timestamp>,
     /// Placed before that.
-    to: Option<Timestamp>,
+    pub to: Option<Timestamp>,
     #[schemars(extend("default" = "date"))]
-    sort: Option<Choice<Sort>>,
+    pub sort: Option<Choice<Sort>>,
     /// Needed with, and only with, `sort` by `total`: orders in this currency only.
-    currency: Option<Currency>,
+    pub currency: Option<Currency>,
     /// Descending if absent: the latest, or the largest, first.
-    order: Option<Choice<Direction>>,
-    limit: Option<Limit>,
+    pub order: Option<Choice<Direction>>,
+    pub limit: Option<Limit>,
     /// The `next` of the reply before.
-    cursor: Option<String>,
+    pub cursor: Option<String>,
+}
+
+impl QueryRequest for ListOrders {
+    const NOUN: &'static str = "order";
+    const VERB: &'static str = "list";
+    type Reply = Page<Order>;
 }
 
 fn list(body: &[u8]) -> Result<Plan, Malformed> {

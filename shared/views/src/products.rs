@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Inapplicable, Query, View, absent, present,
+    Inapplicable, Page, Query, QueryRequest, View, absent, present,
     query::{Direction, Key, Limit, List, Plan, get_by, one_of},
     words::{Word, chunks, normalized},
 };
@@ -29,7 +29,7 @@ pub struct Products;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Product {
-    #[serde(rename = "_id")]
+    #[serde(rename = "_id", alias = "id")]
     pub id: Id,
     pub sku: Sku,
     pub name: Name,
@@ -39,15 +39,15 @@ pub struct Product {
     pub in_stock: bool,
     pub version: u64,
     pub updated_at: Timestamp,
-    #[serde(rename = "_sku")]
+    #[serde(rename = "_sku", default)]
     normalized_sku: String,
-    #[serde(rename = "_name")]
+    #[serde(rename = "_name", default)]
     normalized_name: String,
     /// The number of words in the name, followed by the normalised name. The fewer words a name has, the larger the
     /// part of it that a search matches.
-    #[serde(rename = "_rank")]
+    #[serde(rename = "_rank", default)]
     rank: String,
-    #[serde(rename = "_tokens")]
+    #[serde(rename = "_tokens", default)]
     tokens: BTreeSet<String>,
 }
 
@@ -92,25 +92,19 @@ impl View for Products {
     }
 
     const QUERIES: &'static [Query] = &[
-        Query {
-            noun: "product",
-            verb: "get",
-            description: "A product by its id or SKU",
-            schema: || schemars::schema_for!(GetProduct),
-            plan: get,
-            examples: &[r#"{"id":"00000000-0000-0000-0000-000000000011"}"#, r#"{"sku":"71053"}"#],
-        },
-        Query {
-            noun: "product",
-            verb: "search",
-            description: "Products by words of the name, price and stock, sorted by relevance, name or price, in pages",
-            schema: || schemars::schema_for!(SearchProducts),
-            plan: search,
-            examples: &[
+        Query::of::<GetProduct>(
+            "A product by its id or SKU",
+            get,
+            &[r#"{"id":"00000000-0000-0000-0000-000000000011"}"#, r#"{"sku":"71053"}"#],
+        ),
+        Query::of::<SearchProducts>(
+            "Products by words of the name, price and stock, sorted by relevance, name or price, in pages",
+            search,
+            &[
                 r#"{"text":"lan","price_min":1,"price_max":1000,"currency":"GBP","in_stock":true,"sort":"name","order":"asc"}"#,
                 r#"{"text":"white lan","sort":"relevance"}"#,
             ],
-        },
+        ),
     ];
 }
 
@@ -153,13 +147,19 @@ impl Product {
     }
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = one_of("sku")))]
-struct GetProduct {
-    id: Option<Id>,
+pub struct GetProduct {
+    pub id: Option<Id>,
     #[serde(default, deserialize_with = "Sku::requested_if_any")]
-    sku: Option<Sku>,
+    pub sku: Option<Sku>,
+}
+
+impl QueryRequest for GetProduct {
+    const NOUN: &'static str = "product";
+    const VERB: &'static str = "get";
+    type Reply = Product;
 }
 
 fn get(body: &[u8]) -> Result<Plan, Malformed> {
@@ -168,37 +168,43 @@ fn get(body: &[u8]) -> Result<Plan, Malformed> {
     get_by(id, "sku", sku.map(key))
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-enum Sort {
+pub enum Sort {
     Relevance,
     Name,
     Price,
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct SearchProducts {
+pub struct SearchProducts {
     /// Words, of which the first 8 count. Each is to be a word of the name or the beginning of one, in any letter case,
     /// spelling and order, as far as its first 16 characters; in scripts without blanks, any part of the name.
     #[serde(default, deserialize_with = "Name::requested_if_any")]
-    text: Option<Name>,
+    pub text: Option<Name>,
     /// The lowest price, in minor units; with `currency`.
-    price_min: Option<Amount>,
+    pub price_min: Option<Amount>,
     /// The highest price, in minor units; with `currency`.
-    price_max: Option<Amount>,
+    pub price_max: Option<Amount>,
     /// Products only that are priced in this currency. Needed with `price_min`, `price_max` and `sort` by `price`.
-    currency: Option<Currency>,
+    pub currency: Option<Currency>,
     /// Products only that are in stock, or only those that are not.
-    in_stock: Option<bool>,
+    pub in_stock: Option<bool>,
     /// If absent: by relevance with `text`, by name without. The most relevant are those with the fewest other words.
-    sort: Option<Choice<Sort>>,
+    pub sort: Option<Choice<Sort>>,
     /// Ascending if absent. Not with `sort` by `relevance`, whose best always come first.
-    order: Option<Choice<Direction>>,
-    limit: Option<Limit>,
+    pub order: Option<Choice<Direction>>,
+    pub limit: Option<Limit>,
     /// The `next` of the reply before.
-    cursor: Option<String>,
+    pub cursor: Option<String>,
+}
+
+impl QueryRequest for SearchProducts {
+    const NOUN: &'static str = "product";
+    const VERB: &'static str = "search";
+    type Reply = Page<Product>;
 }
 
 fn search(body: &[u8]) -> Result<Plan, Malformed> {

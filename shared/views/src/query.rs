@@ -1,9 +1,10 @@
-//! Queries over views. A request is parsed strictly and becomes a plan, which the query service executes.
+//! Queries over views. A request is parsed strictly and becomes a plan, which the query service executes. Clients send
+//! the same struct that the service parses.
 
 use bson::{Document, RawDocumentBuf};
 use domain::{Id, Malformed, Reason, strict};
 use schemars::{JsonSchema, Schema};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use crate::{Cursor, Inapplicable};
@@ -23,9 +24,29 @@ pub struct Query {
     pub schema: fn() -> Schema,
     /// Parses a request.
     pub plan: fn(&[u8]) -> Result<Plan, Malformed>,
+    /// Reads the body of a reply as clients do, for tests.
+    pub check_reply: fn(&[u8]) -> serde_json::Result<()>,
     /// Examples of requests, in JSON. Together they must show every field except `limit` and `cursor`. The tests send
     /// every combination of the values in them, and check that an index serves it.
     pub examples: &'static [&'static str],
+}
+
+/// The struct of a query, as clients send it.
+pub trait QueryRequest: Serialize + JsonSchema {
+    /// The middle word of the subject.
+    const NOUN: &'static str;
+    /// The last word of the subject.
+    const VERB: &'static str;
+    /// The body of the reply.
+    type Reply: DeserializeOwned;
+}
+
+/// A page of a list, as clients read it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// The `cursor` of the next page; absent from the last page.
+    pub next: Option<String>,
 }
 
 /// What the query service has to read.
@@ -87,16 +108,26 @@ impl PartialEq for Report {
 }
 
 impl Query {
-    /// The query for one document by its identifier, which is the same for all views.
-    pub(crate) const fn get(noun: &'static str, description: &'static str) -> Self {
+    /// The query with this request.
+    pub(crate) const fn of<R: QueryRequest>(
+        description: &'static str,
+        plan: fn(&[u8]) -> Result<Plan, Malformed>,
+        examples: &'static [&'static str],
+    ) -> Self {
         Self {
-            noun,
-            verb: "get",
+            noun: R::NOUN,
+            verb: R::VERB,
             description,
-            schema: || schemars::schema_for!(Get),
-            plan: get,
-            examples: &[r#"{"id":"00000000-0000-0000-0000-000000000001"}"#],
+            schema: || schemars::schema_for!(R),
+            plan,
+            check_reply: |body| serde_json::from_slice::<R::Reply>(body).map(drop),
+            examples,
         }
+    }
+
+    /// The query for one document by its identifier. The request has an `id: Id` and nothing else.
+    pub(crate) const fn get<R: QueryRequest>(description: &'static str) -> Self {
+        Self::of::<R>(description, get, &[r#"{"id":"00000000-0000-0000-0000-000000000001"}"#])
     }
 
     /// The name `<noun>.<verb>`, which is the query's subject without its prefix.
@@ -141,13 +172,13 @@ impl Query {
     }
 }
 
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Get {
-    id: Id,
-}
-
 fn get(body: &[u8]) -> Result<Plan, Malformed> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Get {
+        id: Id,
+    }
+
     let Get { id } = domain::parse(body)?;
     Ok(Plan::Get(Key::id(id)))
 }
@@ -205,9 +236,9 @@ impl List {
 }
 
 /// The largest number of documents on a page.
-#[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(inline, extend("default" = DEFAULT_LIMIT))]
-pub(crate) struct Limit(#[schemars(range(min = 1, max = MAX_LIMIT))] pub i64);
+pub struct Limit(#[schemars(range(min = 1, max = MAX_LIMIT))] pub i64);
 
 impl Default for Limit {
     fn default() -> Self {
@@ -223,10 +254,10 @@ impl<'de> Deserialize<'de> for Limit {
 }
 
 /// The direction of a sort.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-pub(crate) enum Direction {
+pub enum Direction {
     Asc,
     Desc,
 }
@@ -248,7 +279,7 @@ mod tests {
 
     #[test]
     fn get_takes_exactly_one_identifier() {
-        let query = Query::get("order", "");
+        let query = Query::get::<crate::orders::GetOrder>("");
         let id = "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001";
         let body = format!(r#"{{"id":"{}"}}"#, id.to_uppercase());
         assert_eq!((query.plan)(body.as_bytes()), Ok(Plan::Get(Key::id(id.parse().unwrap()))));

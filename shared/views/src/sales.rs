@@ -2,7 +2,7 @@
 //! sellers of a period. The invariant: the figures of a day are the sums over the orders that were placed on that day,
 //! in UTC, and not cancelled. Without such orders there is no document.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, str::FromStr, time::Duration};
 
 use bson::{Document, RawDocumentBuf, doc};
 use domain::{
@@ -10,10 +10,10 @@ use domain::{
     strict::{self, Choice},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    Inapplicable, Query, View, WholeNumber,
+    Inapplicable, Query, QueryRequest, View, WholeNumber,
     query::{Limit, Plan, Rendered, Report},
     read,
     totals::{self, Operation, OrderDelta, Sum, whole_number},
@@ -27,11 +27,25 @@ const DAY_MILLIS: i64 = 86_400_000;
 pub struct Sales;
 
 /// The two kinds of documents in the collection.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Figures {
     Day(DayFigures),
     Product(ProductFigures),
+}
+
+/// This is not derived, because what serde derives for a tag no longer tells BSON from JSON, in which [`WholeNumber`]
+/// has another form.
+impl<'de> Deserialize<'de> for Figures {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let document = RawDocumentBuf::deserialize(deserializer)?;
+        let read = match document.get_str("kind").map_err(de::Error::custom)? {
+            "day" => bson::deserialize_from_slice(document.as_bytes()).map(Self::Day),
+            "product" => bson::deserialize_from_slice(document.as_bytes()).map(Self::Product),
+            _ => return Err(de::Error::custom("expected a document of the kind `day` or `product`")),
+        };
+        read.map_err(de::Error::custom)
+    }
 }
 
 /// The total sales of a day.
@@ -104,22 +118,16 @@ impl View for Sales {
     }
 
     const QUERIES: &'static [Query] = &[
-        Query {
-            noun: "sales",
-            verb: "daily",
-            description: "Orders, units and revenue of each day of a period on which something was sold, and in all",
-            schema: || schemars::schema_for!(DailySales),
-            plan: daily,
-            examples: &[r#"{"from":"2010-12-01","to":"2010-12-09"}"#],
-        },
-        Query {
-            noun: "sales",
-            verb: "top",
-            description: "The best sellers of a period, by revenue in a currency or by units",
-            schema: || schemars::schema_for!(TopSales),
-            plan: top,
-            examples: &[r#"{"from":"2010-12-01","to":"2010-12-09","by":"revenue","currency":"GBP"}"#],
-        },
+        Query::of::<DailySales>(
+            "Orders, units and revenue of each day of a period on which something was sold, and in all",
+            daily,
+            &[r#"{"from":"2010-12-01","to":"2010-12-09"}"#],
+        ),
+        Query::of::<TopSales>(
+            "The best sellers of a period, by revenue in a currency or by units",
+            top,
+            &[r#"{"from":"2010-12-01","to":"2010-12-09","by":"revenue","currency":"GBP"}"#],
+        ),
     ];
 }
 
@@ -172,44 +180,66 @@ fn count_product(mut figures: ProductFigures, order: &OrderDelta<'_>) -> Result<
     Ok((figures.units > WholeNumber::ZERO).then_some(Figures::Product(figures)))
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct DailySales {
+pub struct DailySales {
     /// The first day of the period.
-    from: Day,
+    pub from: Day,
     /// Its last day; 366 days at most.
-    to: Day,
+    pub to: Day,
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct TopSales {
+pub struct TopSales {
     /// The first day of the period.
-    from: Day,
+    pub from: Day,
     /// Its last day; 366 days at most.
-    to: Day,
-    by: Choice<By>,
+    pub to: Day,
+    pub by: Choice<By>,
     /// Sales in this currency only. Needed with `by` `revenue`.
-    currency: Option<Currency>,
-    limit: Option<Limit>,
+    pub currency: Option<Currency>,
+    pub limit: Option<Limit>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-enum By {
+pub enum By {
     Revenue,
     Units,
 }
 
 /// A day in UTC, as the time at which it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Day(Timestamp);
+pub struct Day(Timestamp);
+
+impl FromStr for Day {
+    type Err = InvalidDay;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDay> {
+        let begin = (text.len() == "2026-01-31".len()).then(|| format!("{text}T00:00:00Z").parse().ok()).flatten();
+        begin.map(Self).ok_or(InvalidDay)
+    }
+}
+
+const EXPECTED_DAY: &str = "a day such as 2026-01-31";
+
+/// The error for a text that is not a day.
+#[derive(Debug, thiserror::Error)]
+#[error("expected {EXPECTED_DAY}")]
+pub struct InvalidDay;
+
+impl Serialize for Day {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(begin) = self;
+        serializer.serialize_str(&begin.day())
+    }
+}
 
 impl<'de> Deserialize<'de> for Day {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let read = |text: &str| (text.len() == 10).then(|| format!("{text}T00:00:00Z").parse().ok()).flatten();
-        strict::text(deserializer, "a day such as 2026-01-31", read).map(Self)
+        strict::text(deserializer, EXPECTED_DAY, |text| text.parse().ok())
     }
 }
 
@@ -241,34 +271,42 @@ fn period(from: Day, to: Day) -> Result<Document, Malformed> {
     Ok(doc! { "$gte": from.0.day(), "$lte": to.0.day() })
 }
 
+impl QueryRequest for DailySales {
+    const NOUN: &'static str = "sales";
+    const VERB: &'static str = "daily";
+    type Reply = Daily;
+}
+
 fn daily(body: &[u8]) -> Result<Plan, Malformed> {
     let DailySales { from, to } = domain::parse(body)?;
     let pipeline = vec![doc! { "$match": { "kind": "day", "day": period(from, to)? } }, doc! { "$sort": { "day": 1 } }];
     Ok(Plan::Report(Report { pipeline, render: render_daily }))
 }
 
-#[derive(Serialize, Deserialize)]
-struct DayItem {
-    day: String,
-    orders: WholeNumber,
-    units: WholeNumber,
-    revenue: Vec<Sum>,
+/// The reply of `sales.daily`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Daily {
+    pub days: Vec<DayItem>,
+    pub total: Total,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DayItem {
+    pub day: String,
+    pub orders: WholeNumber,
+    pub units: WholeNumber,
+    pub revenue: Vec<Sum>,
+}
+
+/// The sums of all days.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Total {
+    pub orders: WholeNumber,
+    pub units: WholeNumber,
+    pub revenue: Vec<Sum>,
 }
 
 fn render_daily(documents: &[RawDocumentBuf]) -> Rendered {
-    #[derive(Serialize)]
-    struct Reply {
-        days: Vec<DayItem>,
-        total: Total,
-    }
-
-    #[derive(Default, Serialize)]
-    struct Total {
-        orders: WholeNumber,
-        units: WholeNumber,
-        revenue: Vec<Sum>,
-    }
-
     let days: Vec<DayItem> = read(documents)?;
     let mut total = Total::default();
     for day in &days {
@@ -278,7 +316,13 @@ fn render_daily(documents: &[RawDocumentBuf]) -> Rendered {
             Operation::Add.apply_to_sums(&mut total.revenue, sum)?;
         }
     }
-    write(&Reply { days, total }).map(Some)
+    write(&Daily { days, total }).map(Some)
+}
+
+impl QueryRequest for TopSales {
+    const NOUN: &'static str = "sales";
+    const VERB: &'static str = "top";
+    type Reply = Top;
 }
 
 fn top(body: &[u8]) -> Result<Plan, Malformed> {
@@ -338,6 +382,21 @@ fn in_all_currencies(days: Document) -> Vec<Document> {
     ]
 }
 
+/// The reply of `sales.top`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Top {
+    pub items: Vec<TopItem>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TopItem {
+    pub product: Id,
+    pub sku: Sku,
+    pub name: Name,
+    pub units: WholeNumber,
+    pub revenue: Vec<Sum>,
+}
+
 fn render_top(documents: &[RawDocumentBuf]) -> Rendered {
     #[derive(Deserialize)]
     struct Group {
@@ -349,26 +408,12 @@ fn render_top(documents: &[RawDocumentBuf]) -> Rendered {
         revenue: Vec<Sum>,
     }
 
-    #[derive(Serialize)]
-    struct Reply {
-        items: Vec<Item>,
-    }
-
-    #[derive(Serialize)]
-    struct Item {
-        product: Id,
-        sku: Sku,
-        name: Name,
-        units: WholeNumber,
-        revenue: Vec<Sum>,
-    }
-
     let item = |Group { product, sku, name, units, mut revenue }| {
         revenue.retain(|sum| sum.amount != WholeNumber::ZERO);
         revenue.sort_by_key(|sum| sum.currency);
-        Item { product, sku, name, units, revenue }
+        TopItem { product, sku, name, units, revenue }
     };
-    write(&Reply { items: read(documents)?.into_iter().map(item).collect() }).map(Some)
+    write(&Top { items: read(documents)?.into_iter().map(item).collect() }).map(Some)
 }
 
 #[cfg(test)]

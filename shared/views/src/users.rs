@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Inapplicable, Query, View, WholeNumber, absent, present,
+    Inapplicable, Page, Query, QueryRequest, View, WholeNumber, absent, present,
     query::{Direction, Key, Limit, List, Plan, get_by, one_of},
     totals::{OrderDelta, Sum, whole_number},
     words::normalized,
@@ -21,7 +21,7 @@ pub struct Users;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct User {
-    #[serde(rename = "_id")]
+    #[serde(rename = "_id", alias = "id")]
     pub id: Id,
     pub email: Email,
     pub name: Name,
@@ -32,14 +32,14 @@ pub struct User {
     /// The totals of those orders, by currency.
     pub spent: Vec<Sum>,
     pub version: u64,
-    #[serde(rename = "_email")]
+    #[serde(rename = "_email", default)]
     normalized_email: String,
-    #[serde(rename = "_name")]
+    #[serde(rename = "_name", default)]
     normalized_name: String,
     /// The amount and the identifier in one text, for each currency alone and together with the country
     /// ([`spent_key`]). All sort keys are in one field, because the index for any number of currencies is a wildcard
     /// index, and such an index sorts by a single field.
-    #[serde(rename = "_spent")]
+    #[serde(rename = "_spent", default)]
     spent_sort_keys: BTreeMap<String, String>,
 }
 
@@ -102,25 +102,19 @@ impl View for Users {
     }
 
     const QUERIES: &'static [Query] = &[
-        Query {
-            noun: "user",
-            verb: "get",
-            description: "A user by its id or e-mail address",
-            schema: || schemars::schema_for!(GetUser),
-            plan: get,
-            examples: &[r#"{"id":"00000000-0000-0000-0000-000000000001"}"#, r#"{"email":"ada@example.com"}"#],
-        },
-        Query {
-            noun: "user",
-            verb: "list",
-            description: "Users by country and name prefix, sorted by name, registration or amount spent, in pages",
-            schema: || schemars::schema_for!(ListUsers),
-            plan: list,
-            examples: &[
+        Query::of::<GetUser>(
+            "A user by its id or e-mail address",
+            get,
+            &[r#"{"id":"00000000-0000-0000-0000-000000000001"}"#, r#"{"email":"ada@example.com"}"#],
+        ),
+        Query::of::<ListUsers>(
+            "Users by country and name prefix, sorted by name, registration or amount spent, in pages",
+            list,
+            &[
                 r#"{"country":"United Kingdom","name_prefix":"ad","sort":"name","order":"asc"}"#,
                 r#"{"country":"United Kingdom","sort":"spent","currency":"GBP"}"#,
             ],
-        },
+        ),
     ];
 }
 
@@ -169,14 +163,20 @@ impl User {
     }
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = one_of("email")))]
-struct GetUser {
-    id: Option<Id>,
+pub struct GetUser {
+    pub id: Option<Id>,
     /// In whatever letter case and spelling.
     #[serde(default, deserialize_with = "Email::requested_if_any")]
-    email: Option<Email>,
+    pub email: Option<Email>,
+}
+
+impl QueryRequest for GetUser {
+    const NOUN: &'static str = "user";
+    const VERB: &'static str = "get";
+    type Reply = User;
 }
 
 fn get(body: &[u8]) -> Result<Plan, Malformed> {
@@ -185,34 +185,40 @@ fn get(body: &[u8]) -> Result<Plan, Malformed> {
     get_by(id, "email", email.map(key))
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-enum Sort {
+pub enum Sort {
     #[default]
     Name,
     Registered,
     Spent,
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ListUsers {
+pub struct ListUsers {
     /// Users of this country only, spelled as they registered it.
     #[serde(default, deserialize_with = "Country::requested_if_any")]
-    country: Option<Country>,
+    pub country: Option<Country>,
     /// Users only whose name begins so, in any letter case and spelling. Only with `sort` by `name`.
     #[serde(default, deserialize_with = "Name::requested_if_any")]
-    name_prefix: Option<Name>,
+    pub name_prefix: Option<Name>,
     #[schemars(extend("default" = "name"))]
-    sort: Option<Choice<Sort>>,
+    pub sort: Option<Choice<Sort>>,
     /// Needed with, and only with, `sort` by `spent`: users only who spent anything in this currency.
-    currency: Option<Currency>,
+    pub currency: Option<Currency>,
     /// If absent, names ascend, registrations and amounts spent descend.
-    order: Option<Choice<Direction>>,
-    limit: Option<Limit>,
+    pub order: Option<Choice<Direction>>,
+    pub limit: Option<Limit>,
     /// The `next` of the reply before.
-    cursor: Option<String>,
+    pub cursor: Option<String>,
+}
+
+impl QueryRequest for ListUsers {
+    const NOUN: &'static str = "user";
+    const VERB: &'static str = "list";
+    type Reply = Page<User>;
 }
 
 fn list(body: &[u8]) -> Result<Plan, Malformed> {

@@ -89,8 +89,11 @@ impl Serialize for WholeNumber {
 
 impl<'de> Deserialize<'de> for WholeNumber {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let decimal = Decimal128::deserialize(deserializer)?;
-        Self::from_decimal128(decimal.bytes()).ok_or_else(|| de::Error::custom("expected a whole number"))
+        let number = match deserializer.is_human_readable() {
+            true => Some(u128::deserialize(deserializer)?).filter(|number| *number < UPPER_BOUND).map(Self),
+            false => Self::from_decimal128(Decimal128::deserialize(deserializer)?.bytes()),
+        };
+        number.ok_or_else(|| de::Error::custom("expected a whole number of at most 34 digits"))
     }
 }
 
@@ -127,7 +130,12 @@ mod tests {
             let digits = RawBsonRef::Decimal128(Decimal128::from_bytes(decimal(&number.to_string())));
             assert_eq!(bson.get("sum").unwrap(), Some(digits), "the `bson` crate encodes {number} differently");
             assert_eq!(bson::deserialize_from_slice::<Holder>(bson.as_bytes()).unwrap(), holder);
-            assert_eq!(serde_json::to_string(&holder).unwrap(), format!(r#"{{"sum":{number}}}"#));
+            let json = format!(r#"{{"sum":{number}}}"#);
+            assert_eq!(serde_json::to_string(&holder).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Holder>(&json).unwrap(), holder);
+        }
+        for bad in [UPPER_BOUND.to_string(), "-1".to_owned(), "1.5".to_owned(), "null".to_owned()] {
+            assert!(serde_json::from_str::<Holder>(&format!(r#"{{"sum":{bad}}}"#)).is_err(), "{bad}");
         }
     }
 

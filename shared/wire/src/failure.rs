@@ -41,6 +41,22 @@ pub enum Code {
 }
 
 impl Code {
+    const ALL: [Self; 8] = [
+        Self::Malformed,
+        Self::NotFound,
+        Self::ViewBehind,
+        Self::CommandIdReused,
+        Self::TooLarge,
+        Self::Overloaded,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    /// The code that is written so; `None` for that of a business rule, or of a later version.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == text)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",

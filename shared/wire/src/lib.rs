@@ -1,10 +1,11 @@
 //! The formats of everything that is sent over NATS, the same for all services: subjects, headers, envelopes, replies
-//! and failures.
+//! and failures; and how the URLs of NATS servers are written.
 
 mod envelope;
 mod failure;
 mod headers;
 mod reply;
+mod servers;
 mod subjects;
 
 pub use envelope::{
@@ -13,4 +14,5 @@ pub use envelope::{
 pub use failure::{Code, Failure};
 pub use headers::{ACTOR, EXPECTED_VERSION, MIN_POSITION, MSG_ID, POSITION, RequestHeaders, TRACEPARENT};
 pub use reply::{Accepted, failure_headers, failure_status, success_headers};
+pub use servers::{Credentials, InvalidServers, nats_options, parse_servers};
 pub use subjects::{InvalidPrefix, Prefix, Subjects};

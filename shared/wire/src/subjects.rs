@@ -56,8 +56,13 @@ impl Subjects {
         format!("{}ops.{noun}.{verb}", self.prefix)
     }
 
-    /// The subject without the prefix that all subjects of this installation have.
-    pub fn without_prefix<'a>(&self, subject: &'a str) -> &'a str {
+    /// The subject with this name, such as `cmd.order.create`. A subject that has the prefix already stays as it is.
+    pub fn named(&self, name: &str) -> String {
+        if name.starts_with(&self.prefix) { name.to_owned() } else { format!("{}{name}", self.prefix) }
+    }
+
+    /// The name of a subject: the subject without its prefix.
+    pub fn name<'a>(&self, subject: &'a str) -> &'a str {
         subject.strip_prefix(&self.prefix).unwrap_or(subject)
     }
 
@@ -107,6 +112,9 @@ mod tests {
             let subjects = Subjects::new(prefix.as_ref());
             assert_eq!(subjects.parse_event(&subjects.event("order", "placed")), Some(("order", "placed")));
             assert_eq!(subjects.parse_checkpoint(&subjects.checkpoint("orders")), Some("orders"));
+            let subject = subjects.named("cmd.order.create");
+            assert_eq!(subject, subjects.command("order", "create"));
+            assert_eq!((subjects.named(&subject), subjects.name(&subject)), (subject.clone(), "cmd.order.create"));
         }
         assert_eq!(Subjects::new(Some(&"t1".parse().unwrap())).events(), "t1.evt.>");
     }

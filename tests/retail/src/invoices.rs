@@ -198,7 +198,7 @@ impl Customer {
 
     fn register(&self) -> KeyedCommand {
         KeyedCommand {
-            name: "user.register",
+            name: "cmd.user.register",
             key: format!("retail/register/{}", self.id()),
             body: json!({
                 "id": self.id(),
@@ -212,7 +212,7 @@ impl Customer {
     fn update(&self, digest: &str) -> Option<KeyedCommand> {
         let has_country = self.number != GUEST && !self.country.is_empty();
         has_country.then(|| KeyedCommand {
-            name: "user.update",
+            name: "cmd.user.update",
             key: format!("retail/update/{digest}/{}", self.id()),
             body: json!({"id": self.id(), "country": self.country}),
         })
@@ -226,7 +226,7 @@ impl Product {
 
     fn create(&self) -> KeyedCommand {
         KeyedCommand {
-            name: "product.create",
+            name: "cmd.product.create",
             key: format!("retail/create/{}", self.id()),
             body: json!({"id": self.id(), "sku": self.code, "name": self.code, "price": money(0)}),
         }
@@ -235,7 +235,7 @@ impl Product {
     /// Sets name and price, which may differ from file to file.
     fn update(&self, digest: &str) -> KeyedCommand {
         KeyedCommand {
-            name: "product.update",
+            name: "cmd.product.update",
             key: format!("retail/update/{digest}/{}", self.id()),
             body: json!({"id": self.id(), "name": self.name, "price": money(self.price)}),
         }
@@ -245,7 +245,7 @@ impl Product {
     /// others.
     fn restock(&self) -> impl Iterator<Item = KeyedCommand> {
         self.sold.iter().map(|(month, Sold { pieces, hash })| KeyedCommand {
-            name: "product.restock",
+            name: "cmd.product.restock",
             key: format!("retail/stock/{}/{month}/{}", self.id(), hex(hash.clone().finalize())),
             body: json!({"id": self.id(), "quantity": pieces}),
         })
@@ -255,7 +255,7 @@ impl Product {
 impl Invoice {
     fn place(&self) -> KeyedCommand {
         KeyedCommand {
-            name: "order.create",
+            name: "cmd.order.create",
             key: format!("retail/order/{}", id("order", &self.number)),
             body: json!({
                 "id": id("order", &self.number),
@@ -410,7 +410,10 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
         assert_eq!(created(MONTH), created(&later));
         let all: HashSet<String> = commands(&read(MONTH).unwrap()).into_iter().map(|it| it.key).collect();
         let mut same = commands(&read(later).unwrap()).into_iter().filter(|it| all.contains(&it.key));
-        assert_eq!(same.by_ref().filter(|it| !["user.register", "product.create"].contains(&it.name)).count(), 0);
+        assert_eq!(
+            same.by_ref().filter(|it| !["cmd.user.register", "cmd.product.create"].contains(&it.name)).count(),
+            0
+        );
         // A file with both months stocks each of them once.
         let both = format!(
             "{MONTH}{}",
@@ -418,7 +421,7 @@ C536379,D,Discount,-1,2010-12-01 09:41:00,27.5,14527.0,United Kingdom
         );
         let stocked = |month: &str| -> HashSet<String> {
             let commands = commands(&read(month).unwrap()).into_iter();
-            commands.filter(|it| it.name == "product.restock").map(|it| it.key).collect()
+            commands.filter(|it| it.name == "cmd.product.restock").map(|it| it.key).collect()
         };
         assert!(stocked(&both).is_superset(&stocked(MONTH)));
         assert_eq!(stocked(&both).len(), 2 * stocked(MONTH).len());

@@ -3,7 +3,6 @@
 //! other files can follow: identifiers and idempotency keys are derived from the content of the file, so that nothing
 //! happens twice.
 
-mod client;
 mod dates;
 mod invoices;
 mod table;
@@ -22,18 +21,17 @@ use std::{
 };
 
 use anyhow::Context;
+use client::{Client, Error};
 use futures_util::{StreamExt, stream};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
-use wire::{Accepted, MIN_POSITION, MSG_ID};
 
-pub use client::{Client, Reply};
 pub use dates::DateOrder;
 pub use invoices::{Invoices, NoSale};
 pub use unusable::Unusable;
 
-/// How long a request is retried while the system is overloaded or a server is unavailable.
+/// How long a command is retried while the system is overloaded or a server is unavailable.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the views may take to catch up.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(300);
@@ -105,6 +103,7 @@ impl Invoices {
 
 /// A command to be sent with its idempotency key.
 pub struct KeyedCommand {
+    /// The name of the subject, such as `cmd.order.create`.
     name: &'static str,
     /// The idempotency key, so that it is executed once however often the file is replayed.
     key: String,
@@ -150,36 +149,25 @@ impl Replay {
     }
 
     /// Sends the command until it is answered. Its idempotency key makes retries safe.
-    async fn send_one(&self, command: KeyedCommand) -> anyhow::Result<()> {
-        let deadline = Instant::now() + RETRY_TIMEOUT;
-        let key = [(MSG_ID, &*command.key)];
-        loop {
-            let reply = self.client.command(command.name, command.body.clone(), &key).await;
-            let error = match reply.map(|reply| reply.result) {
-                Ok(Ok(body)) => {
-                    let Accepted { position, .. } = serde_json::from_value(body)?;
-                    self.counts.accepted.fetch_add(1, Relaxed);
-                    self.counts.position.fetch_max(position, Relaxed);
-                    break;
-                }
-                // The identifier is derived from the content of the file, so an earlier replay has created the
-                // aggregate.
-                Ok(Err(failure)) if failure.code == "id_taken" => {
-                    self.counts.already_present.fetch_add(1, Relaxed);
-                    break;
-                }
-                Ok(Err(failure)) if failure.status < 500 => {
-                    let mut refused = self.counts.refused.lock().unwrap_or_else(PoisonError::into_inner);
-                    *refused.entry(failure.code.into_owned()).or_default() += 1;
-                    break;
-                }
-                Ok(Err(failure)) => failure.into(),
-                Err(error) => error,
-            };
-            if Instant::now() > deadline {
-                return Err(error.context("the system does not answer"));
+    async fn send_one(&self, KeyedCommand { name, key, body }: KeyedCommand) -> anyhow::Result<()> {
+        let request = self.client.request(name, body.to_string()).key(&key).deadline(RETRY_TIMEOUT);
+        match request.reply().await {
+            Ok(reply) => {
+                self.counts.accepted.fetch_add(1, Relaxed);
+                self.counts.position.fetch_max(reply.position.unwrap_or(0), Relaxed);
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            // The identifier is derived from the content of the file, so an earlier replay has created the aggregate.
+            Err(Error::Rejected(failure)) if failure.code == "id_taken" => {
+                self.counts.already_present.fetch_add(1, Relaxed);
+            }
+            Err(error) => {
+                let refusal = error.failure().filter(|failure| failure.status < 500);
+                let Some(code) = refusal.map(|failure| failure.code.clone().into_owned()) else {
+                    return Err(anyhow::Error::new(error).context("the system does not answer"));
+                };
+                let mut refused = self.counts.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                *refused.entry(code).or_default() += 1;
+            }
         }
         self.counts.sent.fetch_add(1, Relaxed);
         Ok(())
@@ -187,15 +175,13 @@ impl Replay {
 
     /// Queries each view until it has reached the position.
     async fn catch_up(&self, position: u64) -> anyhow::Result<()> {
-        let deadline = Instant::now() + CATCH_UP_TIMEOUT;
-        let day = json!({"from": "2010-12-01", "to": "2010-12-01"});
-        let page = json!({"limit": 1});
-        let queries = [("user.list", &page), ("product.search", &page), ("order.list", &page), ("sales.daily", &day)];
-        for (name, body) in queries {
-            let at_least = [(MIN_POSITION, &*position.to_string())];
-            while let Err(failure) = self.client.query(name, body.clone(), &at_least).await?.result {
-                anyhow::ensure!(["view_behind", "unavailable", "overloaded"].contains(&&*failure.code), failure);
-                anyhow::ensure!(Instant::now() < deadline, "the views have not caught up in time: {failure}");
+        for (_, query) in views::queries() {
+            let example = query.examples.first().copied().unwrap_or_default();
+            let request = self.client.request(&format!("qry.{}", query.name()), example);
+            match request.min_position(position).deadline(CATCH_UP_TIMEOUT).await {
+                // The view has reached the position, whether or not there is what the example asks for.
+                Ok(_) | Err(Error::NotFound(_)) => {}
+                Err(error) => return Err(anyhow::Error::new(error).context("the views have not caught up in time")),
             }
         }
         Ok(())

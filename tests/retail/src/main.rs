@@ -4,8 +4,9 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
-use retail::{Client, DateOrder, Invoices};
-use wire::{Prefix, Subjects};
+use client::{Client, ConnectOptions};
+use retail::{DateOrder, Invoices};
+use wire::Prefix;
 
 /// Replays invoices in the layout of the UCI "Online Retail" data set
 #[derive(Parser)]
@@ -40,8 +41,8 @@ async fn main() -> ExitCode {
 async fn replay(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { file, dates, .. } = &arguments;
     let invoices = Invoices::read(file, *dates).with_context(|| format!("cannot use {}", file.display()))?;
-    let subjects = Subjects::new(arguments.subject_prefix.as_ref());
-    let client = Client::connect(&arguments.nats_url, subjects).await.context("cannot connect to NATS")?;
+    let options = ConnectOptions::url(&arguments.nats_url).prefix(arguments.subject_prefix).name("watershed importer");
+    let client = Client::connect(&options).await?;
     tokio::select! {
         report = invoices.replay(&client, arguments.in_flight, true) => println!("{}", report?),
         _ = tokio::signal::ctrl_c() => eprintln!("stopped; run it again to continue, nothing will happen twice"),

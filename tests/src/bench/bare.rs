@@ -382,7 +382,7 @@ fn checked(reply: mongodb::error::Result<Document>, documents: usize) {
 /// # Errors
 /// If NATS is unavailable.
 pub async fn echo(url: &str, subject: String, bytes: usize) -> anyhow::Result<()> {
-    let (options, servers) = runtime::nats_options(url)?;
+    let (options, servers) = wire::nats_options(url)?;
     let client = options.connect(servers).await?;
     let mut requests: Subscriber = client.subscribe(subject).await?;
     let body = Bytes::from(vec![b'x'; bytes]);

@@ -29,7 +29,7 @@ impl Echo {
         // The URL contains a password, so it goes into the environment, not onto the command line.
         command.env("NATS_URL", url).args(["--echo", &subject, "--echo-bytes", &bytes.to_string()]);
         let echo =
-            Self { subject, client: installation.system.client.nats.clone(), _process: Process::start(&mut command) };
+            Self { subject, client: installation.system.client.nats().clone(), _process: Process::start(&mut command) };
         let client = echo.clone_client();
         crate::eventually("the echo answers", async || client.try_request().await.then_some(())).await;
         echo

@@ -101,7 +101,7 @@ impl Installation {
     /// Starts an installation on these servers, without users, products and orders.
     pub async fn empty(stack: &Arc<Stack>) -> Self {
         let system = Arc::new(System::on(Arc::clone(stack)).await);
-        let generator = LoadGenerator::new(&system.client.nats).await;
+        let generator = LoadGenerator::new(system.client.nats()).await;
         let (command, query) = (vec![system.process("command", &[])], vec![system.process("query", &[])]);
         let projection = Some(system.process("projection", &[]));
         system.answers("command").await;
@@ -185,7 +185,7 @@ impl Installation {
 
     /// Waits until exactly this many replicas answer a ping.
     async fn await_replicas(&self, service: &str, replicas: usize) {
-        let client = &self.system.client.nats;
+        let client = self.system.client.nats();
         crate::eventually("the replicas answer", async || {
             let inbox = client.new_inbox();
             let mut replies = client.subscribe(inbox.clone()).await.ok()?;
@@ -203,7 +203,7 @@ impl Installation {
     pub async fn order_bytes(&self) -> usize {
         let subject = self.system.subjects.query("order", "get");
         let body = json!({"id": self.some_order()}).to_string();
-        self.system.client.nats.request(subject, body.into()).await.expect("the query is answered").payload.len()
+        self.system.client.nats().request(subject, body.into()).await.expect("the query is answered").payload.len()
     }
 
     /// The identifier of a random order.

@@ -67,8 +67,8 @@ pub enum Pace {
     PerSecond(f64),
 }
 
-/// Sends requests over NATS. It uses one connection, one subscription and one task, so that a request costs the client
-/// as little as possible.
+/// Sends requests over NATS. It uses one connection, one subscription and one task, so that a request costs as little as
+/// possible; the client for services has a task, a key and retries for each.
 pub struct LoadGenerator {
     client: Client,
     inbox: String,
