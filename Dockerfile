@@ -1,4 +1,4 @@
-# One image per service: docker build --target command|projection|query .
+# One image per service, and one for people: docker build --target command|projection|query|watershed .
 
 FROM rust:1.95-slim-bookworm AS build
 # For the allocator.
@@ -9,8 +9,10 @@ COPY . .
 ARG WATERSHED_REVISION=unknown
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/watershed/target \
     cargo build --profile image --locked --package command-service --package projection-service --package query-service \
+        --package watershed \
     && mkdir /programs \
-    && cp target/image/command-service target/image/projection-service target/image/query-service /programs/
+    && cp target/image/command-service target/image/projection-service target/image/query-service \
+        target/image/watershed /programs/
 
 FROM debian:bookworm-slim AS service
 RUN useradd --system --no-create-home watershed
@@ -29,3 +31,9 @@ ENTRYPOINT ["projection-service"]
 FROM service AS query
 COPY --from=build /programs/query-service /usr/local/bin/
 ENTRYPOINT ["query-service"]
+
+FROM debian:bookworm-slim AS watershed
+RUN useradd --system --no-create-home watershed
+USER watershed
+COPY --from=build /programs/watershed /usr/local/bin/
+ENTRYPOINT ["watershed"]

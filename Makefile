@@ -5,20 +5,20 @@
 .DEFAULT_GOAL := help
 .PHONY: help run up down unit test fmt lint bench soak retail new-aggregate new-view
 
-SCRIPTS := scripts/stack scripts/watershed scripts/request scripts/new $(wildcard scripts/*.py)
+SCRIPTS := scripts/stack scripts/run scripts/new $(wildcard scripts/*.py)
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
 		printf '  make %-14s %s\n' "$$name" "$$what"; done
 
 run: ## get the servers, build, migrate, and run the three services until Ctrl-C [DEV=1: built for debugging]
-	@scripts/watershed run $(if $(DEV),--dev)
+	@scripts/run run $(if $(DEV),--dev)
 
 up: ## the same in the background; returns when every service is ready
-	@scripts/watershed up $(if $(DEV),--dev)
+	@scripts/run up $(if $(DEV),--dev)
 
 down: ## stop what `make up` started; the data stays (scripts/stack down --wipe removes it)
-	@scripts/watershed down
+	@scripts/run down
 
 unit: ## the tests of the domain and of the views, in seconds and without servers
 	cargo test --package domain --package views --locked --no-fail-fast
@@ -28,7 +28,7 @@ test: ## all tests, on servers and ports of their own
 	cargo test --workspace --locked
 
 # Cargo does not find the modules that a macro declares.
-LISTED := $(wildcard shared/domain/src/*.rs shared/views/src/*.rs)
+LISTED := $(wildcard shared/domain/src/*.rs shared/views/src/*.rs shared/watershed/src/operations/*.rs)
 
 fmt: ## format the code
 	cargo fmt --all
@@ -61,4 +61,4 @@ soak: ## orders at 80 % of the highest rate, and whether anything grows: make so
 
 retail: ## replay invoices through NATS: make retail FILE=path.csv.gz [DATES=month-first]
 	@test -n "$(FILE)" || { echo 'usage: make retail FILE=path.csv.gz [DATES=month-first|day-first]' >&2; exit 2; }
-	@if [ -z "$$NATS_URL" ]; then eval "$$(scripts/stack env)"; fi; scripts/watershed retail "$(FILE)"
+	@if [ -z "$$NATS_URL" ]; then eval "$$(scripts/stack env)"; fi; scripts/run retail "$(FILE)"

@@ -135,6 +135,20 @@ class Stack:
     def record(self, name):
         return Record(self.home / "run" / (name + ".json"))
 
+    @property
+    def bin(self):
+        """For programs that are typed by name once `env` has been read."""
+        return self.home / "bin"
+
+    def link(self, name, program):
+        """Makes a program one of those."""
+        self.bin.mkdir(exist_ok=True)
+        new = self.bin / (name + ".new")
+        with suppress(FileNotFoundError):
+            new.unlink()
+        new.symlink_to(program)
+        new.replace(self.bin / name)
+
     def log(self, name):
         return self.home / "log" / (name + ".log")
 
@@ -214,6 +228,9 @@ class Stack:
     def _write_env(self):
         lines = ["# Made by scripts/stack; read it with: . %s" % shlex.quote(str(self.home / "env"))]
         lines += ["export %s='%s'" % item for item in self.urls().items()]
+        # Read twice, it changes nothing more.
+        bin = shlex.quote(str(self.bin))
+        lines += ['case ":$PATH:" in *:%s:*) ;; *) export PATH=%s:"$PATH" ;; esac' % (bin, bin)]
         processes.write_private(self.home / "env", "\n".join(lines) + "\n")
 
     def _start_keeper(self, pid):
@@ -239,7 +256,7 @@ class Stack:
 
     def _wipe(self):
         Postgres(self).wipe()
-        for part in ("nats", "mongodb", "log", "run"):
+        for part in ("nats", "mongodb", "log", "run", "bin"):
             if (self.home / part).exists():
                 shutil.rmtree(self.home / part)
         # The passwords last but for the lock: without them the rest would not be known as a stack's.

@@ -46,8 +46,9 @@ class OneStack(unittest.TestCase):
         return done.stdout
 
     def urls(self):
-        lines = self.stack("env").stdout.splitlines()[1:]
-        return dict(shlex.split(line[len("export ") :])[0].split("=", 1) for line in lines)
+        lines = self.stack("env").stdout.splitlines()
+        exports = [line[len("export ") :] for line in lines if line.startswith("export ")]
+        return dict(shlex.split(export)[0].split("=", 1) for export in exports)
 
     def processes(self):
         """Those of this stack; PostgreSQL may have been put elsewhere."""
@@ -307,7 +308,9 @@ class Services(OneStack):
     def setUp(self):
         super().setUp()
         stand_ins = Path(self.room.name)
-        for name in ("cargo", *("%s-service" % service for service in ("command", "projection", "query"))):
+        (stand_ins / "built").mkdir()
+        services = ("%s-service" % service for service in ("command", "projection", "query"))
+        for name in ("cargo", "built/watershed", *services):
             (stand_ins / name).write_text(STAND_IN % {"python": sys.executable, "room": stand_ins})
             (stand_ins / name).chmod(0o755)
         ports = {"WATERSHED_%s_PORT" % server: str(random.randrange(15000, 32000)) for server in SERVERS}
@@ -321,7 +324,7 @@ class Services(OneStack):
             return process.communicate(timeout=120)[0], process.returncode
 
     def watershed_process(self, action, **environment):
-        command = [sys.executable, programs.CHECKOUT / "scripts" / "watershed", action, "--dir", self.home]
+        command = [sys.executable, programs.CHECKOUT / "scripts" / "run", action, "--dir", self.home]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, env={**self.environment, **environment}, **output)
 
@@ -374,6 +377,14 @@ class Services(OneStack):
         self.assertEqual((self.services(), self.processes()), ([], []))
         self.assertEqual(self.watershed("down"), ("nothing was running\n", 0))
 
+    def test_the_program_watershed_is_found_once_the_env_has_been_read(self):
+        self.watershed("up")
+        env = shlex.quote(str(self.home / "env"))
+        script = '. %s; before="$PATH"; . %s; [ "$PATH" = "$before" ] && watershed' % (env, env)
+        for shell in ("sh", "bash"):
+            done = subprocess.run([shell, "-ec", script], stdout=subprocess.PIPE, text=True, env=self.environment)
+            self.assertEqual((done.stdout.strip(), done.returncode), (self.urls()["NATS_URL"], 0))
+
     def test_a_service_that_dies_ends_it_all_and_is_named(self):
         for action in ("up", "run"):
             said, code = self.watershed(action, DIES="projection-service")
@@ -407,8 +418,10 @@ import json, os, signal, sys, time
 
 name = os.path.basename(sys.argv[0])
 if name == "cargo":
-    for service in ("command", "projection", "query"):
-        print(json.dumps({"executable": "%(room)s/" + service + "-service"}))
+    for program in ("command-service", "projection-service", "query-service", "built/watershed"):
+        print(json.dumps({"executable": "%(room)s/" + program}))
+elif name == "watershed":
+    print(os.environ["NATS_URL"])
 elif sys.argv[1:] == []:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     own = ("_URL", "_PASSWORD_FILE")

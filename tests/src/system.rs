@@ -145,6 +145,15 @@ impl System {
         all
     }
 
+    /// The program `watershed`, for this installation and its NATS as the client, with an empty environment.
+    pub fn watershed(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(built("test-watershed"));
+        command.env_clear().current_dir("/").args(arguments);
+        command.env("NATS_URL", self.stack.url("NATS_URL"));
+        command.env("SUBJECT_PREFIX", &self.prefix).env("STREAM", self.stream());
+        command
+    }
+
     /// Waits until this replica of the service answers on `$SRV`, to which it subscribes last.
     pub async fn listens(&self, service: &str, replica: &str) {
         let subject = format!("$SRV.PING.{service}.{replica}");
@@ -391,11 +400,14 @@ pub fn program(role: &str) -> Command {
     command
 }
 
-/// The path of a service's program, which cargo builds with the tests.
 fn binary(role: &str) -> PathBuf {
+    built(&format!("test-{role}-service"))
+}
+
+/// The path of a program that cargo builds with the tests.
+fn built(name: &str) -> PathBuf {
     // .../target/debug/deps/system-0123456789abcdef, or .../target/release/bench
     let own = std::env::current_exe().expect("the program's own path");
-    let name = format!("test-{role}-service");
-    let candidates = own.ancestors().skip(1).map(|directory| directory.join(&name));
+    let candidates = own.ancestors().skip(1).map(|directory| directory.join(name));
     candidates.take(2).find(|path| path.exists()).expect("cargo has built the program")
 }

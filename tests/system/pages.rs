@@ -19,7 +19,7 @@ const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const ALERTS: &str = include_str!("../../docs/observability/alerts.yml");
 const ALERT_TESTS: &str = include_str!("../../docs/observability/alerts.test.yml");
 /// `make run`, which shows a first command and a first query.
-const RUN: &str = include_str!("../../scripts/watershed");
+const RUN: &str = include_str!("../../scripts/run");
 
 /// Where the log lines come from that an operator sees.
 const LOGGING: [&str; 4] = ["services/command", "services/projection", "services/query", "shared/runtime"];
@@ -219,13 +219,14 @@ impl Example {
     }
 }
 
-/// The lines `nats request SUBJECT 'BODY' -H Name:Value` of a text, each with the comments below it: headers, and the
-/// body.
+/// The lines `nats request SUBJECT 'BODY' -H Name:Value` of a text, or with `watershed call`, each with the comments below
+/// it: headers, and the body.
 fn typed(text: &str) -> Vec<Example> {
     let mut examples: Vec<Example> = Vec::new();
     let mut is_below = false;
     for line in text.lines().map(str::trim) {
-        if let Some(request) = line.strip_prefix("nats request ").filter(|it| it.contains('\'')) {
+        let request = ["nats request ", "watershed call "].iter().find_map(|program| line.strip_prefix(program));
+        if let Some(request) = request.filter(|it| it.contains('\'')) {
             let parts: Vec<&str> = request.split('\'').collect();
             let [subject, body, options] = parts[..] else { panic!("one quoted body: {line}") };
             let headers = options.split("-H ").skip(1).map(|it| split_header(it.trim())).collect();

@@ -11,10 +11,13 @@ use crate::{ACTOR, POSITION, Subjects, TRACEPARENT, headers::header_text};
 pub const AGGREGATE_ID: &str = "Aggregate-Id";
 /// Header of an event: the identity of the journal that it comes from.
 pub const JOURNAL: &str = "Journal";
-const AGGREGATE_VERSION: &str = "Aggregate-Version";
+/// Header of an event: the aggregate's version after it.
+pub const AGGREGATE_VERSION: &str = "Aggregate-Version";
+/// Header of an event: when the command service decided it.
+pub const RECORDED_AT: &str = "Recorded-At";
+/// Header of an event: the idempotency key of its command, if that had one.
+pub const COMMAND_ID: &str = "Command-Id";
 const EVENT_SCHEMA: &str = "Event-Schema";
-const RECORDED_AT: &str = "Recorded-At";
-const COMMAND_ID: &str = "Command-Id";
 
 /// Everything that the journal has of an event, except its subject and payload.
 #[derive(Clone, Debug, PartialEq, Eq)]

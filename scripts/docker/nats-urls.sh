@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts nats-box where the passwords are in files, with the URLs that docker-compose.yml gives it otherwise.
+# Starts a program for people where the passwords are in files, with the URLs that docker-compose.yml gives it otherwise.
 . /watershed/passwords.sh
 
 url() {
@@ -11,4 +11,4 @@ NATS_OPERATOR_URL=$(url operator NATS_OPERATOR_PASSWORD)
 NATS_SYS_URL=$(url sys NATS_SYS_PASSWORD)
 NATS_SUBSCRIBER_URL=$(url subscriber NATS_SUBSCRIBER_PASSWORD)
 export NATS_URL NATS_OPERATOR_URL NATS_SYS_URL NATS_SUBSCRIBER_URL
-exec /entrypoint.sh "$@"
+exec "$@"
