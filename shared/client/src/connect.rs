@@ -10,7 +10,7 @@ use async_nats::{ConnectErrorKind, Event, ServerAddr};
 use bytes::Bytes;
 use domain::CommandRequest;
 use serde_json::Value;
-use tokio::sync::broadcast;
+use tokio::sync::broadcast::{self, error::RecvError};
 use views::QueryRequest;
 use wire::{Accepted, InvalidServers, Prefix, Subjects};
 
@@ -85,6 +85,14 @@ impl ConnectOptions {
     #[must_use]
     pub fn name(self, name: impl Into<String>) -> Self {
         Self { name: Some(name.into()), ..self }
+    }
+
+    /// The name of the NATS user, if a URL or the context says it.
+    pub fn user(&self) -> Option<String> {
+        let Context { url, user, .. } = &self.context;
+        let (_, servers) = wire::nats_options(url).ok()?;
+        let named = Some(user.clone()).filter(|user| !user.is_empty());
+        named.or_else(|| servers.iter().find_map(|server| server.username().map(str::to_owned)))
     }
 
     fn nats_options(&self) -> Result<(async_nats::ConnectOptions, Vec<ServerAddr>), ConnectError> {
@@ -204,6 +212,30 @@ impl Client {
     /// The connection itself.
     pub fn nats(&self) -> &async_nats::Client {
         &self.nats
+    }
+
+    /// Does over the connection what the NATS user may not be allowed to do. NATS does not answer what is forbidden, but
+    /// reports it separately.
+    ///
+    /// # Errors
+    /// The server's words, if it forbids anything before the work is done.
+    pub async fn permitted<T>(&self, work: impl Future<Output = T>) -> Result<T, String> {
+        let mut troubles = self.troubles.subscribe();
+        let forbidden = async {
+            loop {
+                match troubles.recv().await {
+                    Ok(Trouble::Refused(reason)) if reason.to_lowercase().contains("permissions violation") => {
+                        return reason;
+                    }
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            done = work => Ok(done),
+            reason = forbidden => Err(reason),
+        }
     }
 
     pub fn subjects(&self) -> &Subjects {

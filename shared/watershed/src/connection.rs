@@ -2,10 +2,8 @@
 
 use std::{collections::HashMap, env, fs, path::PathBuf};
 
-use async_nats::{ConnectErrorKind, Event, ServerAddr, ServerError};
-
-use tokio::sync::mpsc;
-use wire::{Prefix, Subjects, nats_options};
+use client::{Client, ConnectError, ConnectOptions};
+use wire::{Prefix, Subjects};
 
 use crate::Failure;
 
@@ -17,6 +15,12 @@ pub struct Installation {
     /// NATS, with user and password [env: NATS_URL, NATS_OPERATOR_URL]
     #[arg(long, global = true, value_name = "URL")]
     nats_url: Option<String>,
+    /// A context of the nats CLI, instead of a URL
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "nats_url")]
+    context: Option<String>,
+    /// A .creds file, with which to log in
+    #[arg(long, global = true, value_name = "FILE")]
+    creds: Option<String>,
     /// The token in front of every subject
     #[arg(long, global = true, env = "SUBJECT_PREFIX", hide_env_values = true, value_name = "TOKEN")]
     subject_prefix: Option<Prefix>,
@@ -32,12 +36,11 @@ pub enum User {
     Operator,
 }
 
-/// A connection to NATS, and what the server refuses on it.
+/// A connection to NATS.
 pub struct Connection {
-    pub client: async_nats::Client,
-    /// The name of the user; empty if there is none.
-    user: String,
-    refusals: mpsc::UnboundedReceiver<String>,
+    pub client: Client,
+    /// The name of the user, as far as it is known.
+    user: Option<String>,
 }
 
 impl Installation {
@@ -59,66 +62,45 @@ impl Installation {
         }
     }
 
-    fn url(&self, user: User) -> String {
-        let environment = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        let stack = || stack_env().map(|text| exports(&text)).unwrap_or_default();
-        chosen_url(self.nats_url.as_deref(), user, environment, stack)
+    fn options(&self, user: User) -> Result<ConnectOptions, Failure> {
+        let mut options = match &self.context {
+            Some(name) => ConnectOptions::context(Some(name)).map_err(|error| Failure::Usage(error.to_string()))?,
+            None => {
+                let environment = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+                let stack = || stack_env().map(|text| exports(&text)).unwrap_or_default();
+                ConnectOptions::url(chosen_url(self.nats_url.as_deref(), user, environment, stack))
+            }
+        };
+        if let Some(file) = &self.creds {
+            options = options.credentials(file);
+        }
+        Ok(options.prefix(self.subject_prefix.clone()).name("watershed"))
     }
 }
 
 impl Connection {
     /// # Errors
-    /// If the URL cannot be read, or NATS cannot be reached.
+    /// If the installation is not described as it must be, or NATS cannot be reached.
     pub async fn open(installation: &Installation, user: User) -> Result<Self, Failure> {
-        // The errors of the libraries may quote the URL, and with it the password.
-        let read = nats_options(&installation.url(user));
-        let (options, servers) = read.map_err(|_| Failure::Usage("the URL of NATS cannot be read".to_owned()))?;
-        let user = servers.iter().find_map(|server| server.username()).unwrap_or_default().to_owned();
-        let (refused, refusals) = mpsc::unbounded_channel();
-        let options = options.name("watershed").event_callback(move |event| {
-            let refused = refused.clone();
-            async move {
-                if let Event::ServerError(ServerError::Other(error)) = event
-                    && error.to_lowercase().contains("permissions violation")
-                {
-                    // Nobody listens any more when the operation has ended.
-                    let _ = refused.send(error);
-                }
+        let options = installation.options(user)?;
+        let client = Client::connect(&options).await.map_err(|error| match error {
+            ConnectError::Connection { .. } => Failure::Unanswered(error.to_string()),
+            ConnectError::Context(_) | ConnectError::Servers(_) | ConnectError::File { .. } => {
+                Failure::Usage(error.to_string())
             }
-        });
-        let addresses: Vec<String> = servers.iter().map(address).collect();
-        let client = options.connect(servers).await.map_err(|error| {
-            let reason = match error.kind() {
-                ConnectErrorKind::AuthorizationViolation => "the user or the password is wrong".to_owned(),
-                ConnectErrorKind::Io => {
-                    std::error::Error::source(&error).map_or("IO error".into(), ToString::to_string)
-                }
-                kind => kind.to_string(),
-            };
-            Failure::Unanswered(format!("cannot connect to NATS at {}: {reason}", addresses.join(",")))
         })?;
-        Ok(Self { client, user, refusals })
+        Ok(Self { client, user: options.user() })
     }
 
-    /// Does what may not be permitted. NATS does not answer a request that its sender may not send; it reports the
-    /// violation separately.
+    /// Does what may not be permitted.
     ///
     /// # Errors
     /// If the server reports that something is not permitted before the work is done.
-    pub async fn permitted<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Failure> {
-        tokio::select! {
-            done = work => Ok(done),
-            Some(refusal) = self.refusals.recv() => {
-                let user = if self.user.is_empty() { "who has not logged in".to_owned() } else { format!("{:?}", self.user) };
-                Err(Failure::Refused(format!("the NATS user {user} may not do this: {refusal}")))
-            }
-        }
+    pub async fn permitted<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let user = self.user.as_ref().map(|user| format!(" {user:?}")).unwrap_or_default();
+        let done = self.client.permitted(work).await;
+        done.map_err(|refusal| Failure::Refused(format!("the NATS user{user} may not do this: {refusal}")))
     }
-}
-
-/// The address without user and password.
-fn address(server: &ServerAddr) -> String {
-    format!("{}:{}", server.host(), server.port())
 }
 
 /// The URL of NATS: the one on the command line, or else the environment's, or else the local stack's.

@@ -64,9 +64,10 @@ impl Call {
             headers.into_iter().for_each(|Header(name, value)| map.append(name, value));
             request = request.headers(map);
         }
-        let mut connection = Connection::open(installation, User::Client).await?;
-        let client = connection.client.clone();
-        let reply = connection.permitted(client.send_request(subject.clone(), request)).await?;
+        let connection = Connection::open(installation, User::Client).await?;
+        // Not as a request of the client's own, which would leave out what it does not know.
+        let sent = connection.client.nats().send_request(subject.clone(), request);
+        let reply = connection.permitted(sent).await?;
         let reply = reply.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => Failure::Unanswered(format!("nobody serves {subject}")),
             RequestErrorKind::TimedOut => {

@@ -78,8 +78,8 @@ struct Line {
 
 impl Events {
     pub async fn run(self, installation: &Installation) -> Result<Outcome, Failure> {
-        let mut connection = Connection::open(installation, User::Operator).await?;
-        let context = jetstream::new(connection.client.clone());
+        let connection = Connection::open(installation, User::Operator).await?;
+        let context = jetstream::new(connection.client.nats().clone());
         tokio::select! {
             read = connection.permitted(self.read(installation, context)) => read.map_err(name_operator)?,
             _ = tokio::signal::ctrl_c() => Ok(()),

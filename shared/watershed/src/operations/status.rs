@@ -127,8 +127,8 @@ struct Watcher {
 
 impl Watcher {
     async fn look(&mut self) -> Result<Report, Failure> {
-        let client = self.connection.client.clone();
-        let gathered = self.connection.permitted(gather(&client, &self.scope)).await?;
+        let client = self.connection.client.nats();
+        let gathered = self.connection.permitted(gather(client, &self.scope)).await?;
         let replies = gathered.map_err(|error| Failure::Unanswered(format!("cannot ask the replicas: {error}")))?;
         let look = Look { elapsed: self.began.elapsed(), at: runtime::now(), replies };
         let mut report = Report::new(&self.scope, &mut self.observer, look);
