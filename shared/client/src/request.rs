@@ -23,6 +23,9 @@ use crate::{Client, Error, backoff, connect::Trouble};
 
 /// How long one attempt may take. It is longer than any reply should take, and short enough for several attempts.
 const ATTEMPT: Duration = Duration::from_secs(5);
+/// No retry begins with less time than this before the deadline. Its reply would hardly come in time, and what is known
+/// of the attempts before would be in doubt again.
+const SHORTEST_RETRY: Duration = Duration::from_millis(250);
 
 /// A request to be awaited. A failure that passes is retried until the deadline.
 #[must_use = "a request is sent when it is awaited"]
@@ -128,7 +131,7 @@ impl<T: DeserializeOwned> Request<'_, T> {
             };
             is_in_doubt |= kind == Kind::Command && error.leaves_doubt();
             let delay = backoff::delay(retry);
-            if is_retried && error.is_passing() && Instant::now() + delay < deadline {
+            if is_retried && error.is_passing() && Instant::now() + delay + SHORTEST_RETRY < deadline {
                 sleep(delay).await;
                 retry += 1;
                 continue;
