@@ -237,7 +237,6 @@ async fn a_status_tells_what_the_replicas_say_and_who_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the services do not tell their figures yet"]
 async fn a_projection_that_is_suspended_beside_a_load_is_named_within_ten_seconds() {
     let system = System::new().await;
     let _command = system.command().await;
@@ -258,13 +257,16 @@ async fn a_projection_that_is_suspended_beside_a_load_is_named_within_ten_second
         .await;
         let mut command = system.watershed(&["status", "--watch", "--interval", "1", "--json"]);
         let mut watching = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut shown = BufReader::new(watching.stdout.take().unwrap()).lines();
+        let mut next = move || serde_json::from_str::<Value>(&shown.next().unwrap().unwrap()).unwrap();
+        let (first, mut next) = tokio::task::spawn_blocking(move || (next(), next)).await.unwrap();
+        assert_eq!(first["views"][0]["leader"], "p1", "{first}");
         projection.signal("STOP");
         let suspended = Instant::now();
-        let mut shown = BufReader::new(watching.stdout.take().unwrap()).lines();
         let told = tokio::task::spawn_blocking(move || {
             let mut lags = Vec::new();
             loop {
-                let status: Value = serde_json::from_str(&shown.next().unwrap().unwrap()).unwrap();
+                let status = next();
                 lags.extend(status["views"][0]["lag_events"].as_u64());
                 let problems = status["problems"].to_string();
                 let is_named = problems

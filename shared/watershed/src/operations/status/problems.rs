@@ -185,10 +185,13 @@ pub fn of_a_replica(replica: &ReplicaStatus) -> Vec<String> {
         return vec![format!("the figures of {title} cannot be read by this version of `watershed`: {error}")];
     }
     let mut own = figures.problems.clone();
-    if own.is_empty() {
+    if figures.problems.is_empty() {
         let away = figures.servers.iter().filter(|(_, server)| !server.up);
         own.extend(away.map(|(name, _)| format!("{} is away", server_name(name))));
     }
+    // Why a view fails is said of the view.
+    let reasons: Vec<&String> = figures.views.iter().filter_map(|view| view.reason.as_ref()).collect();
+    own.retain(|problem| !reasons.iter().any(|reason| problem.contains(*reason)));
     let own = own.join("; ");
     let mut problems = match (figures.ready, own.is_empty()) {
         (Some(false), true) => vec![format!("{title} is not ready")],

@@ -239,20 +239,24 @@ pub struct ObservedView {
 
 /// All views that anybody names, by name and generation.
 fn views(observer: &mut Observer, now: Duration, answers: &[&ReplicaStatus], head: Option<u64>) -> Vec<ObservedView> {
+    let replies = || answers.iter().flat_map(|replica| replica.figures.views.iter().map(move |view| (*replica, view)));
+    let mut latest: BTreeMap<&str, u64> = BTreeMap::new();
+    for (_, view) in replies() {
+        let generation = latest.entry(&view.view).or_default();
+        *generation = view.generation.max(*generation);
+    }
     let mut named: BTreeMap<(&str, u64), Vec<(&ReplicaStatus, &View)>> = BTreeMap::new();
-    for replica in answers {
-        for view in &replica.figures.views {
-            named.entry((&view.view, view.generation)).or_default().push((replica, view));
-        }
+    for (replica, view) in replies() {
+        // A replica that has just become the leader has not read the generation yet.
+        let generation = if view.generation == 0 { latest[&*view.view] } else { view.generation };
+        named.entry((&view.view, generation)).or_default().push((replica, view));
     }
     let views = named.into_iter().map(|((view, generation), replies)| {
         let mut leading: Vec<_> = replies.iter().filter(|(replica, _)| replica.service == "projection").collect();
         leading.sort_by_key(|(_, view)| view.term);
         let leader = leading.last().map(|(replica, view)| (&replica.replica, *view));
-        let position = match leader {
-            Some((_, led)) => led.position,
-            None => replies.iter().filter_map(|(_, view)| view.position).max(),
-        };
+        let seen = replies.iter().filter_map(|(_, view)| view.position).max();
+        let position = leader.and_then(|(_, led)| led.position).or(seen);
         let lag = head.zip(position).map(|(head, position)| head.saturating_sub(position));
         let what = format!("view {view}@{generation}");
         let movement = position.zip(lag).map(|(position, lag)| observer.movement(now, &what, position, lag));
@@ -373,6 +377,30 @@ mod tests {
             report.problems,
             ["the view orders fails at 1,040 (projection replica p1): the event order.gifted is unknown"]
         );
+    }
+
+    #[test]
+    fn what_a_view_s_leader_says_of_a_failure_is_said_once() {
+        let mut replies = healthy();
+        replies[1]["data"]["views"][0]["state"] = "failing".into();
+        replies[1]["data"]["views"][0]["reason"] = "the event is unknown".into();
+        replies[1]["data"]["problems"] = json!(["the view orders stands still at position 1042: the event is unknown"]);
+        assert_eq!(
+            report(&replies).problems,
+            ["the view orders fails at 1,042 (projection replica p1): the event is unknown"]
+        );
+    }
+
+    #[test]
+    fn a_leader_that_has_not_read_its_view_yet_leads_it_all_the_same() {
+        let mut replies = healthy();
+        let view = &mut replies[1]["data"]["views"][0];
+        view["generation"] = 0.into();
+        view["position"] = json!(null);
+        let report = report(&replies);
+        assert_eq!(report.problems, [""; 0]);
+        let orders = &report.views[0];
+        assert_eq!((orders.generation, orders.position, orders.leader.as_deref()), (1, Some(1042), Some("p1")));
     }
 
     #[test]
