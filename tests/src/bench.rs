@@ -24,7 +24,7 @@ use crate::Stack;
 use rows::Bench;
 
 /// The rows, in the order in which they are measured. Those that need few orders come first.
-pub const ROWS: [&str; 14] = [
+pub const ROWS: [&str; 15] = [
     "order_create_1",
     "visible",
     "sustained",
@@ -37,6 +37,7 @@ pub const ROWS: [&str; 14] = [
     "rebuild",
     "order_create_256",
     "order_create_vs_tx",
+    "scraped",
     "replicas",
     "growth",
 ];

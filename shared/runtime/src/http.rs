@@ -79,3 +79,54 @@ fn status(is_well: bool) -> StatusCode {
 fn lines(texts: Vec<String>) -> String {
     if texts.is_empty() { "ok\n".to_owned() } else { texts.into_iter().map(|text| text + "\n").collect() }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{NatsConfig, Problem, ReplicaConfig};
+
+    #[derive(Parser)]
+    struct Settings {
+        #[command(flatten)]
+        nats: NatsConfig,
+        #[command(flatten)]
+        replica: ReplicaConfig,
+    }
+
+    fn monitor() -> Monitor {
+        let Settings { nats, replica } = Settings::parse_from(["service"]);
+        Monitor::new("query", &replica, &nats)
+    }
+
+    #[tokio::test]
+    async fn a_loop_that_hangs_makes_the_process_unhealthy_until_it_turns_again() {
+        let monitor = monitor();
+        let pulse = monitor.pulse("the loop", Duration::ZERO);
+        let health = async || healthz(State(monitor.clone())).await;
+        assert_eq!(health().await, (StatusCode::OK, "ok\n".to_owned()), "it has nothing to do");
+        let work = pulse.work();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let (status, text) = health().await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(text.starts_with("the loop has hung for "), "{text}");
+        assert!(!monitor.is_ready());
+        drop(work);
+        assert_eq!(health().await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_replica_is_ready_unless_a_problem_keeps_it_from_its_work() {
+        let monitor = monitor();
+        let readiness = async || readyz(State(monitor.clone())).await;
+        assert_eq!(readiness().await.0, StatusCode::SERVICE_UNAVAILABLE, "it does not serve yet");
+        monitor.set_serving(true);
+        assert_eq!(readiness().await, (StatusCode::OK, "ok\n".to_owned()));
+        monitor.add_check(|| vec![Problem::other("one view stands still")]);
+        assert_eq!(readiness().await, (StatusCode::OK, "one view stands still\n".to_owned()));
+        monitor.add_check(|| vec![Problem::blocking("there is no server")]);
+        let (status, text) = readiness().await;
+        assert_eq!((status, &*text), (StatusCode::SERVICE_UNAVAILABLE, "one view stands still\nthere is no server\n"));
+    }
+}

@@ -17,6 +17,7 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 use serde_json::{Map, Value, json};
+use wire::Code;
 
 use crate::{ReplicaConfig, Server, ServerStatus, Tracer, nats::NatsConfig, process};
 
@@ -246,9 +247,15 @@ impl Monitor {
 
     pub(crate) fn endpoint_metrics(&self, endpoint: &str) -> EndpointMetrics {
         let Shared { requests, durations, .. } = &*self.0;
+        let requests_with =
+            |code: &str| requests.get_or_create_owned(&RequestLabels { endpoint: endpoint.into(), code: code.into() });
+        // A series that begins with its first failure would hide that one from whoever looks at increases.
+        for code in [Code::Internal, Code::Overloaded, Code::Unavailable] {
+            requests_with(code.as_str());
+        }
         EndpointMetrics {
             endpoint: endpoint.to_owned(),
-            accepted: requests.get_or_create_owned(&RequestLabels { endpoint: endpoint.into(), code: "ok".into() }),
+            accepted: requests_with("ok"),
             requests: requests.clone(),
             duration: durations.get_or_create_owned(&EndpointLabels { endpoint: endpoint.into() }),
         }

@@ -1,18 +1,19 @@
 //! The installation that is measured: the release binaries in child processes, with users, products and orders.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_nats::HeaderMap;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::{
     cost::Machine,
     load::{LoadGenerator, Request, Workload, random},
 };
-use crate::{Process, Stack, System};
+use crate::{Process, Stack, System, http};
 
 /// Products that orders are placed for.
 const ORDERED_PRODUCTS: usize = 500;
@@ -62,6 +63,8 @@ pub const WORDS: [&str; 40] = [
     "wicker",
     "wooden",
 ];
+/// How often metrics are asked for: fifteen times as often as usual.
+const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a replica may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long the views may take to catch up with a long journal.
@@ -73,6 +76,8 @@ pub struct Installation {
     pub projection: Option<Process>,
     pub query: Vec<Process>,
     pub system: Arc<System>,
+    /// Where the first replica of each service shows its metrics.
+    metrics: [SocketAddr; 3],
     pub generator: LoadGenerator,
     users: Vec<Uuid>,
     products: Vec<Uuid>,
@@ -102,12 +107,14 @@ impl Installation {
     pub async fn empty(stack: &Arc<Stack>) -> Self {
         let system = Arc::new(System::on(Arc::clone(stack)).await);
         let generator = LoadGenerator::new(system.client.nats()).await;
-        let (command, query) = (vec![system.process("command", &[])], vec![system.process("query", &[])]);
-        let projection = Some(system.process("projection", &[]));
+        let metrics = std::array::from_fn(|_| http::free_address());
+        let start = |role, metrics: SocketAddr| system.process(role, &["--metrics-address", &metrics.to_string()]);
+        let (command, query) = (vec![start("command", metrics[0])], vec![start("query", metrics[2])]);
+        let projection = Some(start("projection", metrics[1]));
         system.answers("command").await;
         system.answers("query").await;
         let (users, products, orders) = (vec![], vec![], vec![]);
-        Self { command, projection, query, system, generator, users, products, orders }
+        Self { command, projection, query, system, metrics, generator, users, products, orders }
     }
 
     async fn make_users_and_products(&mut self) {
@@ -229,7 +236,22 @@ impl Installation {
     }
 
     pub fn start_projection(&mut self) {
-        self.projection.get_or_insert_with(|| self.system.process("projection", &[]));
+        let address = self.metrics[1].to_string();
+        self.projection.get_or_insert_with(|| self.system.process("projection", &["--metrics-address", &address]));
+    }
+
+    /// Asks the services for their metrics every second, until the handle is dropped.
+    pub fn scrape(&self) -> AbortOnDropHandle<()> {
+        let addresses = self.metrics;
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                for address in addresses {
+                    // The projection service does not run in every row.
+                    let _ = http::get(address, "/metrics").await;
+                }
+                sleep(SCRAPE_INTERVAL).await;
+            }
+        }))
     }
 
     pub async fn stop_projection(&mut self) {

@@ -19,6 +19,8 @@ use crate::Stack;
 
 /// Rounds in which both sides are measured.
 pub const ROUNDS: usize = 3;
+/// Rounds of the row whose sides differ least.
+const SCRAPED_ROUNDS: usize = 7;
 /// Rounds of the rows that take minutes.
 const LONG_ROUNDS: usize = 2;
 /// How long each side is measured in a round, after a warm-up of a third of that.
@@ -84,6 +86,7 @@ impl Bench {
             "order_create_256" => vec![self.order_create_256().await],
             "order_create_vs_tx" => vec![self.order_create_vs_tx().await],
             "replicas" => self.replicas().await,
+            "scraped" => self.scraped().await,
             "rebuild" => vec![self.rebuild().await],
             other => panic!("{other} is measured elsewhere"),
         }
@@ -304,6 +307,30 @@ impl Bench {
             rows.push(Row::plain(&name, "MB", Target::AtMost(1.0), memory[role], IDLE_MEMORY));
         }
         rows
+    }
+
+    /// Gets and orders while the metrics are being asked for, compared to the same without.
+    async fn scraped(&mut self) -> Vec<Row> {
+        let mut gets = Vec::new();
+        for _ in 0..SCRAPED_ROUNDS {
+            let without = get(&mut self.installation).await;
+            let scraping = self.installation.scrape();
+            gets.push((Sample::rate(get(&mut self.installation).await, 1), Sample::rate(without, 1)));
+            drop(scraping);
+        }
+        self.installation.stop_projection().await;
+        let mut orders = Vec::new();
+        for _ in 0..SCRAPED_ROUNDS {
+            let without = create(&mut self.installation, 256).await;
+            let scraping = self.installation.scrape();
+            orders.push((Sample::rate(create(&mut self.installation, 256).await, 1), Sample::rate(without, 1)));
+            drop(scraping);
+        }
+        let target = Target::AtLeast(0.97);
+        vec![
+            Row::of("scraped_get_64", "gets/s", target, gets),
+            Row::of("scraped_create_256", "orders/s", target, orders),
+        ]
     }
 
     /// Several replicas, compared to one.

@@ -13,12 +13,16 @@ use crate::{
     connection::{Connection, User},
 };
 
+/// Where the subjects begin that only the operator may use.
+const OPERATIONS: &str = "ops.";
+
 /// Send one request and print the reply: its headers on stderr, its body on stdout
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   watershed call cmd.user.register '{\"email\":\"ada@example.com\",\"name\":\"Ada Lovelace\"}'
   watershed call qry.user.list '{}' -H Min-Position:2
+  watershed call ops.view.show '{\"view\":\"orders\"}'      (as the operator)
 
 Exit codes:
   0  the request was accepted
@@ -57,14 +61,15 @@ impl FromStr for Header {
 impl Call {
     pub async fn run(self, installation: &Installation) -> Result<Outcome, Failure> {
         let Self { subject, body, headers, timeout } = self;
-        let subject = installation.subject(&subject);
         let mut request = Request::new().payload(body.into()).timeout(Some(timeout));
         if !headers.is_empty() {
             let mut map = HeaderMap::new();
             headers.into_iter().for_each(|Header(name, value)| map.append(name, value));
             request = request.headers(map);
         }
-        let connection = Connection::open(installation, User::Client).await?;
+        let user = if subject.starts_with(OPERATIONS) { User::Operator } else { User::Client };
+        let subject = installation.subject(&subject);
+        let connection = Connection::open(installation, user).await?;
         // Not as a request of the client's own, which would leave out what it does not know.
         let sent = connection.client.nats().send_request(subject.clone(), request);
         let reply = connection.permitted(sent).await?;
