@@ -97,7 +97,9 @@ fn every_setting_is_on_the_page_and_nothing_else() {
             (variable, services, default)
         })
         .collect();
-    let table = rows(OPERATIONS).into_iter().filter(|row| row.len() == 4 && row[0].starts_with('`'));
+    let table = rows(OPERATIONS)
+        .into_iter()
+        .filter(|row| row.len() == 4 && row[0].starts_with('`') && !row[0].starts_with("`ops."));
     let text = |cell: &str| cell.trim_matches('`').to_owned();
     let shown: BTreeSet<_> = table.map(|row| (text(&row[0]), row[1].clone(), text(&row[2]))).collect();
     let missing: Vec<_> = expected.difference(&shown).collect();
@@ -148,6 +150,31 @@ fn every_error_has_its_paragraph_and_every_paragraph_its_error() {
             missing.is_empty() && unknown.is_empty(),
             "docs/operations.md, Errors, {what}: missing {missing:#?}, unknown {unknown:#?}"
         );
+    }
+}
+
+/// The table has every operation, at the service that offers it.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_is_on_the_page_and_nothing_else() {
+    let (system, _replicas) = System::complete().await;
+    let mut offered = BTreeSet::new();
+    for stats in system.all_stats().await {
+        for endpoint in stats["endpoints"].as_array().unwrap() {
+            let name = system.subjects.name(endpoint["subject"].as_str().unwrap());
+            if name.starts_with("ops.") {
+                offered.insert((name.to_owned(), stats["name"].as_str().unwrap().to_owned()));
+            }
+        }
+    }
+    let table = rows(OPERATIONS).into_iter().filter(|row| row.len() == 4 && row[0].starts_with("`ops."));
+    let shown: BTreeSet<_> = table.clone().map(|row| (row[0].trim_matches('`').to_owned(), row[2].clone())).collect();
+    assert_eq!(shown, offered, "docs/operations.md: the table of operations");
+    let operator = system.operator().await;
+    for row in table {
+        let subject = system.subjects.named(row[0].trim_matches('`'));
+        let request = row[1].trim_matches('`').to_owned();
+        let reply = operator.request(subject, request.into()).await.unwrap();
+        assert!(wire::failure_status(&reply).is_none(), "{row:?}: {reply:?}");
     }
 }
 
