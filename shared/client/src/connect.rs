@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{ConnectErrorKind, Event, ServerAddr};
+use async_nats::{ConnectErrorKind, Event, ServerAddr, ServerError};
 use bytes::Bytes;
 use domain::CommandRequest;
 use serde_json::Value;
@@ -42,8 +42,8 @@ pub enum ConnectError {
     Servers(#[from] InvalidServers),
     #[error("cannot use {path}: {error}", path = path.display())]
     File { path: PathBuf, error: io::Error },
-    #[error("cannot connect to NATS at {servers}: {kind}")]
-    Connection { servers: String, kind: ConnectErrorKind },
+    #[error("cannot connect to NATS at {servers}: {reason}")]
+    Connection { servers: String, reason: String },
 }
 
 impl ConnectOptions {
@@ -174,6 +174,7 @@ impl Client {
             .event_callback(move |event| {
                 let trouble = match event {
                     Event::Disconnected | Event::Closed => Some(Trouble::Lost),
+                    Event::ServerError(ServerError::Other(reason)) => Some(Trouble::Refused(reason)),
                     Event::ServerError(error) => Some(Trouble::Refused(error.to_string())),
                     _ => None,
                 };
@@ -183,11 +184,9 @@ impl Client {
                 }
                 std::future::ready(())
             });
-        // The library's error may quote the URL, and with it the password.
-        let nats = nats_options
-            .connect(servers)
-            .await
-            .map_err(|error| ConnectError::Connection { servers: addresses.join(","), kind: error.kind() })?;
+        let connected = nats_options.connect(servers).await;
+        let nats = connected
+            .map_err(|error| ConnectError::Connection { servers: addresses.join(","), reason: reason(&error) })?;
         let subjects = Subjects::new(options.prefix.as_ref());
         Ok(Self { nats, subjects, troubles, session: Session::default(), deadline: DEADLINE })
     }
@@ -257,6 +256,18 @@ impl Client {
     /// Any request, by the name of its subject, such as `cmd.order.create`, or by the subject.
     pub fn request(&self, name: &str, body: impl Into<Bytes>) -> Request<'_, Value> {
         Request::new(self, self.subjects.named(name), Ok(body.into()))
+    }
+}
+
+/// The library's own text may quote the URL, and with it the password.
+fn reason(error: &async_nats::ConnectError) -> String {
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation => "the user or the password is wrong".to_owned(),
+        // The cause is the operating system's.
+        ConnectErrorKind::Io => {
+            std::error::Error::source(error).map_or_else(|| "it failed".into(), ToString::to_string)
+        }
+        kind => kind.to_string(),
     }
 }
 
