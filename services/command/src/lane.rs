@@ -107,10 +107,12 @@ impl Lane {
             let started = Instant::now();
             let ran = self.run_batch(&sub_batch).await;
             self.metrics.batch(sub_batch.commands.len(), started.elapsed());
-            if self.tracer.is_on() {
+            // A batch that is run again in parts is shown when its parts have been run.
+            if self.tracer.is_on() && !matches!(&ran, Err(error) if error.is_run_again(&sub_batch)) {
                 let traced = sub_batch.indexes.iter().filter_map(|index| requesters[*index].as_ref());
                 let began = SystemTime::now() - started.elapsed();
-                self.trace(traced.map(Requester::request), sub_batch.commands.len(), taken, began);
+                let failed = ran.as_ref().err().map(|error| error.retry().label());
+                self.trace(traced.map(Requester::request), taken, began, failed);
             }
             let (indexes, outcomes) = match ran {
                 Ok(written) => {
@@ -128,7 +130,7 @@ impl Lane {
                     }
                     Err(error) => self.fail(&error, sub_batch),
                 },
-                Err(error) if sub_batch.commands.len() > 1 && error.may_concern_one_command() => {
+                Err(error) if error.is_split(&sub_batch) => {
                     tracing::warn!(%error, commands = sub_batch.commands.len(), "a batch failed, splitting it");
                     stack.extend(sub_batch.halves());
                     continue;
@@ -152,9 +154,9 @@ impl Lane {
     fn trace<'r>(
         &mut self,
         requests: impl Iterator<Item = &'r Request>,
-        commands: usize,
         taken: SystemTime,
         began: SystemTime,
+        failed: Option<&'static str>,
     ) {
         let (commit, tracer) = (self.commit.take(), &self.tracer);
         let traced: Vec<(&Request, &TraceContext)> =
@@ -162,8 +164,11 @@ impl Lane {
         if traced.is_empty() {
             return;
         }
+        let commands = traced.len();
         let count = KeyValue::new("messaging.batch.message_count", i64::try_from(commands).unwrap_or(i64::MAX));
-        let batch = || Ended::new("batch", Kind::Internal, began, SystemTime::now()).with([count.clone()]);
+        let error = failed.map(|reason| KeyValue::new("error.type", reason));
+        let attributes: Vec<KeyValue> = [count].into_iter().chain(error).collect();
+        let batch = || Ended::new("batch", Kind::Internal, began, SystemTime::now()).with(attributes.clone());
         let written = || {
             let Commit { began, ended } = commit?;
             let attributes = database("postgresql", "COMMIT", "events", commands);
@@ -272,6 +277,7 @@ impl Lane {
         let mut tries = 0;
         loop {
             tries += 1;
+            self.pulse.beat();
             let error = match self.try_once(sub_batch).await {
                 Ok(written) => return Ok(written),
                 Err(error) => error,
@@ -533,6 +539,16 @@ impl BatchError {
             Self::InDoubt(..) => Retry::InDoubt,
             Self::Fault(_) => Retry::Fault,
         }
+    }
+
+    /// Whether the batch is to be split, since one of its commands may be the cause.
+    fn is_split(&self, sub_batch: &SubBatch<'_>) -> bool {
+        sub_batch.commands.len() > 1 && self.may_concern_one_command()
+    }
+
+    /// Whether the commands of the batch are run again, in other batches.
+    fn is_run_again(&self, sub_batch: &SubBatch<'_>) -> bool {
+        matches!(self, Self::Locked) || self.is_split(sub_batch)
     }
 
     /// Whether a single command may be the cause, rather than the server.

@@ -57,7 +57,7 @@ pub enum Retry {
 }
 
 impl Retry {
-    fn label(self) -> &'static str {
+    pub fn label(self) -> &'static str {
         match self {
             Self::Race => "race",
             Self::Connection => "connection",
@@ -74,7 +74,11 @@ impl Retry {
 impl Metrics {
     pub fn new(monitor: &Monitor) -> Arc<Self> {
         let batch_commands = Histogram::new(BATCH_SIZES);
-        monitor.register("watershed_batch_commands", "Commands in a batch", batch_commands.clone());
+        monitor.register(
+            "watershed_batch_commands",
+            "Commands in a batch; those of a batch that is split count again in its parts",
+            batch_commands.clone(),
+        );
         let (retries, published) = (Family::default(), Counter::default());
         let help = "Batches that failed and were tried again, split or given up, by reason";
         monitor.register("watershed_batch_retries", help, Family::clone(&retries));
@@ -126,7 +130,12 @@ impl Metrics {
             let is_running = number(relay == RelayState::Running);
             figures.gauge("watershed_relay_running", "1 if this replica runs the relay", &[], is_running);
             let is_failing = number(matches!(relay, RelayState::Failing(_)));
-            figures.gauge("watershed_relay_failing", "1 if this replica's relay was interrupted", &[], is_failing);
+            figures.gauge(
+                "watershed_relay_failing",
+                "1 if this replica's relay has failed and not yet run again",
+                &[],
+                is_failing,
+            );
         });
         let metrics = Arc::clone(self);
         monitor.add_data(move |data| {

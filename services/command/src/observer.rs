@@ -1,5 +1,5 @@
-//! The observer looks at journal and stream every second, so that every replica can tell how far they are, also one
-//! that writes nothing and does not run the relay.
+//! The observer looks at journal and stream every second, so that every replica can tell how far they are and whether
+//! the servers answer, also one that writes nothing and does not run the relay.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,7 +35,13 @@ async fn observe_journal(postgres: &Postgres, metrics: &Metrics) {
     }
     match head(postgres).await {
         Ok(position) => metrics.journal.advance(position),
-        Err(error) => tracing::debug!(error = describe(&error), "cannot look at the journal"),
+        Err(error) => {
+            tracing::debug!(error = describe(&error), "cannot look at the journal");
+            // So that a server which is lost while nobody sends commands is missed, too.
+            if !postgres.responds().await {
+                postgres.mark_down();
+            }
+        }
     }
 }
 

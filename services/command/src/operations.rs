@@ -25,6 +25,9 @@ const QUIET: Duration = Duration::from_millis(300);
 /// How long to wait for all replicas.
 const GATHER: Duration = Duration::from_millis(1_500);
 
+/// The type of what the replicas answer (ADR-32).
+const STATS: &str = "io.nats.micro.v1.stats_response";
+
 /// What the operations work on.
 pub struct Context {
     pub postgres: Postgres,
@@ -108,9 +111,13 @@ impl Operation for ListReplicas {
         let own = context.monitor.metadata();
         let mut replicas: Vec<Value> =
             replies.iter().filter_map(|reply| serde_json::from_slice(&reply.payload).ok()).collect();
-        // Other installations may share the NATS server.
-        replicas.retain(|replica| ["stream", "prefix"].iter().all(|field| replica["metadata"][field] == own[field]));
+        // Other installations may share the NATS server, and others may answer to this inbox.
+        replicas.retain(|replica| {
+            replica["type"] == STATS
+                && ["stream", "prefix"].iter().all(|field| replica["metadata"][field] == own[field])
+        });
         replicas.sort_by_key(|replica| (replica["name"].to_string(), replica["id"].to_string()));
+        replicas.dedup_by(|a, b| (&a["name"], &a["id"]) == (&b["name"], &b["id"]));
         let shown = |replica: &Value| {
             json!({
                 "service": replica["name"], "replica": replica["id"], "version": replica["version"],

@@ -305,6 +305,7 @@ impl Relay {
             }
             () = self.nats.lost(self.losses) => bail!("the connection to NATS was lost"),
         };
+        self.pulse.beat();
         let before = self.acknowledged;
         stream.acknowledge(&first)?;
         while let Some(Some(next)) = stream.acknowledgements.next().now_or_never() {

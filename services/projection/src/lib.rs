@@ -34,7 +34,10 @@ mod shared_reader;
 mod store;
 mod writer;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use futures_util::future::BoxFuture;
 use mongodb::Database;
@@ -59,8 +62,8 @@ use writer::Writers;
 
 /// How long the election may take beyond some durations of a lease before it counts as hung.
 const ELECTION_BOUND: Duration = Duration::from_secs(30);
-/// How long operations that are being run may take when the service stops.
-const OPERATIONS_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the connection to NATS may take to be closed, even if the views have used up the time.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Keeps this replica's share of the views up to date until `shutdown`. Then writes the batches that have been begun,
 /// releases the leases, and returns.
@@ -124,12 +127,13 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     // Each turn takes a lease's duration at most.
     let pulse = monitor.pulse("the election", 4 * config.lease() + ELECTION_BOUND);
     let election = Election::new(&nats, &config.nats.stream, leases, candidates(&resources), pulse);
-    let stop = CancellationToken::new();
+    let (stop, stopped_at) = (CancellationToken::new(), OnceLock::new());
     let stopping = async {
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             gone = nats.closed() => Err(gone.into()),
         };
+        let _ = stopped_at.set(Instant::now());
         drop(ready);
         monitor.set_serving(false);
         stop.cancel();
@@ -140,12 +144,19 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     if !in_time {
         tracing::warn!("stopped at the deadline, with batches unwritten or leases unreleased");
     }
-    service.stop().await;
-    tasks.close();
-    let _ = timeout(OPERATIONS_DEADLINE, tasks.wait()).await;
-    service.close().await;
-    nats.close().await;
-    monitor.tracer().flush().await;
+    let stopping = async {
+        service.stop().await;
+        tasks.close();
+        tasks.wait().await;
+        service.close().await;
+        nats.close().await;
+        monitor.tracer().flush().await;
+    };
+    let left =
+        config.replica.shutdown_deadline().saturating_sub(stopped_at.get().map_or(Duration::ZERO, Instant::elapsed));
+    if timeout(left.max(LAST_WORDS), stopping).await.is_err() {
+        tracing::warn!("the shutdown deadline has passed: stopped before everything was finished");
+    }
     ended
 }
 

@@ -14,7 +14,7 @@ use views::{View, Visitor};
 const CATCHING_UP_LAG: Duration = Duration::from_secs(10);
 /// A view that has events to come and does not move for this long stands still.
 const STANDING_STILL: Duration = Duration::from_secs(30);
-/// The weight of the last second in the rate of events.
+/// The weight of the last second or so in the rate of events.
 const RATE_WEIGHT: f64 = 0.2;
 
 pub struct Metrics {
@@ -50,8 +50,9 @@ pub struct Leading {
     /// Seconds for which the oldest event that is not visible has been recorded; `None` if that is not known.
     lag: Option<f64>,
     events_per_second: f64,
-    /// The position when the rate was last computed.
+    /// The position when the rate was last computed, and when that was.
     counted: u64,
+    counted_at: Instant,
 }
 
 impl Metrics {
@@ -167,8 +168,9 @@ impl ViewMetrics {
             lag: None,
             events_per_second: 0.0,
             counted: 0,
+            counted_at: Instant::now(),
         });
-        LeadingGuard(Arc::clone(self))
+        LeadingGuard(Arc::clone(self), term)
     }
 
     pub fn lease_lost(&self) {
@@ -179,7 +181,7 @@ impl ViewMetrics {
     pub fn taken_over(&self, generation: i32, position: u64) {
         self.change(|leading| {
             (leading.generation, leading.position, leading.counted) = (generation, Some(position), position);
-            leading.moved_at = Instant::now();
+            (leading.moved_at, leading.counted_at) = (Instant::now(), Instant::now());
         });
     }
 
@@ -211,14 +213,19 @@ impl ViewMetrics {
         self.change(|leading| leading.failing = None);
     }
 
-    /// Says how old the oldest event is that is not visible, and computes the rate; called every second.
+    /// Says how old the oldest event is that is not visible, if that is known, and computes the rate.
     pub fn observed(&self, lag: Option<f64>) {
         self.change(|leading| {
             let position = leading.position.unwrap_or_default();
-            let rate = position.saturating_sub(leading.counted) as f64;
+            let seconds = leading.counted_at.elapsed().as_secs_f64().max(0.001);
+            let rate = position.saturating_sub(leading.counted) as f64 / seconds;
             leading.events_per_second += RATE_WEIGHT * (rate - leading.events_per_second);
-            leading.counted = position;
+            (leading.counted, leading.counted_at) = (position, Instant::now());
             leading.lag = lag;
+            if lag == Some(0.0) {
+                // It waits for events, and does not stand still.
+                leading.moved_at = Instant::now();
+            }
         });
     }
 
@@ -227,6 +234,7 @@ impl ViewMetrics {
         let lag_events = leading.position.map(|position| metrics.lag_events(position));
         let state = match &leading {
             Leading { failing: Some(_), .. } => "failing",
+            Leading { position: None, .. } => "catching_up",
             Leading { lag: Some(lag), .. } if *lag > CATCHING_UP_LAG.as_secs_f64() => "catching_up",
             Leading { .. } => "live",
         };
@@ -260,12 +268,16 @@ impl ViewMetrics {
     }
 }
 
-/// This replica leads the view while this exists.
-pub struct LeadingGuard(Arc<ViewMetrics>);
+/// This replica leads the view, under this term, while this exists.
+pub struct LeadingGuard(Arc<ViewMetrics>, i64);
 
 impl Drop for LeadingGuard {
     fn drop(&mut self) {
-        *self.0.lock() = None;
+        let mut leading = self.0.lock();
+        // A task that is aborted may end only after the next one has begun.
+        if leading.as_ref().is_some_and(|leading| leading.term == self.1) {
+            *leading = None;
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::{self, Context};
 use bson::doc;
 use domain::Timestamp;
+use futures_util::future::join_all;
 use mongodb::Database;
 use runtime::{Nats, ServerStatus};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -20,17 +21,22 @@ const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Reads when events were recorded.
 #[derive(Clone)]
 pub struct EventAges {
+    nats: Nats,
     jetstream: Context,
     stream: String,
 }
 
 impl EventAges {
     pub fn new(nats: &Nats, stream: &str) -> Self {
-        Self { jetstream: jetstream::new(nats.client.clone()), stream: stream.to_owned() }
+        Self { nats: nats.clone(), jetstream: jetstream::new(nats.client.clone()), stream: stream.to_owned() }
     }
 
     /// When the event at a position was recorded; `None` if NATS does not tell.
     pub async fn recorded(&self, position: u64) -> Option<Timestamp> {
+        // Requests would wait for the connection, and be sent when nobody needs the answers any more.
+        if !self.nats.is_up() {
+            return None;
+        }
         let stream = self.jetstream.get_stream_no_info(&self.stream).await.ok()?;
         let message = stream.get_raw_message(position).await.ok()?;
         recorded_at(&message.headers)
@@ -46,12 +52,17 @@ pub async fn run(nats: Nats, stream: String, database: Database, mongodb: Server
         let mut ticks = every_second();
         loop {
             ticks.tick().await;
-            if let Ok(Some(state)) = nats.stream_state(&stream).await {
-                metrics.stream.set(state.last_sequence);
+            match nats.stream_state(&stream).await {
+                Ok(state) => metrics.stream.set(state.map_or(0, |state| state.last_sequence)),
+                Err(_) => {
+                    metrics.views.iter().for_each(|view| view.observed(None));
+                    continue;
+                }
             }
-            for (view, oldest) in metrics.views.iter().zip(&mut oldest) {
-                observe(view, &metrics, &ages, oldest).await;
-            }
+            join_all(
+                metrics.views.iter().zip(&mut oldest).map(|(view, oldest)| observe(view, &metrics, &ages, oldest)),
+            )
+            .await;
         }
     };
     let looking_at_mongodb = async {
@@ -74,9 +85,10 @@ async fn observe(view: &ViewMetrics, metrics: &Metrics, ages: &EventAges, oldest
     if oldest.is_none_or(|(position, _)| position != next) {
         *oldest = ages.recorded(next).await.map(|recorded| (next, recorded));
     }
-    // Meanwhile the view may have shown it.
-    let is_shown = view.leading().and_then(|leading| leading.position) > Some(position);
-    view.observed(if is_shown { Some(0.0) } else { oldest.map(|(_, recorded)| age(recorded)) });
+    // Meanwhile the view may have come to the end of the stream.
+    let now_at = view.leading().and_then(|leading| leading.position).unwrap_or(position);
+    let lag = if metrics.lag_events(now_at) == 0 { Some(0.0) } else { oldest.map(|(_, recorded)| age(recorded)) };
+    view.observed(lag);
 }
 
 fn every_second() -> tokio::time::Interval {

@@ -76,6 +76,7 @@ pub async fn lead<V: View>(resources: &Resources, lease: &Lease, stop: &Cancella
         let Err(error) = ended else { return term };
         if let Some(Superseded { term: later }) = error.downcast_ref() {
             tracing::warn!(view, term, later, "another replica has taken the view over under a later term");
+            resources.metrics.of::<V>().lease_lost();
             return *later;
         }
         resources.metrics.of::<V>().failing(describe(&error));

@@ -1,5 +1,5 @@
 //! What a loop that retries remembers of its failures. The invariants: the wait grows with each retry, and a failure
-//! that log_throttle is logged once, not each time.
+//! that lasts is logged once, not each time.
 
 use runtime::{Backoff, LogThrottle, mongodb_driver};
 

@@ -120,6 +120,7 @@ impl Lookup {
         // One more than there can be: so the server sees that the result has ended, and keeps no cursor.
         let batch_size = u32::try_from(batch.len() + 1).unwrap_or(u32::MAX);
         let find = collection.find(any_of(field, batch)).batch_size(batch_size).max_time(MAX_TIME).batch();
+        let _timer = self.store.time_read();
         let mut replies = self.store.read(self.view, find).await?;
         let mut found = Found::with_capacity(batch.len());
         while let Some(reply) = self.store.read(self.view, replies.try_next()).await? {

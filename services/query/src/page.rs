@@ -29,6 +29,7 @@ pub async fn read(store: &Store, view: &str, generation: i32, list: List, max_by
     // the server sees that the result has ended, and keeps no cursor.
     let batch_size = u32::try_from(limit + 2).unwrap_or(u32::MAX);
     let find = collection.find(filter).sort(sort).hint(Hint::Keys(hint)).limit(limit + 1);
+    let _timer = store.time_read();
     let mut replies = store.read(view, find.batch_size(batch_size).max_time(MAX_TIME).batch()).await?;
     let mut page = Page::new(limit, max_bytes);
     let mut last: Option<RawDocumentBuf> = None;

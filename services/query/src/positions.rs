@@ -73,8 +73,11 @@ impl Positions {
         });
         monitor.add_check(move || {
             let is_unbuilt = |position: &PositionReceiver| position.borrow().is_none();
-            let unbuilt = views.iter().filter(|(_, position)| is_unbuilt(position));
-            unbuilt.map(|(view, _)| Problem::blocking(format!("the view {view} has not been built yet"))).collect()
+            let unbuilt: Vec<_> = views.iter().filter(|(_, position)| is_unbuilt(position)).collect();
+            // While one view is being built, the others are served.
+            let is_blocking = unbuilt.len() == views.len();
+            let text = |view| format!("the view {view} has not been built yet");
+            unbuilt.iter().map(|(view, _)| Problem { text: text(view), is_blocking }).collect()
         });
     }
 

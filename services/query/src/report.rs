@@ -30,6 +30,7 @@ pub async fn read(
     let _permit = store.read_permit().await;
     let collection = store.collection(view, view_position.generation);
     let aggregate = collection.aggregate(pipeline).batch_size(BATCH).max_time(MAX_TIME).batch();
+    let _timer = store.time_read();
     let mut replies = store.read(view, aggregate).await?;
     let mut documents: Vec<RawDocumentBuf> = Vec::new();
     while let Some(reply) = store.read(view, replies.try_next()).await? {

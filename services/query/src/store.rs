@@ -15,7 +15,7 @@ use mongodb::{
     raw_batch_cursor::RawBatch,
 };
 use runtime::{
-    Monitor, Server, ServerStatus, mongodb_driver,
+    Histogram, Monitor, Server, ServerStatus, mongodb_driver,
     traces::{Ended, Kind, database},
 };
 use tokio::{
@@ -103,16 +103,18 @@ impl Store {
         self.read_permits.acquire().await.ok()
     }
 
+    /// Measures a read, with all its batches, until this is dropped.
+    pub fn time_read(&self) -> ReadTimer<'_> {
+        ReadTimer { durations: &self.metrics.read_duration, started: Instant::now() }
+    }
+
     /// Runs a read.
     ///
     /// # Errors
     /// The failure to answer with, after it has been logged.
     pub async fn read<T>(&self, view: &str, read: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
         self.check()?;
-        let started = Instant::now();
-        let read = timeout(READ_TIMEOUT, read).await;
-        self.metrics.read_duration.observe(started.elapsed().as_secs_f64());
-        match read {
+        match timeout(READ_TIMEOUT, read).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.failure(view, &error)),
             Err(_) => {
@@ -174,6 +176,18 @@ impl Store {
         if self.status.set_up(true) {
             tracing::info!("connected to MongoDB");
         }
+    }
+}
+
+/// A read that is going on.
+pub struct ReadTimer<'a> {
+    durations: &'a Histogram,
+    started: Instant,
+}
+
+impl Drop for ReadTimer<'_> {
+    fn drop(&mut self) {
+        self.durations.observe(self.started.elapsed().as_secs_f64());
     }
 }
 

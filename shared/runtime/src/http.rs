@@ -5,7 +5,11 @@ use std::{net::SocketAddr, time::Duration};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONNECTION, CONTENT_TYPE},
+    },
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -27,6 +31,7 @@ pub fn serve(monitor: Monitor, address: Option<SocketAddr>) -> Option<AbortOnDro
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
+            .layer(map_response(close))
             .with_state(monitor);
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%address, %error, "the port of METRICS_ADDRESS was closed");
@@ -51,6 +56,12 @@ async fn open(address: SocketAddr) -> TcpListener {
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Ends the connection with the reply: one that stayed open would show the past of a service that has restarted.
+async fn close(mut response: Response) -> Response {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 async fn metrics(State(monitor): State<Monitor>) -> Response {

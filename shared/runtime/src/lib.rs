@@ -22,6 +22,8 @@ mod telemetry;
 mod tls;
 pub mod traces;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub use backoff::Backoff;
 pub use clock::now;
 pub use config::{Password, ReplicaConfig, at_least_one, settings, with_password};
@@ -35,6 +37,11 @@ pub use server_status::{Server, ServerStatus};
 pub use shutdown::on_signal;
 pub use telemetry::trace;
 pub use traces::Tracer;
+
+/// Locks what a panic cannot poison: no code that holds such a lock can leave its data half changed.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// jemalloc returns memory to the system some seconds after its last use, whereas the C library's allocator fragments
 /// it.

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
@@ -23,6 +23,7 @@ use wire::{Code, Failure, failure_headers, success_headers};
 use crate::{
     Monitor, Nats, Problem, Tracer,
     listener::{Listener, Publisher, Subscription},
+    locked,
     monitor::EndpointMetrics,
     now,
     protocol::Delivery,
@@ -406,9 +407,4 @@ fn identified(failure: Failure, id: RequestId, trace_id: Option<&str>, endpoint:
 fn inbox(reply: &impl AsRef<[u8]>) -> Option<&str> {
     let subject = std::str::from_utf8(reply.as_ref()).ok()?;
     (subject.starts_with("_INBOX.") && subject.len() <= MAX_INBOX).then_some(subject)
-}
-
-/// A panic cannot poison these locks: no code that holds one can leave its data half changed.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

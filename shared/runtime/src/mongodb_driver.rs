@@ -1,48 +1,70 @@
 //! What services need around MongoDB's driver: the use of its pool of connections, and texts of its errors for logs.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
 };
 
 use mongodb::{
     error::{Error, ErrorKind, WriteFailure},
     event::{EventHandler, cmap::CmapEvent},
+    options::ServerAddress,
 };
 
-use crate::{Monitor, Server};
+use crate::{Monitor, Server, locked};
 
+/// What the driver's events have told. A checkout that is given up ends without an event, so numbers that are only
+/// counted up and down would drift.
 #[derive(Default)]
 struct Pool {
-    open: AtomicUsize,
-    busy: AtomicUsize,
-    waiters: AtomicUsize,
+    open: HashSet<Connection>,
+    busy: HashSet<Connection>,
+    waiters: usize,
 }
+
+type Connection = (ServerAddress, u32);
 
 /// Shows the use of a pool that may open `limit` connections; returns the handler of its events. With several servers,
 /// the connections to all of them are counted together.
 pub fn observe_pool(monitor: &Monitor, limit: u32) -> EventHandler<CmapEvent> {
-    let pool = Arc::new(Pool::default());
+    let (pool, limit) = (Arc::new(Mutex::new(Pool::default())), limit as usize);
     let shown = Arc::clone(&pool);
     monitor.add_figures(move |figures| {
-        let [open, busy, waiters] = [&shown.open, &shown.busy, &shown.waiters].map(|number| number.load(Relaxed));
-        figures.connections(Server::Mongodb, busy, open.saturating_sub(busy), limit as usize, waiters);
+        let Pool { open, busy, waiters } = &*locked(&shown);
+        let idle = open.len().saturating_sub(busy.len());
+        figures.connections(Server::Mongodb, busy.len(), idle, limit, *waiters);
     });
-    EventHandler::callback(move |event| {
+    EventHandler::callback(move |event| locked(&pool).note(event, limit))
+}
+
+impl Pool {
+    fn note(&mut self, event: CmapEvent, limit: usize) {
         match event {
-            CmapEvent::ConnectionCreated(_) => increase(&pool.open),
-            CmapEvent::ConnectionClosed(_) => decrease(&pool.open),
-            CmapEvent::ConnectionCheckoutStarted(_) => increase(&pool.waiters),
-            CmapEvent::ConnectionCheckoutFailed(_) => decrease(&pool.waiters),
-            CmapEvent::ConnectionCheckedOut(_) => {
-                decrease(&pool.waiters);
-                increase(&pool.busy);
+            CmapEvent::ConnectionCreated(event) => {
+                self.open.insert((event.address, event.connection_id));
             }
-            CmapEvent::ConnectionCheckedIn(_) => decrease(&pool.busy),
+            CmapEvent::ConnectionClosed(event) => {
+                let connection = (event.address, event.connection_id);
+                self.open.remove(&connection);
+                self.busy.remove(&connection);
+            }
+            CmapEvent::ConnectionCheckoutStarted(_) => self.waiters += 1,
+            CmapEvent::ConnectionCheckoutFailed(_) => self.waiters = self.waiters.saturating_sub(1),
+            CmapEvent::ConnectionCheckedOut(event) => {
+                self.waiters = self.waiters.saturating_sub(1);
+                self.busy.insert((event.address, event.connection_id));
+            }
+            CmapEvent::ConnectionCheckedIn(event) => {
+                self.busy.remove(&(event.address, event.connection_id));
+            }
             // The enum is the driver's and non-exhaustive; the pool's own events change no number.
             _ => {}
         }
-    })
+        // While there is a free connection, nobody waits for long.
+        if self.busy.len() < limit && self.busy.len() < self.open.len() {
+            self.waiters = 0;
+        }
+    }
 }
 
 /// The error without the server's own message, which may quote what is stored. A lost connection is always described by
@@ -61,13 +83,4 @@ pub fn describe(error: &Error) -> String {
         }
         kind => kind.to_string(),
     }
-}
-
-fn increase(number: &AtomicUsize) {
-    number.fetch_add(1, Relaxed);
-}
-
-fn decrease(number: &AtomicUsize) {
-    // The driver may report events of one connection in another order than they happened; it never gets below zero.
-    let _ = number.fetch_update(Relaxed, Relaxed, |number| number.checked_sub(1));
 }

@@ -4,7 +4,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use prometheus_client::{
 use serde_json::{Map, Value, json};
 use wire::Code;
 
-use crate::{ReplicaConfig, Server, ServerStatus, Tracer, nats::NatsConfig, process};
+use crate::{ReplicaConfig, Server, ServerStatus, Tracer, locked, nats::NatsConfig, process};
 
 /// Upper bounds of the buckets of durations, in seconds.
 const DURATIONS: [f64; 14] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -219,16 +219,16 @@ impl Monitor {
     /// The `data` of `$SRV.STATS`.
     pub fn data(&self) -> Value {
         let mut data = Map::new();
-        let texts: Vec<String> = self.problems().into_iter().map(|problem| problem.text).collect();
-        data.insert("ready".to_owned(), self.is_ready().into());
-        data.insert("problems".to_owned(), texts.into());
-        let servers = locked(&self.0.servers);
-        let servers = servers.iter().map(|status| {
+        let problems = self.problems();
+        data.insert("ready".to_owned(), self.0.is_ready_with(&problems).into());
+        data.insert("problems".to_owned(), problems.into_iter().map(|problem| problem.text).collect());
+        let server = |status: &ServerStatus| {
             let away = rounded(status.away().as_secs_f64());
             let state = json!({ "up": status.is_up(), "losses": status.losses(), "away_seconds": away });
             (status.server.label().to_owned(), state)
-        });
-        data.insert("servers".to_owned(), Value::Object(servers.collect()));
+        };
+        let servers = locked(&self.0.servers).iter().map(server).collect();
+        data.insert("servers".to_owned(), Value::Object(servers));
         for source in &*locked(&self.0.data) {
             source(&mut data);
         }
@@ -281,7 +281,11 @@ impl Shared {
     }
 
     fn is_ready(&self) -> bool {
-        self.is_serving.load(Relaxed) && !self.problems().iter().any(|problem| problem.is_blocking)
+        self.is_ready_with(&self.problems())
+    }
+
+    fn is_ready_with(&self, problems: &[Problem]) -> bool {
+        self.is_serving.load(Relaxed) && !problems.iter().any(|problem| problem.is_blocking)
     }
 
     fn figures(&self, figures: &mut Figures) {
@@ -463,9 +467,4 @@ pub fn number(is_so: bool) -> f64 {
 /// Seconds to the millisecond, for people.
 pub fn rounded(seconds: f64) -> f64 {
     (seconds * 1e3).round() / 1e3
-}
-
-/// A panic cannot poison these locks: no code that holds one can leave its data half changed.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

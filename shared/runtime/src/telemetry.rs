@@ -100,6 +100,10 @@ impl Visit for Fields {
         self.insert(field.name(), value);
     }
 
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.insert(field.name(), value);
+    }
+
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.insert(field.name(), value);
     }
