@@ -5,21 +5,26 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
-    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram, info::Info},
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
     registry::{Metric, Registry},
 };
 use serde_json::{Map, Value, json};
 use wire::Code;
 
-use crate::{ReplicaConfig, Server, ServerStatus, Tracer, locked, nats::NatsConfig, process};
+use crate::{
+    Pulse, ReplicaConfig, ServerStatus, Tracer,
+    figures::{FigureSource, Figures, LiveFigures, number, rounded},
+    locked,
+    nats::NatsConfig,
+    process,
+};
 
 /// Upper bounds of the buckets of durations, in seconds.
 const DURATIONS: [f64; 14] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -56,7 +61,6 @@ pub type Label = [(&'static str, &'static str); 1];
 
 type Check = Box<dyn Fn() -> Vec<Problem> + Send + Sync>;
 type DataSource = Box<dyn Fn(&mut Map<String, Value>) + Send + Sync>;
-type FigureSource = Box<dyn Fn(&mut Figures) + Send + Sync>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -191,7 +195,7 @@ impl Monitor {
 
     /// The pulse of a loop, which counts as hung once it has been at work for longer than `bound` without a beat.
     pub fn pulse(&self, name: &'static str, bound: Duration) -> Pulse {
-        let pulse = Pulse { name, bound, started: Instant::now(), busy_since: Arc::new(AtomicU64::new(IDLE)) };
+        let pulse = Pulse::new(name, bound);
         locked(&self.0.pulses).push(pulse.clone());
         pulse
     }
@@ -326,145 +330,6 @@ impl EndpointMetrics {
     }
 }
 
-/// The value of `busy_since` while the loop waits for something to do.
-const IDLE: u64 = u64::MAX;
-
-/// Tells whether a loop turns. A loop that waits for something to do is healthy however long it waits.
-#[derive(Clone, Debug)]
-pub struct Pulse {
-    name: &'static str,
-    bound: Duration,
-    started: Instant,
-    /// Milliseconds from `started` to the last beat, or [`IDLE`].
-    busy_since: Arc<AtomicU64>,
-}
-
-impl Pulse {
-    /// Says that the loop goes on with its work.
-    pub fn beat(&self) {
-        self.busy_since.store(self.elapsed_millis(), Relaxed);
-    }
-
-    /// Says that the loop waits for something to do, until the next beat.
-    pub fn rest(&self) {
-        self.busy_since.store(IDLE, Relaxed);
-    }
-
-    /// Says that the loop is at work until the guard is dropped.
-    pub fn work(&self) -> Working {
-        self.beat();
-        Working(self.clone())
-    }
-
-    fn elapsed_millis(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
-    }
-
-    fn hung(&self) -> Option<String> {
-        let busy_since = Some(self.busy_since.load(Relaxed)).filter(|since| *since != IDLE)?;
-        let silent = Duration::from_millis(self.elapsed_millis().saturating_sub(busy_since));
-        (silent > self.bound).then(|| format!("{} has hung for {} s", self.name, silent.as_secs()))
-    }
-}
-
-/// A loop at work.
-pub struct Working(Pulse);
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.0.rest();
-    }
-}
-
-/// Gauges and counters that are read from the service's state when somebody asks.
-#[derive(Default)]
-pub struct Figures(Vec<FigureFamily>);
-
-struct FigureFamily {
-    name: &'static str,
-    help: &'static str,
-    kind: MetricType,
-    series: Vec<(Vec<(&'static str, String)>, f64)>,
-}
-
-impl Figures {
-    pub fn gauge(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
-        self.add(name, help, MetricType::Gauge, labels, value);
-    }
-
-    /// The name ends without `_total`, which is added.
-    pub fn counter(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
-        self.add(name, help, MetricType::Counter, labels, value);
-    }
-
-    /// The figures of a pool of connections.
-    pub fn connections(&mut self, server: Server, busy: usize, idle: usize, limit: usize, waiters: usize) {
-        let label = ("server", server.label());
-        let help = "Open connections of the pool";
-        self.gauge("watershed_connections", help, &[label, ("state", "busy")], busy as f64);
-        self.gauge("watershed_connections", help, &[label, ("state", "idle")], idle as f64);
-        self.gauge("watershed_connections_limit", "Connections that the pool may open", &[label], limit as f64);
-        let help = "Tasks that wait for a connection of the pool";
-        self.gauge("watershed_connection_waiters", help, &[label], waiters as f64);
-    }
-
-    fn add(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        kind: MetricType,
-        labels: &[(&'static str, &str)],
-        value: f64,
-    ) {
-        let labels = labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-        match self.0.iter_mut().find(|family| family.name == name) {
-            Some(family) => family.series.push((labels, value)),
-            None => self.0.push(FigureFamily { name, help, kind, series: vec![(labels, value)] }),
-        }
-    }
-}
-
-struct LiveFigures(Arc<Mutex<Vec<FigureSource>>>);
-
-impl fmt::Debug for LiveFigures {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LiveFigures")
-    }
-}
-
-impl Collector for LiveFigures {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut figures = Figures::default();
-        for source in &*locked(&self.0) {
-            source(&mut figures);
-        }
-        for FigureFamily { name, help, kind, series } in figures.0 {
-            // The registry adds a full stop to the help texts of its metrics.
-            let mut family = encoder.encode_descriptor(name, &format!("{help}."), None, kind)?;
-            for (labels, value) in series {
-                let metric = family.encode_family(&labels)?;
-                match kind {
-                    MetricType::Counter => {
-                        prometheus_client::metrics::counter::ConstCounter::new(value).encode(metric)?;
-                    }
-                    _ => ConstGauge::new(value).encode(metric)?,
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 fn duration_histogram() -> Histogram {
     Histogram::new(DURATIONS)
-}
-
-/// A gauge's value for yes or no.
-pub fn number(is_so: bool) -> f64 {
-    f64::from(u8::from(is_so))
-}
-
-/// Seconds to the millisecond, for people.
-pub fn rounded(seconds: f64) -> f64 {
-    (seconds * 1e3).round() / 1e3
 }

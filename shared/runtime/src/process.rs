@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::monitor::Figures;
+use crate::figures::Figures;
 
 /// Clock ticks per second in `/proc/*/stat`, which Linux fixes at 100 for all programs (`USER_HZ`).
 const TICKS: f64 = 100.0;

@@ -1,6 +1,7 @@
 //! `watershed status`: asks all replicas at once how they are (`$SRV.STATS`), and shows it on one screen.
 
 mod observer;
+mod parts;
 mod problems;
 mod replies;
 mod report;

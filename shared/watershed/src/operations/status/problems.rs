@@ -8,8 +8,8 @@ use std::{
 use super::{
     SERVICES,
     observer::Movement,
+    parts::{JournalStatus, ObservedView, RelayStatus, ReplicaStatus, StreamStatus},
     replies::{Reply, State},
-    report::{JournalStatus, ObservedView, RelayStatus, ReplicaStatus, StreamStatus},
     words::{duration, events, list, number, rate, seconds},
 };
 

@@ -7,8 +7,9 @@ use anstyle::{AnsiColor, Style};
 use comfy_table::{Cell, CellAlignment, Table};
 
 use super::{
+    parts::{ReplicaStatus, ViewStatus},
     replies::State,
-    report::{ReplicaStatus, Report, ViewStatus},
+    report::Report,
     words::{duration, list, number, rate, seconds, short},
 };
 
