@@ -577,24 +577,24 @@ def wait_until(true, seconds=60):
 NATS_ROLES = [
     (
         "client",
-        "cmd.a.b t1.cmd.a.b qry.a.b t1.qry.a.b $SRV.PING",
-        "_INBOX.> evt.> t1.evt.> view.*.checkpoint t1.view.*.checkpoint",
+        "cmd.a.b t1.cmd.a.b qry.a.b t1.qry.a.b $SRV.PING $SRV.STATS",
+        "_INBOX.> _INBOX.command.> evt.> t1.evt.> view.*.checkpoint t1.view.*.checkpoint",
     ),
     (
         "command",
         "evt.a.b evt.cmd.b evt.qry.b evt.view.a.checkpoint t1.evt.a.b journal.committed t1.journal.committed _INBOX.x "
-        "$JS.API.STREAM.CREATE.EVENTS_t1 $JS.API.STREAM.INFO.EVENTS $JS.API.STREAM.MSG.GET.EVENTS",
-        "cmd.>:q t1.cmd.>:q journal.committed t1.journal.committed $SRV.PING.command _INBOX_command.>",
+        "$JS.API.STREAM.CREATE.EVENTS_t1 $JS.API.STREAM.INFO.EVENTS $JS.API.STREAM.MSG.GET.EVENTS $SRV.STATS",
+        "cmd.>:q t1.cmd.>:q ops.>:q t1.ops.>:q _INBOX.command.> journal.committed t1.journal.committed $SRV.PING.command _INBOX_command.>",
     ),
     (
         "projection",
         "view.a.checkpoint view.cmd.checkpoint t1.view.a.checkpoint _INBOX.x $JS.API.STREAM.INFO.EVENTS "
-        "$JS.API.CONSUMER.CREATE.EVENTS.c $JS.API.CONSUMER.INFO.EVENTS.c $JS.API.CONSUMER.DELETE.EVENTS.c "
+        "$JS.API.STREAM.MSG.GET.EVENTS $JS.API.CONSUMER.CREATE.EVENTS.c $JS.API.CONSUMER.INFO.EVENTS.c $JS.API.CONSUMER.DELETE.EVENTS.c "
         "$JS.API.CONSUMER.MSG.NEXT.EVENTS.c "
         # It may make and read any consumer.
         "$JS.API.CONSUMER.CREATE.EVENTS.subscriber $JS.API.CONSUMER.CREATE.EVENTS.subscriber.evt.a "
         "$JS.API.CONSUMER.INFO.EVENTS.subscriber $JS.API.CONSUMER.MSG.NEXT.EVENTS.subscriber",
-        "$SRV.PING.command _INBOX_projection.>",
+        "ops.>:q t1.ops.>:q $SRV.PING.command _INBOX_projection.>",
     ),
     (
         "subscriber",
@@ -607,7 +607,7 @@ NATS_ROLES = [
         "sys",
         "$SYS.REQ.SERVER.PING $SYS.REQ.SERVER.PING.STATSZ $SYS.REQ.SERVER.PING.JSZ $SYS.REQ.SERVER.N1.VARZ "
         "$SYS.REQ.ACCOUNT.A1.CONNZ",
-        "_INBOX.> $SYS.>",
+        "_INBOX.> _INBOX.command.> $SYS.>",
     ),
     (
         "query",
@@ -616,13 +616,13 @@ NATS_ROLES = [
     ),
 ]
 NO_ROLE = (
-    "other $SYS.REQ.SERVER.N1.RELOAD $SYS.REQ.SERVER.N1.KICK $SYS.REQ.SERVER.N1.LDM $SYS.ACCOUNT.A1.CONNECT "
+    "ops.a.b t1.ops.a.b other $SYS.REQ.SERVER.N1.RELOAD $SYS.REQ.SERVER.N1.KICK $SYS.REQ.SERVER.N1.LDM $SYS.ACCOUNT.A1.CONNECT "
     "_INBOX_command.x _INBOX_projection.x _INBOX_query.x $JS.API.STREAM.DELETE.EVENTS "
     "$JS.API.STREAM.PURGE.EVENTS $JS.API.STREAM.UPDATE.EVENTS $JS.API.STREAM.MSG.DELETE.EVENTS "
     "$JS.API.CONSUMER.CREATE.EVENTS $JS.API.CONSUMER.DURABLE.CREATE.EVENTS.c $JS.ACK.EVENTS.c.1.1.1.1.1 "
     # With a wildcard for the domain, this would read the messages of the consumer `c`.
     "$JS.ACK.EVENTS.c.1.subscriber.1.1.1",
-    "> *.> cmd.> qry.> $JS.API.> $JS.ACK.> other",
+    "> *.> cmd.> qry.> ops.> $JS.API.> $JS.ACK.> other",
 )
 NATS_PUBLISHED = sorted(set(" ".join([NO_ROLE[0], *(publish for _, publish, _ in NATS_ROLES)]).split()))
 NATS_SUBSCRIBED = sorted(set(" ".join([NO_ROLE[1], *(subscribe for _, _, subscribe in NATS_ROLES)]).split()))
