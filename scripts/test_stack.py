@@ -385,6 +385,23 @@ class Services(OneStack):
             done = subprocess.run([shell, "-ec", script], stdout=subprocess.PIPE, text=True, env=self.environment)
             self.assertEqual((done.stdout.strip(), done.returncode), (self.urls()["NATS_URL"], 0))
 
+    def test_each_service_has_a_port_for_metrics_and_logs_for_whoever_reads_them(self):
+        for action, log_format in (("up", None), ("run", "text")):
+            with self.watershed_process(action, METRICS_ADDRESS="127.0.0.1:9400") as process:
+                while "ready" not in process.stdout.readline():
+                    pass
+                for port, service in enumerate(SERVICE_URLS, 9400):
+                    lines = (self.home / "log" / (service + ".log")).read_text().splitlines()
+                    told = dict(line.split("=", 1) for line in lines if "=" in line)
+                    self.assertEqual(told["METRICS_ADDRESS"], "127.0.0.1:%d" % port)
+                    self.assertEqual(told.get("LOG_FORMAT"), log_format)
+                process.send_signal(signal.SIGTERM)
+                process.stdout.read()
+            self.watershed("down")
+        said, code = self.watershed("up", METRICS_ADDRESS="9400")
+        self.assertEqual(code, 1)
+        self.assertIn("METRICS_ADDRESS is not host:port", said)
+
     def test_a_service_that_dies_ends_it_all_and_is_named(self):
         for action in ("up", "run"):
             said, code = self.watershed(action, DIES="projection-service")
@@ -424,7 +441,7 @@ elif name == "watershed":
     print(os.environ["NATS_URL"])
 elif sys.argv[1:] == []:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    own = ("_URL", "_PASSWORD_FILE")
+    own = ("_URL", "_PASSWORD_FILE", "METRICS_ADDRESS", "LOG_FORMAT")
     print(*("=".join(item) for item in os.environ.items() if item[0].endswith(own)), sep="\\n", flush=True)
     if os.environ.get("DIES") == name:
         sys.exit("I die")
