@@ -112,7 +112,7 @@ impl Lane {
                 let traced = sub_batch.indexes.iter().filter_map(|index| requesters[*index].as_ref());
                 let began = SystemTime::now() - started.elapsed();
                 let failed = ran.as_ref().err().map(|error| error.retry().label());
-                self.trace(traced.map(Requester::request), taken, began, failed);
+                self.trace(traced.map(Requester::request), sub_batch.commands.len(), taken, began, failed);
             }
             let (indexes, outcomes) = match ran {
                 Ok(written) => {
@@ -154,6 +154,7 @@ impl Lane {
     fn trace<'r>(
         &mut self,
         requests: impl Iterator<Item = &'r Request>,
+        commands: usize,
         taken: SystemTime,
         began: SystemTime,
         failed: Option<&'static str>,
@@ -164,7 +165,6 @@ impl Lane {
         if traced.is_empty() {
             return;
         }
-        let commands = traced.len();
         let count = KeyValue::new("messaging.batch.message_count", i64::try_from(commands).unwrap_or(i64::MAX));
         let error = failed.map(|reason| KeyValue::new("error.type", reason));
         let attributes: Vec<KeyValue> = [count].into_iter().chain(error).collect();

@@ -26,7 +26,7 @@ use async_nats::{
 };
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
 use runtime::{
-    Backoff, LogThrottle, Monitor, Nats, Pulse, Tracer, now,
+    Backoff, LogThrottle, Monitor, Nats, Pulse, Tracer, age,
     traces::{Ended, Kind, TraceContext, messaging},
 };
 use tokio::time::timeout;
@@ -406,9 +406,7 @@ async fn compare(stream: &jetstream::stream::Stream, recorded: &OutgoingEvent) -
 
 /// The trace of an event that is about to be published.
 fn trace_of(tracer: &Tracer, headers: &HeaderMap) -> Option<TraceContext> {
-    let recorded = recorded_at(headers)?;
-    let age = Duration::from_millis(now().unix_millis().saturating_sub(recorded.unix_millis()).max(0).unsigned_abs());
-    tracer.of_event(headers.get(TRACEPARENT).map(HeaderValue::as_str), age)
+    tracer.of_event(headers.get(TRACEPARENT).map(HeaderValue::as_str), age(recorded_at(headers)?))
 }
 
 async fn try_lock(client: &Client) -> anyhow::Result<bool> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use domain::Timestamp;
-use runtime::{Counter, Family, Histogram, KnownPosition, Label, Monitor, Problem, now, number, rounded};
+use runtime::{Counter, Family, Histogram, KnownPosition, Label, Monitor, Problem, age, now, number, rounded};
 use serde_json::{Value, json};
 use views::{View, Visitor};
 
@@ -201,7 +201,7 @@ impl ViewMetrics {
         let Some(leading) = self.leading() else { return };
         // What was recorded before this replica led the view says nothing of its speed.
         if let Some(oldest) = oldest.filter(|oldest| *oldest >= leading.since) {
-            self.visible.observe(age(oldest));
+            self.visible.observe(age(oldest).as_secs_f64());
         }
     }
 
@@ -279,9 +279,4 @@ impl Drop for LeadingGuard {
             *leading = None;
         }
     }
-}
-
-/// How long ago an event was recorded, in seconds. The clock of the command service may be ahead of this one.
-pub fn age(recorded: Timestamp) -> f64 {
-    (now().unix_millis() - recorded.unix_millis()).max(0) as f64 / 1e3
 }

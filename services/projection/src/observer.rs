@@ -8,11 +8,11 @@ use bson::doc;
 use domain::Timestamp;
 use futures_util::future::join_all;
 use mongodb::Database;
-use runtime::{Nats, ServerStatus};
+use runtime::{Nats, ServerStatus, age};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use wire::recorded_at;
 
-use crate::metrics::{Metrics, ViewMetrics, age};
+use crate::metrics::{Metrics, ViewMetrics};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long MongoDB may take to answer a ping.
@@ -87,7 +87,11 @@ async fn observe(view: &ViewMetrics, metrics: &Metrics, ages: &EventAges, oldest
     }
     // Meanwhile the view may have come to the end of the stream.
     let now_at = view.leading().and_then(|leading| leading.position).unwrap_or(position);
-    let lag = if metrics.lag_events(now_at) == 0 { Some(0.0) } else { oldest.map(|(_, recorded)| age(recorded)) };
+    let lag = if metrics.lag_events(now_at) == 0 {
+        Some(0.0)
+    } else {
+        oldest.map(|(_, recorded)| age(recorded).as_secs_f64())
+    };
     view.observed(lag);
 }
 

@@ -6,7 +6,7 @@ use bson::doc;
 use futures_util::{TryStreamExt, future::join_all};
 use mongodb::{Database, error::Error};
 use runtime::{
-    Nats,
+    Nats, age,
     micro::Endpoint,
     mongodb_driver,
     operations::{Operation, endpoint},
@@ -21,7 +21,7 @@ use wire::{Code, Failure};
 
 use crate::{
     lease::{Leases, Snapshot},
-    metrics::{Metrics, age},
+    metrics::Metrics,
     observer::EventAges,
 };
 
@@ -125,7 +125,10 @@ impl Stored {
         let lag_events = self.stream.map(|last| last.saturating_sub(position));
         let lag_seconds = match lag_events {
             Some(0) => Some(0.0),
-            Some(_) => EventAges::new(&context.nats, &context.stream).recorded(position + 1).await.map(age),
+            Some(_) => EventAges::new(&context.nats, &context.stream)
+                .recorded(position + 1)
+                .await
+                .map(|recorded| age(recorded).as_secs_f64()),
             None => None,
         };
         let (leader, term) = self.leases.holder(view).unzip();

@@ -12,7 +12,7 @@ use domain::{Recorded, Timestamp};
 use futures_util::future::BoxFuture;
 use mongodb::Database;
 use runtime::{
-    Nats, Tracer, mongodb_driver,
+    Nats, Tracer, age, mongodb_driver,
     traces::{Ended, KeyValue, Kind, TraceContext, database, messaging},
 };
 use tokio::time::{Instant, sleep_until};
@@ -25,7 +25,7 @@ use crate::{
     event::{Size, StreamMessage, Unapplied},
     fold::Fold,
     lease::{Lease, Leases},
-    metrics::{Metrics, ViewMetrics, age},
+    metrics::{Metrics, ViewMetrics},
     reader::ReadError,
     retry_state::{RetryState, describe},
     shared_reader::{SharedReader, Subscription},
@@ -360,7 +360,7 @@ impl<'a, V: View> Projector<'a, V> {
         if !tracer.is_on() || self.traced.len() >= MAX_TRACED {
             return None;
         }
-        let context = tracer.of_event(message.traceparent(), Duration::from_secs_f64(age(event.at)))?;
+        let context = tracer.of_event(message.traceparent(), age(event.at))?;
         let (subject, bytes) = (message.subject().to_owned(), message.bytes());
         Some(TracedEvent { context, subject, bytes, taken: SystemTime::now() })
     }

@@ -1,8 +1,13 @@
 //! The clock. Only the services read it; the domain is given the time.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use domain::Timestamp;
+
+/// How long ago something was recorded. The clock that recorded it may be ahead of this one.
+pub fn age(recorded: Timestamp) -> Duration {
+    Duration::from_millis(u64::try_from(now().unix_millis() - recorded.unix_millis()).unwrap_or_default())
+}
 
 /// The present time, to the millisecond.
 pub fn now() -> Timestamp {

@@ -27,7 +27,7 @@ pub mod traces;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use backoff::Backoff;
-pub use clock::now;
+pub use clock::{age, now};
 pub use config::{Password, ReplicaConfig, at_least_one, settings, with_password};
 pub use figures::{Figures, number, rounded};
 pub use known_position::KnownPosition;
