@@ -61,6 +61,8 @@ impl System {
     pub async fn complete() -> (Self, [Replica; 3]) {
         let system = Self::new().await;
         let replicas = [system.command().await, system.projection().await, system.query().await];
+        // A replica of its own may have to wait for servers, so `projection` does not.
+        system.offers_operations("projection").await;
         (system, replicas)
     }
 
@@ -159,6 +161,25 @@ impl System {
         let subject = format!("$SRV.PING.{service}.{replica}");
         eventually("the replica answers", async || self.client.nats().request(subject.clone(), "".into()).await.ok())
             .await;
+    }
+
+    /// Waits until some replica of the service can be asked for its operations.
+    pub async fn offers_operations(&self, service: &str) {
+        let nats = self.client.nats();
+        eventually("the service offers operations", async || {
+            let inbox = nats.new_inbox();
+            let mut replies = nats.subscribe(inbox.clone()).await.unwrap();
+            nats.publish_with_reply(format!("$SRV.INFO.{service}"), inbox, "".into()).await.unwrap();
+            // Installations of other tests answer too.
+            while let Ok(Some(reply)) = timeout(Duration::from_millis(300), replies.next()).await {
+                let info: Value = serde_json::from_slice(&reply.payload).unwrap_or_default();
+                if info["metadata"]["prefix"] == self.prefix {
+                    return Some(());
+                }
+            }
+            None
+        })
+        .await;
     }
 
     /// Waits until some replica of the service answers.
