@@ -64,12 +64,14 @@ pub fn fold(events: &[Recorded]) -> Documents {
     fold.documents
 }
 
-/// The documents that the views hold in MongoDB.
+/// The documents that the views show.
 pub async fn stored(system: &System) -> Documents {
     let database = system.views().await;
+    let serving = serving(system).await;
     let mut documents = Documents::new();
     for view in views::names() {
-        let collection = database.collection::<Document>(&layout::collection(view, 1));
+        let Some(collection) = serving.get(view) else { continue };
+        let collection = database.collection::<Document>(collection);
         let mut cursor = collection.find(Document::new()).await.unwrap();
         while let Some(document) = cursor.try_next().await.unwrap() {
             documents.insert((view, document.get_str("_id").unwrap().to_owned()), document);
@@ -78,19 +80,34 @@ pub async fn stored(system: &System) -> Documents {
     documents
 }
 
-/// The stored checkpoint of each view.
+/// The collections of the generations that serve, by view.
+pub async fn serving(system: &System) -> BTreeMap<String, String> {
+    let generations = system.views().await.collection::<layout::Generations>(layout::VIEWS);
+    let found: Vec<_> = generations.find(Document::new()).await.unwrap().try_collect().await.unwrap();
+    let serving = |(view, version): (&str, i32)| {
+        let number = found.iter().find(|found| found.view == view)?.serving(version)?.number;
+        Some((view.to_owned(), layout::collection(view, number)))
+    };
+    views::versions().into_iter().filter_map(serving).collect()
+}
+
+/// The stored checkpoint of each view that serves.
 pub async fn checkpoints(system: &System) -> BTreeMap<String, u64> {
+    let serving = serving(system).await;
     let checkpoints = system.views().await.collection::<layout::Checkpoint>(layout::CHECKPOINTS);
-    let stored: Vec<layout::Checkpoint> = checkpoints.find(Document::new()).await.unwrap().try_collect().await.unwrap();
-    let view = |collection: &str| collection.split_once('@').map(|(view, _)| view.to_owned()).unwrap();
-    stored.iter().map(|it| (view(&it.collection), u64::try_from(it.position).unwrap())).collect()
+    let stored: Vec<_> = checkpoints.find(Document::new()).await.unwrap().try_collect().await.unwrap();
+    let position = |collection: &str| {
+        let found = stored.iter().find(|it| it.collection == collection)?;
+        u64::try_from(found.position).ok()
+    };
+    serving.iter().filter_map(|(view, collection)| Some((view.clone(), position(collection)?))).collect()
 }
 
 /// Waits until every view has reached the journal's head.
 pub async fn caught_up(system: &System) {
     let head = system.head().await;
     eventually("all views have caught up", async || {
-        let there = checkpoints(system).await.values().filter(|position| **position == head).count();
+        let there = checkpoints(system).await.values().filter(|position| **position >= head).count();
         (there == views::names().len()).then_some(())
     })
     .await;

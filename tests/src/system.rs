@@ -205,6 +205,12 @@ impl System {
         headers.iter().fold(request, |request, (name, value)| request.header(name, value)).reply().await
     }
 
+    /// Asks for an operation such as `view.rebuild`, as the operator.
+    pub async fn operate(&self, name: &str, body: Value) -> Answer {
+        let operator = self.connect_as("NATS_OPERATOR_URL").await;
+        operator.request(&format!("ops.{name}"), body.to_string()).as_given().reply().await
+    }
+
     /// Sends a command such as `order.create`, which must be accepted.
     pub async fn accept(&self, name: &str, body: Value) -> Accepted {
         self.try_command(name, body).await.accepted()

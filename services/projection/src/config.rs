@@ -31,6 +31,12 @@ pub struct Config {
     /// Milliseconds after which a replica that has stopped renewing its leases loses its views to the others
     #[arg(long, env = "LEASE_MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(100..=600_000))]
     pub lease_ms: u64,
+    /// Percent of the time that building a generation may use while events keep coming
+    #[arg(long, env = "BUILD_SHARE", default_value_t = 25, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub build_share: u8,
+    /// Seconds for which a generation that serves no longer is kept, so that the operator can return to it
+    #[arg(long, env = "GENERATION_GRACE_SECONDS", default_value_t = 24 * 3600)]
+    pub generation_grace_seconds: u64,
 }
 
 impl Config {
@@ -38,6 +44,16 @@ impl Config {
     /// If the password is in a file, but the URL does not name a user.
     pub fn mongodb_url(&self) -> anyhow::Result<String> {
         with_password(&self.mongodb_url, self.mongodb_password.as_ref()).context("MONGODB_URL")
+    }
+
+    /// The part of the time that building a generation may use while events keep coming.
+    pub fn build_share(&self) -> f64 {
+        f64::from(self.build_share) / 100.0
+    }
+
+    /// How long a generation that serves no longer is kept.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.generation_grace_seconds)
     }
 
     pub fn lease(&self) -> Duration {

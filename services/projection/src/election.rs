@@ -2,7 +2,7 @@
 //! invariants: a leader runs only while its lease is known to be valid, and the live replicas come to share the views
 //! evenly.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{anyhow, ensure};
 use futures_util::future::{BoxFuture, join_all};
@@ -12,33 +12,40 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use views::layout::{self, Generation, Generations, State};
 
 use crate::{
+    generations::Catalog,
     lease::{Lease, Leases, Snapshot},
     metrics::ViewMetrics,
     retry_state::{RetryState, describe},
 };
 
-/// A view that this replica can lead.
+/// A view whose generations this replica can lead, as far as they belong to this version.
 pub struct Candidate {
     pub view: &'static str,
+    pub version: i32,
     pub lead: Lead,
     pub metrics: Arc<ViewMetrics>,
 }
 
-/// Leads a view until the token is cancelled, and returns the highest term that it has seen.
-pub type Lead = Box<dyn Fn(Arc<Lease>, CancellationToken) -> BoxFuture<'static, i64> + Send + Sync>;
+/// Leads a generation of this number until the token is cancelled, and returns the highest term that it has seen.
+pub type Lead = Box<dyn Fn(Arc<Lease>, i32, CancellationToken) -> BoxFuture<'static, i64> + Send + Sync>;
 
 pub struct Election {
     nats: Nats,
     stream: String,
     leases: Leases,
+    catalog: Catalog,
+    /// How long a generation that nobody needs is kept.
+    grace: Duration,
     candidates: Vec<Candidate>,
-    leaders: HashMap<&'static str, Leader>,
+    /// The leaders of the generations, by the names of their collections.
+    leaders: HashMap<String, Leader>,
     pulse: Pulse,
     renew_at: Instant,
     /// When a free lease was first seen free.
-    free_since: HashMap<&'static str, Instant>,
+    free_since: HashMap<String, Instant>,
     valid_until: watch::Sender<Instant>,
     namesakes: LogThrottle,
 }
@@ -52,13 +59,22 @@ struct Leader {
 }
 
 impl Election {
-    pub fn new(nats: &Nats, stream: &str, leases: Leases, candidates: Vec<Candidate>, pulse: Pulse) -> Self {
+    pub fn new(
+        nats: &Nats,
+        stream: &str,
+        leases: Leases,
+        (catalog, grace): (Catalog, Duration),
+        candidates: Vec<Candidate>,
+        pulse: Pulse,
+    ) -> Self {
         let now = Instant::now();
         let (valid_until, _) = watch::channel(now);
         Self {
             nats: nats.clone(),
             stream: stream.to_owned(),
             leases,
+            catalog,
+            grace,
             candidates,
             leaders: HashMap::new(),
             pulse,
@@ -103,7 +119,8 @@ impl Election {
     /// If MongoDB or NATS is unavailable. The leaders go on until their leases expire.
     pub async fn step(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
-        if self.renew_at <= now {
+        let is_renewing = self.renew_at <= now;
+        if is_renewing {
             // A replica without a connection to NATS must leave the views to one that has a connection.
             let heard = timeout(self.leases.duration() / 3, self.nats.responds(&self.stream)).await;
             ensure!(heard == Ok(true), "NATS does not answer");
@@ -112,49 +129,106 @@ impl Election {
             self.valid_until.send_replace(now + self.leases.duration());
         }
         let snapshot = self.leases.snapshot().await?;
+        let views = self.catalog.all().await?;
+        for Candidate { view, version, .. } in &self.candidates {
+            let found = views.iter().find(|found| found.view == *view);
+            if found
+                .is_none_or(|found| found.of(*version).all(|it| !matches!(it.state, State::Building | State::Serving)))
+            {
+                self.catalog.ensure(view, *version).await?;
+            }
+        }
+        if is_renewing {
+            self.clean_up(&views, &snapshot).await?;
+        }
         if snapshot.has_namesake(self.leases.replica()) && self.namesakes.is_due("") {
             tracing::warn!("another replica has the same name, or had until a moment ago: REPLICA must be unique");
         }
-        self.leaders.retain(|view, leader| {
-            let is_held = snapshot.is_held(self.leases.replica(), view, leader.term);
+        let led = generations(&self.candidates, &views);
+        self.leaders.retain(|collection, leader| {
+            let is_held = snapshot.is_held(self.leases.replica(), collection, leader.term);
             if !is_held && !leader.task.is_finished() && !leader.stop.is_cancelled() {
-                tracing::warn!(view, term = leader.term, "lost the lease, no longer leading the view");
-                leader.metrics.lease_lost();
+                match snapshot.reason(collection) {
+                    Some(reason) => tracing::info!(generation = collection, reason, "gave up the lease"),
+                    None => {
+                        tracing::warn!(
+                            generation = collection,
+                            term = leader.term,
+                            "lost the lease, no longer leading the generation"
+                        );
+                        leader.metrics.lease_lost();
+                    }
+                }
+            }
+            if !led.iter().any(|(led, ..)| led == collection) {
+                leader.stop.cancel();
             }
             is_held && !leader.task.is_finished()
         });
         let others = snapshot.loads_of_others(self.leases.replica());
-        self.give_up_surplus(&others);
-        self.acquire_free(&snapshot, &others).await
+        self.give_up_surplus(led.len(), &others);
+        self.acquire_free(&led, &snapshot, &others).await
     }
 
-    fn give_up_surplus(&self, others: &[usize]) {
-        let views = self.candidates.len();
+    /// Notes which generations of other versions nobody keeps up to date, and drops what is not needed any more.
+    async fn clean_up(&mut self, views: &[Generations], snapshot: &Snapshot) -> anyhow::Result<()> {
+        for Candidate { view, version, .. } in &self.candidates {
+            let Some(found) = views.iter().find(|found| found.view == *view) else { continue };
+            let is_replaced = found.serving(*version).is_some_and(|serving| {
+                serving.idle_since.is_none() && snapshot.holder(&layout::collection(view, serving.number)).is_some()
+            });
+            let others = found.generations.iter().filter(|it| it.version != *version && it.state.is_led());
+            for Generation { number, idle_since, .. } in others {
+                let collection = layout::collection(view, *number);
+                if !is_replaced || snapshot.holder(&collection).is_some() {
+                    self.free_since.remove(&collection);
+                } else if idle_since.is_none() {
+                    let free_since = *self.free_since.entry(collection).or_insert_with(Instant::now);
+                    // Longer than it takes a replica of that version to take it over from another.
+                    if free_since.elapsed() > 2 * self.leases.duration() {
+                        self.catalog.set_idle(view, *number, true).await?;
+                    }
+                }
+            }
+            self.catalog.clean_up(found, i64::try_from(self.grace.as_millis()).unwrap_or(i64::MAX)).await?;
+        }
+        Ok(())
+    }
+
+    fn give_up_surplus(&self, generations: usize, others: &[usize]) {
         let staying = || self.leaders.iter().filter(|(_, leader)| !leader.stop.is_cancelled());
-        while must_give_up(views, staying().count(), others) {
-            let Some((view, leader)) = staying().max_by_key(|(view, _)| **view) else { return };
-            tracing::info!(view, "leaving the view to another replica");
+        while must_give_up(generations, staying().count(), others) {
+            let Some((collection, leader)) = staying().max_by_key(|(collection, _)| *collection) else { return };
+            tracing::info!(generation = collection, "leaving the generation to another replica");
             leader.stop.cancel();
         }
     }
 
-    async fn acquire_free(&mut self, snapshot: &Snapshot, others: &[usize]) -> anyhow::Result<()> {
-        let views = self.candidates.len();
-        for candidate in &self.candidates {
-            let view = candidate.view;
-            if self.leaders.contains_key(view) || !snapshot.is_free(self.leases.replica(), view) {
-                self.free_since.remove(view);
+    async fn acquire_free(
+        &mut self,
+        led: &[(String, i32, usize)],
+        snapshot: &Snapshot,
+        others: &[usize],
+    ) -> anyhow::Result<()> {
+        for (collection, number, candidate) in led {
+            if self.leaders.contains_key(collection) || !snapshot.is_free(self.leases.replica(), collection) {
+                self.free_since.remove(collection);
                 continue;
             }
-            let free_since = *self.free_since.entry(view).or_insert_with(Instant::now);
+            let free_since = *self.free_since.entry(collection.clone()).or_insert_with(Instant::now);
             // The replica whose turn it would be has not acquired the lease.
             let overdue = free_since.elapsed() > self.leases.duration();
-            if !overdue && !may_acquire(views, self.leaders.len(), others) {
+            if !overdue && !may_acquire(led.len(), self.leaders.len(), others) {
                 continue;
             }
-            if let Some(term) = self.leases.acquire(view).await? {
-                let leader = lead(&self.leases, candidate, term, self.valid_until.subscribe());
-                self.leaders.insert(view, leader);
+            // A lease that this replica has seized is not its leader's.
+            if snapshot.reason(collection).is_some() && snapshot.holder(collection).is_some() {
+                continue;
+            }
+            if let Some(term) = self.leases.acquire(collection).await? {
+                let lease = Lease { collection: collection.clone(), term, valid_until: self.valid_until.subscribe() };
+                let leader = lead(&self.leases, &self.candidates[*candidate], *number, lease);
+                self.leaders.insert(collection.clone(), leader);
             }
         }
         Ok(())
@@ -175,23 +249,34 @@ impl Election {
     }
 }
 
-fn lead(leases: &Leases, candidate: &Candidate, term: i64, valid_until: watch::Receiver<Instant>) -> Leader {
-    let lease = Arc::new(Lease { view: candidate.view, term, valid_until });
+/// The generations that have to be led by replicas of this version: the collection of each, its number, and the index of
+/// its candidate.
+fn generations(candidates: &[Candidate], views: &[Generations]) -> Vec<(String, i32, usize)> {
+    let of = |(index, Candidate { view, version, .. }): (usize, &Candidate)| {
+        let found = views.iter().find(|found| found.view == *view);
+        let led = found.iter().flat_map(|found| found.of(*version)).filter(|generation| generation.state.is_led());
+        led.map(|generation| (layout::collection(view, generation.number), generation.number, index))
+            .collect::<Vec<_>>()
+    };
+    candidates.iter().enumerate().flat_map(of).collect()
+}
+
+fn lead(leases: &Leases, candidate: &Candidate, number: i32, lease: Lease) -> Leader {
+    let (term, lease) = (lease.term, Arc::new(lease));
     let stop = CancellationToken::new();
-    let leading = (candidate.lead)(Arc::clone(&lease), stop.clone());
+    let leading = (candidate.lead)(Arc::clone(&lease), number, stop.clone());
     let (leases, metrics) = (leases.clone(), Arc::clone(&candidate.metrics));
-    let guard = metrics.lead(term);
     let task = AbortOnDropHandle::new(tokio::spawn(async move {
-        let _guard = guard;
         tokio::select! {
             () = lease.expired() => {
                 metrics.lease_lost();
-                tracing::warn!(view = lease.view, term, "the lease expired, no longer leading the view");
+                let generation = &lease.collection;
+                tracing::warn!(generation, term, "the lease expired, no longer leading the generation");
             }
             highest_term = leading => {
                 // If this fails, the lease expires.
                 let _ = leases.release(&lease, highest_term).await;
-                tracing::info!(view = lease.view, term, "no longer leading the view");
+                tracing::info!(generation = lease.collection, term, "no longer leading the generation");
             }
         }
     }));

@@ -1,8 +1,8 @@
-//! Leases in MongoDB, by its clock, say which replica leads each view. The invariant: whoever acquires the lease of a
-//! view gets a higher term than every holder before. A lease only says who should try to write; that nobody else can
+//! Leases in MongoDB, by its clock, say which replica leads each generation of a view. The invariant: whoever acquires
+//! the lease of a generation gets a higher term than every holder before. A lease only says who should try to write; that nobody else can
 //! follows from the term in the checkpoint.
 //!
-//! A lease is `{_id: view, holder, term, expires, session}`. Each replica also has an entry of its own, `{_id:
+//! A lease is `{_id: "orders@3", holder, term, expires, session}`. Each replica also has an entry of its own, `{_id:
 //! "replica/…", holder, expires}`, so that all replicas know how many of them are live. A holder is the name of a
 //! replica and an identifier of its process, since somebody may give two replicas the same name.
 
@@ -30,9 +30,10 @@ pub struct Leases {
     duration: Duration,
 }
 
-/// The lease of a view that this replica has acquired.
+/// The lease of a generation that this replica has acquired.
 pub struct Lease {
-    pub view: &'static str,
+    /// The generation's collection.
+    pub collection: String,
     pub term: i64,
     /// When the lease expires by the clock of this process, which is sooner than it does by that of the server.
     pub valid_until: watch::Receiver<Instant>,
@@ -48,6 +49,8 @@ pub struct Entry {
     holder: Option<String>,
     #[serde(default)]
     term: i64,
+    /// Why it was taken from the holder before; `None` if it was free.
+    reason: Option<String>,
     /// Whether the entry had not expired.
     live: bool,
 }
@@ -82,26 +85,51 @@ impl Leases {
     /// Reads all entries.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         let live = doc! { "$gt": ["$expires", "$$NOW"] };
-        let fields = doc! { "holder": 1, "term": 1, "live": live };
+        let fields = doc! { "holder": 1, "term": 1, "reason": 1, "live": live };
         let entries = self.entries.clone_with_type().find(doc! {}).projection(fields).await?;
         Ok(Snapshot(entries.try_collect().await?))
     }
 
-    /// Acquires the lease of a view, if it is free, and returns its new term.
-    pub async fn acquire(&self, view: &str) -> Result<Option<i64>, Error> {
-        self.entries.update_one(doc! { "_id": view }, doc! { "$setOnInsert": { "term": 0_i64 } }).upsert(true).await?;
+    /// Acquires the lease of a generation, if it is free, and returns its new term.
+    pub async fn acquire(&self, collection: &str) -> Result<Option<i64>, Error> {
+        let new = doc! { "$setOnInsert": { "term": 0_i64 } };
+        self.entries.update_one(doc! { "_id": collection }, new).upsert(true).await?;
         // If the reply was lost, this replica holds the lease without knowing it, and may acquire it again.
         let mine = doc! { "$eq": ["$holder", &self.replica] };
         let free = doc! { "$or": [mine, { "$lte": ["$expires", "$$NOW"] }] };
-        let acquired = doc! { "holder": &self.replica, "term": { "$add": ["$term", 1] }, "expires": self.expiry() };
+        let term = doc! { "$add": ["$term", 1] };
+        let acquired = doc! { "holder": &self.replica, "term": term, "expires": self.expiry(), "reason": "$$REMOVE" };
         let lease = self
             .entries
             .clone_with_type::<Acquired>()
-            .find_one_and_update(doc! { "_id": view, "$expr": free }, vec![doc! { "$set": acquired }])
+            .find_one_and_update(doc! { "_id": collection, "$expr": free }, vec![doc! { "$set": acquired }])
             .projection(doc! { "term": 1 })
             .return_document(ReturnDocument::After)
             .await?;
         Ok(lease.map(|lease| lease.term))
+    }
+
+    /// Takes the lease of a generation from whoever holds it, and returns its new term. The reason is shown to the
+    /// holder.
+    pub async fn seize(&self, collection: &str, reason: &str) -> Result<i64, Error> {
+        let term = doc! { "$add": [{ "$ifNull": ["$term", 0_i64] }, 1] };
+        let seized = doc! { "holder": &self.replica, "term": term, "expires": self.expiry(), "reason": reason };
+        let lease = self
+            .entries
+            .clone_with_type::<Acquired>()
+            .find_one_and_update(doc! { "_id": collection }, vec![doc! { "$set": seized }])
+            .upsert(true)
+            .projection(doc! { "term": 1 })
+            .return_document(ReturnDocument::After)
+            .await?;
+        Ok(lease.ok_or_else(|| Error::custom("MongoDB returned no document for an upsert"))?.term)
+    }
+
+    /// Releases a lease that was seized under this term.
+    pub async fn release_seized(&self, collection: &str, term: i64) -> Result<(), Error> {
+        let held = doc! { "_id": collection, "holder": &self.replica, "term": term };
+        let free = doc! { "$unset": { "holder": "", "expires": "", "session": "", "reason": "" } };
+        self.entries.update_one(held, free).await.map(drop)
     }
 
     /// Releases a lease, so that others can acquire it at once. The next term will be higher than this lease's and
@@ -131,7 +159,7 @@ impl Leases {
     }
 
     fn held(&self, lease: &Lease) -> Document {
-        doc! { "_id": lease.view, "holder": &self.replica, "term": lease.term }
+        doc! { "_id": &lease.collection, "holder": &self.replica, "term": lease.term }
     }
 
     fn expiry(&self) -> Document {
@@ -172,23 +200,28 @@ impl Lease {
 }
 
 impl Snapshot {
-    /// Whether the replica holds the view's lease under this term.
-    pub fn is_held(&self, replica: &str, view: &str, term: i64) -> bool {
+    /// Whether the replica holds the generation's lease under this term.
+    pub fn is_held(&self, replica: &str, collection: &str, term: i64) -> bool {
         self.0.iter().any(|entry| {
-            entry.id == view && entry.live && entry.holder.as_deref() == Some(replica) && entry.term == term
+            entry.id == collection && entry.live && entry.holder.as_deref() == Some(replica) && entry.term == term
         })
     }
 
-    /// The name of the live replica that holds the view's lease, and the term.
-    pub fn holder(&self, view: &str) -> Option<(&str, i64)> {
-        let lease = self.0.iter().find(|entry| entry.id == view && entry.live)?;
+    /// Why the generation's lease was taken from its holder; `None` if it was not.
+    pub fn reason(&self, collection: &str) -> Option<&str> {
+        self.0.iter().find(|entry| entry.id == collection)?.reason.as_deref()
+    }
+
+    /// The name of the live replica that holds the generation's lease, and the term.
+    pub fn holder(&self, collection: &str) -> Option<(&str, i64)> {
+        let lease = self.0.iter().find(|entry| entry.id == collection && entry.live)?;
         let (name, _) = lease.holder.as_deref()?.rsplit_once(SEPARATOR)?;
         Some((name, lease.term))
     }
 
-    /// Whether no other replica holds the view's lease.
-    pub fn is_free(&self, replica: &str, view: &str) -> bool {
-        !self.0.iter().any(|entry| entry.id == view && entry.live && entry.holder.as_deref() != Some(replica))
+    /// Whether no other replica holds the generation's lease.
+    pub fn is_free(&self, replica: &str, collection: &str) -> bool {
+        !self.0.iter().any(|entry| entry.id == collection && entry.live && entry.holder.as_deref() != Some(replica))
     }
 
     /// Whether there is another live replica of the same name.

@@ -3,7 +3,8 @@
 //!
 //! One event on its way from the stream to the announced checkpoint:
 //!
-//! 1. `lease` and `election` decide which replica leads each view. For a view that this replica leads, `projector` runs.
+//! 1. `lease` and `election` decide which replica leads each generation of a view. `leader` keeps a generation up to
+//!    date, or builds it until it takes the place of the one before (`generations`); for either, `projector` runs.
 //! 2. `reader` pulls the message from JetStream, in the order of the positions, as an `event::StreamMessage`.
 //! 3. `shared_reader` keeps the message in a window, from which the subscription of each view takes it.
 //! 4. `projector` decodes the event (which happens once for all views), and asks the view which documents the event
@@ -23,6 +24,8 @@ mod document_write;
 mod election;
 mod event;
 mod fold;
+mod generations;
+mod leader;
 mod lease;
 mod metrics;
 mod observer;
@@ -52,12 +55,13 @@ use views::{View, Visitor};
 pub use config::Config;
 use election::{Candidate, Election};
 use event::Size;
+use generations::Catalog;
+use leader::lead;
 use lease::Leases;
 use metrics::Metrics;
-use projector::{Resources, lead};
+use projector::{Lines, Resources};
 use retry_state::RetryState;
 use shared_reader::SharedReader;
-use store::Store;
 use writer::Writers;
 
 /// How long the election may take beyond some durations of a lease before it counts as hung.
@@ -92,8 +96,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let observing = observer::run(nats.clone(), stream, database.clone(), mongodb, observed);
     let _observer = AbortOnDropHandle::new(tokio::spawn(observing));
     let durations = &metrics.transaction_duration;
-    let starting = async { tokio::join!(nats.up(), prepare_views(&database, &address, durations)) };
-    let Some(((), writers)) = shutdown.run_until_cancelled(starting).await else {
+    let starting = async { tokio::join!(nats.up(), prepare(&database, &address, durations)) };
+    let Some(((), (live, building))) = shutdown.run_until_cancelled(starting).await else {
         return Ok(());
     };
     let leases = Leases::new(&database, monitor.replica(), config.lease());
@@ -102,6 +106,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         nats: nats.clone(),
         stream: config.nats.stream.clone(),
         leases: leases.clone(),
+        catalog: Catalog::new(&database),
         metrics: Arc::clone(&metrics),
     };
     let tasks = TaskTracker::new();
@@ -114,19 +119,25 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     monitor.set_serving(true);
     let ready = Ready::announce(config.replica.ready_file.as_deref())?;
 
+    let catalog = Catalog::new(&database);
+    let lines = |writers| Lines { reader: Arc::new(SharedReader::new(&nats, &config.nats.stream)), writers };
     let resources = Arc::new(Resources {
         nats: nats.clone(),
+        stream: config.nats.stream.clone(),
         database,
         leases: leases.clone(),
-        reader: Arc::new(SharedReader::new(&nats, &config.nats.stream)),
-        writers,
+        catalog: catalog.clone(),
+        live: lines(live),
+        building: lines(building),
+        build_share: config.build_share(),
         metrics,
         tracer: monitor.tracer().clone(),
         batch_limit: Size { events: config.batch_events, bytes: config.batch_bytes },
     });
     // Each turn takes a lease's duration at most.
     let pulse = monitor.pulse("the election", 4 * config.lease() + ELECTION_BOUND);
-    let election = Election::new(&nats, &config.nats.stream, leases, candidates(&resources), pulse);
+    let generations = (catalog, config.grace());
+    let election = Election::new(&nats, &config.nats.stream, leases, generations, candidates(&resources), pulse);
     let (stop, stopped_at) = (CancellationToken::new(), OnceLock::new());
     let stopping = async {
         let ended = tokio::select! {
@@ -172,27 +183,21 @@ async fn ends_within(deadline: Duration, stop: &CancellationToken, work: impl Fu
     }
 }
 
-/// Makes sure that each view has its collection, indexes and checkpoint, and starts the writers.
-async fn prepare_views(database: &Database, server: &str, durations: &Histogram) -> Writers {
-    struct Opening<'a>(&'a Database, Vec<BoxFuture<'a, Result<Store, mongodb::error::Error>>>);
-
-    impl Visitor for Opening<'_> {
-        fn visit<V: View>(&mut self) {
-            self.1.push(Box::pin(Store::open::<V>(self.0)));
-        }
-    }
-
-    let mut retry = RetryState::default();
+/// Makes sure that each view has a generation of this program's version, and starts the writers: those of the generations
+/// that serve, and those of the others.
+async fn prepare(database: &Database, server: &str, durations: &Histogram) -> (Writers, Writers) {
+    let (catalog, mut retry) = (Catalog::new(database), RetryState::default());
     loop {
-        let mut opening = Opening(database, Vec::new());
-        views::visit(&mut opening);
         let prepared = async {
-            futures_util::future::try_join_all(opening.1).await?;
-            Writers::start(database, durations).await
+            for (view, version) in views::versions() {
+                catalog.ensure(view, version).await?;
+            }
+            Ok((Writers::start(database, durations).await?, Writers::start(database, durations).await?))
         };
         match prepared.await {
             Ok(writers) => return writers,
             Err(error) => {
+                let error: mongodb::error::Error = error;
                 if let Some(reason) = retry.log_once(&error.into()) {
                     tracing::error!(server, reason, "cannot prepare the views in MongoDB (MONGODB_URL), trying again");
                 }
@@ -208,11 +213,12 @@ fn candidates(resources: &Arc<Resources>) -> Vec<Candidate> {
     impl Visitor for Candidates<'_> {
         fn visit<V: View>(&mut self) {
             let resources = Arc::clone(self.0);
-            let lead: election::Lead = Box::new(move |lease, stop| {
+            let lead: election::Lead = Box::new(move |lease, number, stop| {
                 let resources = Arc::clone(&resources);
-                Box::pin(async move { lead::<V>(&resources, &lease, &stop).await })
+                Box::pin(async move { lead::<V>(&resources, &lease, number, &stop).await })
             });
-            self.1.push(Candidate { view: V::NAME, lead, metrics: self.0.metrics.of::<V>() });
+            let (view, version, metrics) = (V::NAME, V::VERSION, self.0.metrics.of::<V>());
+            self.1.push(Candidate { view, version, lead, metrics });
         }
     }
 

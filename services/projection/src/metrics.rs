@@ -1,12 +1,13 @@
 //! What the projection service counts and shows of the views that this replica leads.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use domain::Timestamp;
-use runtime::{Counter, Family, Histogram, KnownPosition, Label, Monitor, Problem, age, now, number, rounded};
+use runtime::{Counter, Family, Histogram, KnownPosition, Label, Monitor, Problem, age, locked, now, number, rounded};
 use serde_json::{Value, json};
 use views::{View, Visitor};
 
@@ -14,6 +15,8 @@ use views::{View, Visitor};
 const CATCHING_UP_LAG: Duration = Duration::from_secs(10);
 /// A view that has events to come and does not move for this long stands still.
 const STANDING_STILL: Duration = Duration::from_secs(30);
+/// Events keep coming if the last ones came no longer ago than this.
+const MOVING: Duration = Duration::from_secs(3);
 /// The weight of the last second or so in the rate of events.
 const RATE_WEIGHT: f64 = 0.2;
 
@@ -21,13 +24,17 @@ pub struct Metrics {
     pub views: Vec<Arc<ViewMetrics>>,
     /// The last sequence of the stream.
     pub stream: KnownPosition,
+    /// When the stream was last seen to grow.
+    grown_at: Mutex<Option<Instant>>,
+    /// The generations that this replica builds, by view, number and purpose.
+    builds: Mutex<BTreeSet<(&'static str, i32, &'static str)>>,
     pub transaction_duration: Histogram,
 }
 
 /// The metrics of one view.
 pub struct ViewMetrics {
     pub view: &'static str,
-    version: i32,
+    pub version: i32,
     leading: Mutex<Option<Leading>>,
     events: Counter,
     documents: Counter,
@@ -96,6 +103,8 @@ impl Metrics {
         let metrics = Arc::new(Self {
             views: names.0.into_iter().map(of_view).collect(),
             stream: KnownPosition::default(),
+            grown_at: Mutex::default(),
+            builds: Mutex::default(),
             transaction_duration: monitor
                 .duration("watershed_transaction_duration_seconds", "Time of a MongoDB transaction, up to its commit"),
         });
@@ -139,9 +148,31 @@ impl Metrics {
             data.insert("stream".into(), json!({ "position": metrics.stream.json() }));
             let views = metrics.views.iter().filter_map(|view| view.json(&metrics));
             data.insert("views".into(), views.collect());
+            let build = |(view, generation, state): &(&str, i32, &str)| json!({ "view": view, "generation": generation, "state": state });
+            data.insert("builds".into(), locked(&metrics.builds).iter().map(build).collect());
         });
         let metrics = Arc::clone(self);
         monitor.add_check(move || metrics.views.iter().filter_map(|view| view.problem(&metrics)).collect());
+    }
+
+    /// Says how far the stream is.
+    pub fn stream_observed(&self, last: u64) {
+        let is_first = self.stream.get().is_none();
+        if !is_first && self.stream.get() < Some(last) {
+            *locked(&self.grown_at) = Some(Instant::now());
+        }
+        self.stream.set(last);
+    }
+
+    /// Whether events keep coming.
+    pub fn is_stream_moving(&self) -> bool {
+        locked(&self.grown_at).is_some_and(|at| at.elapsed() < MOVING)
+    }
+
+    /// Says that this replica builds a generation, until the guard is dropped.
+    pub fn building(self: &Arc<Self>, view: &'static str, number: i32, purpose: &'static str) -> BuildGuard {
+        locked(&self.builds).insert((view, number, purpose));
+        BuildGuard(Arc::clone(self), (view, number, purpose))
     }
 
     /// How many events the stream has after a position.
@@ -265,6 +296,15 @@ impl ViewMetrics {
     /// A panic cannot poison the lock: no code that holds it can leave the data half changed.
     fn lock(&self) -> MutexGuard<'_, Option<Leading>> {
         self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// This replica builds the generation while this exists.
+pub struct BuildGuard(Arc<Metrics>, (&'static str, i32, &'static str));
+
+impl Drop for BuildGuard {
+    fn drop(&mut self) {
+        locked(&self.0.builds).remove(&self.1);
     }
 }
 

@@ -53,7 +53,7 @@ pub async fn run(nats: Nats, stream: String, database: Database, mongodb: Server
         loop {
             ticks.tick().await;
             match nats.stream_state(&stream).await {
-                Ok(state) => metrics.stream.set(state.map_or(0, |state| state.last_sequence)),
+                Ok(state) => metrics.stream_observed(state.map_or(0, |state| state.last_sequence)),
                 Err(_) => {
                     metrics.views.iter().for_each(|view| view.observed(None));
                     continue;

@@ -1,5 +1,6 @@
-//! Keeps one view up to date while this replica leads it. The invariant: what is folded follows the stored checkpoint
-//! without a gap. After any error all of it is dropped, and the view starts again from the stored checkpoint.
+//! Folds the events into one generation of a view: without an end where the generation serves, or up to a position where
+//! it is being built. The invariant: what is folded follows the stored checkpoint without a gap. After any error all of
+//! it is dropped, and the fold starts again from the stored checkpoint.
 
 use std::{
     collections::HashSet,
@@ -15,21 +16,22 @@ use runtime::{
     Nats, Tracer, age, mongodb_driver,
     traces::{Ended, KeyValue, Kind, TraceContext, database, messaging},
 };
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use views::View;
-use wire::Foreign;
+use wire::{Foreign, generation_header};
 
 use crate::{
     event::{Size, StreamMessage, Unapplied},
     fold::Fold,
+    generations::Catalog,
     lease::{Lease, Leases},
     metrics::{Metrics, ViewMetrics},
     reader::ReadError,
-    retry_state::{RetryState, describe},
+    retry_state::RetryState,
     shared_reader::{SharedReader, Subscription},
-    store::{Batch, Store, Superseded, kill_session},
+    store::{Batch, Store, kill_session},
     writer::{WritePermit, Writer, Writers},
 };
 
@@ -39,6 +41,12 @@ const SAVE_AFTER: Duration = Duration::from_millis(200);
 const SAVE_AFTER_CATCHING_UP: Duration = Duration::from_secs(1);
 /// A view that has run for this long without an error has recovered, even if no event has come to show it.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
+
+/// By how much the batches of a build are smaller while events keep coming: a transaction of many documents keeps the
+/// server from others.
+const GIVING_WAY: usize = 8;
+/// The weight of the last batch in the rate of a build.
+const RATE_WEIGHT: f64 = 0.2;
 
 /// The largest number of events of one batch that are traced.
 const MAX_TRACED: usize = 256;
@@ -51,62 +59,48 @@ const DOCUMENT_OVERHEAD: usize = 1 << 10;
 /// The resources that the views of a replica share.
 pub struct Resources {
     pub nats: Nats,
+    pub stream: String,
     pub database: Database,
     pub leases: Leases,
-    pub reader: Arc<SharedReader>,
-    pub writers: Writers,
+    pub catalog: Catalog,
+    /// What reads and writes for the generations that serve.
+    pub live: Lines,
+    /// What reads and writes for those that are being built, so that they hold nobody up.
+    pub building: Lines,
+    /// The part of the time that a build may use while events keep coming.
+    pub build_share: f64,
     pub metrics: Arc<Metrics>,
     pub tracer: Tracer,
     /// The size at which a batch is written.
     pub batch_limit: Size,
 }
 
-/// Leads a view until the token is cancelled, and returns the highest term that it has seen. Retries after an error.
-pub async fn lead<V: View>(resources: &Resources, lease: &Lease, stop: &CancellationToken) -> i64 {
-    let (view, term) = (V::NAME, lease.term);
-    tracing::info!(view, term, "leading the view");
-    let mut retry = RetryState::default();
-    loop {
-        let starting = Projector::<V>::start(resources, lease, retry.is_failing());
-        let ended = match stop.run_until_cancelled(starting).await {
-            None => return term,
-            Some(Ok(projector)) => projector.run(stop, &mut retry).await,
-            Some(Err(error)) => Err(error),
-        };
-        let Err(error) = ended else { return term };
-        if let Some(Superseded { term: later }) = error.downcast_ref() {
-            tracing::warn!(view, term, later, "another replica has taken the view over under a later term");
-            resources.metrics.of::<V>().lease_lost();
-            return *later;
-        }
-        resources.metrics.of::<V>().failing(describe(&error));
-        log(view, &error, &mut retry);
-        if stop.run_until_cancelled(retry.wait()).await.is_none() {
-            return term;
-        }
-    }
+/// What generations with the same purpose read and write with.
+pub struct Lines {
+    pub reader: Arc<SharedReader>,
+    pub writers: Writers,
 }
 
-fn log(view: &str, error: &anyhow::Error, retry: &mut RetryState) {
-    let Some(text) = retry.log_once(error) else { return };
-    if let Some(Unapplied { position, aggregate, event, reason }) = error.downcast_ref() {
-        tracing::error!(view, position, aggregate, event, reason, "the view cannot apply an event, trying again");
-        return;
-    }
-    match error.downcast_ref() {
-        Some(ReadError::NoStream(_) | ReadError::NoConsumer(..) | ReadError::Lost(_)) => {
-            tracing::warn!(view, reason = text, "the view cannot read the stream, trying again");
-        }
-        Some(ReadError::Gap { .. } | ReadError::Foreign(_)) | None => {
-            tracing::error!(view, reason = text, "the view stopped, trying again")
-        }
-    }
+/// What a projector's generation is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Queries read it.
+    Live,
+    /// It is being built.
+    Build,
 }
 
-/// A view while it is led: its events are read, folded and written.
+/// A generation while it is led: its events are read, folded and written.
 pub struct Projector<'a, V: View> {
     resources: &'a Resources,
+    purpose: Purpose,
     metrics: Arc<ViewMetrics>,
+    /// The position beyond which nothing is read.
+    limit: Option<u64>,
+    /// The size at which a batch is written.
+    batch_limit: Size,
+    /// How fast the generation is being built.
+    rate: Rate,
     subscription: Subscription,
     fold: Fold<V>,
     output: Output<'a>,
@@ -197,14 +191,23 @@ pub enum StepError {
 }
 
 impl<'a, V: View> Projector<'a, V> {
-    /// Takes the view over, and subscribes to the events after its checkpoint.
+    /// Takes the generation over, and subscribes to the events after its checkpoint.
     ///
     /// # Errors
     /// [`Superseded`] if a later leader has taken the view over; others if a server is unavailable, or there is no
     /// stream yet.
-    async fn start(resources: &'a Resources, lease: &Lease, is_recovering: bool) -> anyhow::Result<Self> {
-        let Resources { database, leases, reader, writers, metrics, .. } = resources;
+    pub async fn start(
+        resources: &'a Resources,
+        lease: &Lease,
+        (generation, purpose): (i32, Purpose),
+        is_recovering: bool,
+    ) -> anyhow::Result<Self> {
+        let Resources { database, leases, metrics, .. } = resources;
         let metrics = metrics.of::<V>();
+        let Lines { reader, writers } = match purpose {
+            Purpose::Live => &resources.live,
+            Purpose::Build => &resources.building,
+        };
         let writer = writers.of::<V>();
         let own = writer.session().await.id().clone();
         // A transaction that the leader before left open would lock its documents for a minute or more.
@@ -219,15 +222,21 @@ impl<'a, V: View> Projector<'a, V> {
             );
         }
         ensure!(leases.record_session(lease, &own).await?, "the lease was lost");
-        let store = Store::open::<V>(database).await?;
-        // A batch of this view that was still being written is now either stored, or never will be.
+        let store = Store::open::<V>(database, generation, purpose == Purpose::Live).await?;
+        // A batch of this generation that was still being written is now either stored, or never will be.
         let (stored, journal) = store.take_over(&mut *writer.session().await, lease.term).await?;
-        metrics.taken_over(store.generation, stored);
+        if purpose == Purpose::Live {
+            metrics.taken_over(generation, stored);
+        }
         let subscription = reader.subscribe(V::NAME, stored, !is_recovering).await?;
         let healthy_at = Some(Instant::now() + HEALTHY_AFTER);
         let mut projector = Self {
             resources,
+            purpose,
             metrics,
+            limit: None,
+            batch_limit: resources.batch_limit,
+            rate: Rate::new(stored),
             subscription,
             fold: Fold::default(),
             output: Output { writer, store: Arc::new(store), term: lease.term, state: WriteState::Idle },
@@ -247,7 +256,7 @@ impl<'a, V: View> Projector<'a, V> {
     ///
     /// # Errors
     /// If a step fails. What could still be written has been written then.
-    async fn run(mut self, stop: &CancellationToken, retry: &mut RetryState) -> anyhow::Result<()> {
+    pub async fn run(mut self, stop: &CancellationToken, retry: &mut RetryState) -> anyhow::Result<()> {
         let ended = self.run_steps(stop, retry).await;
         self.subscription.close().await;
         ended
@@ -257,21 +266,70 @@ impl<'a, V: View> Projector<'a, V> {
         loop {
             match stop.run_until_cancelled(self.step()).await {
                 None => return self.finish().await,
-                Some(Ok(())) if self.timers.healthy_at.is_none() && retry.is_failing() => {
-                    tracing::info!(view = V::NAME, position = self.progress.stored, "the view has recovered");
-                    retry.reset();
-                    self.metrics.recovered();
-                    self.is_recovering = false;
-                    self.subscription.allow_joining();
-                }
-                Some(Ok(())) => {}
-                Some(Err(StepError::Store(error))) => return Err(error),
-                Some(Err(StepError::Input(error))) => {
-                    self.finish().await?;
-                    return Err(error);
-                }
+                Some(step) => self.stepped(step, retry).await?,
             }
         }
+    }
+
+    /// Folds the events up to a position, and no further, and writes them. While events keep coming, uses `share` of the
+    /// time only.
+    ///
+    /// # Errors
+    /// If a step fails. What could still be written has been written then.
+    pub async fn advance_to(&mut self, position: u64, share: f64, retry: &mut RetryState) -> anyhow::Result<()> {
+        self.limit = Some(position);
+        while self.progress.stored < position {
+            let is_giving_way = share < 1.0 && self.resources.metrics.is_stream_moving();
+            let Size { events, bytes } = self.resources.batch_limit;
+            self.batch_limit = match is_giving_way {
+                true => Size { events: events.div_ceil(GIVING_WAY), bytes: bytes.div_ceil(GIVING_WAY) },
+                false => Size { events, bytes },
+            };
+            let began = Instant::now();
+            let step = self.step().await;
+            self.stepped(step, retry).await?;
+            if is_giving_way {
+                sleep(began.elapsed().mul_f64(1.0 / share - 1.0)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn stepped(&mut self, step: Result<(), StepError>, retry: &mut RetryState) -> anyhow::Result<()> {
+        match step {
+            Ok(()) if self.timers.healthy_at.is_none() && retry.is_failing() => {
+                let generation = self.output.store.generation;
+                tracing::info!(view = V::NAME, generation, position = self.progress.stored, "the view has recovered");
+                retry.reset();
+                if self.purpose == Purpose::Live {
+                    self.metrics.recovered();
+                }
+                self.is_recovering = false;
+                self.subscription.allow_joining();
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+            Err(StepError::Store(error)) => Err(error),
+            Err(StepError::Input(error)) => {
+                self.finish().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The stored checkpoint.
+    pub fn position(&self) -> u64 {
+        self.progress.stored
+    }
+
+    /// What the generation is stored with.
+    pub fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.output.store)
+    }
+
+    /// Stops reading.
+    pub async fn close(self) {
+        self.subscription.close().await;
     }
 
     /// Does one thing: starts to write a batch, notes that one is written, or folds the events that have arrived.
@@ -357,7 +415,7 @@ impl<'a, V: View> Projector<'a, V> {
     /// The event as one to be traced, if it is.
     fn trace(&self, message: &StreamMessage, event: &Recorded) -> Option<TracedEvent> {
         let tracer = &self.resources.tracer;
-        if !tracer.is_on() || self.traced.len() >= MAX_TRACED {
+        if self.purpose == Purpose::Build || !tracer.is_on() || self.traced.len() >= MAX_TRACED {
             return None;
         }
         let context = tracer.of_event(message.traceparent(), age(event.at))?;
@@ -400,8 +458,10 @@ impl<'a, V: View> Projector<'a, V> {
 
     /// How much may be folded next; `None` if the open batch is full.
     fn room(&self) -> Option<Size> {
-        let left = self.resources.batch_limit.left_by(self.open_batch)?;
-        Some(Size { bytes: left.bytes.min(CHUNK_BYTES), ..left })
+        let left = self.batch_limit.left_by(self.open_batch)?;
+        let until_limit = self.limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.progress.folded));
+        let events = left.events.min(usize::try_from(until_limit).unwrap_or(usize::MAX));
+        (events > 0).then_some(Size { events, bytes: left.bytes.min(CHUNK_BYTES) })
     }
 
     fn is_batch_due(&self) -> bool {
@@ -435,7 +495,8 @@ impl<'a, V: View> Projector<'a, V> {
     fn write(&mut self, permit: WritePermit) -> anyhow::Result<()> {
         let Output { store, term, .. } = &self.output;
         let Progress { journal, stored: from, folded: to, .. } = self.progress;
-        let batch = Batch { store: Arc::clone(store), from, to, term: *term, journal, writes: self.fold.seal()? };
+        let rate = (self.purpose == Purpose::Build).then(|| self.rate.at(to));
+        let batch = Batch { store: Arc::clone(store), from, to, term: *term, journal, rate, writes: self.fold.seal()? };
         let (documents, oldest) = (batch.writes.len(), self.oldest.take());
         let (traced, sealed) = (std::mem::take(&mut self.traced), SystemTime::now());
         let written = WrittenBatch { to, events: to - from, documents, oldest, traced, sealed };
@@ -453,7 +514,7 @@ impl<'a, V: View> Projector<'a, V> {
         let WrittenBatch { to, events, documents, oldest, traced, sealed } = batch;
         self.progress.stored = to;
         self.fold.mark_written();
-        self.metrics.written(events, documents, oldest);
+        self.metrics.written(events, documents, oldest.filter(|_| self.purpose == Purpose::Live));
         self.record(traced, documents, sealed);
         if self.progress.folded == to {
             self.timers.save_at = None;
@@ -480,10 +541,15 @@ impl<'a, V: View> Projector<'a, V> {
         let is_all_stored = !self.output.is_writing() && !self.fold.has_changed();
         let position = if is_all_stored { folded } else { stored };
         let Nats { client, subjects, .. } = &self.resources.nats;
+        if self.purpose == Purpose::Build {
+            return;
+        }
         self.metrics.moved(position);
         // While NATS is unavailable nobody listens. The view starts again afterwards, and announces its position then.
         if announced < Some(position) && self.resources.nats.is_up() {
-            let _ = client.publish(subjects.checkpoint(V::NAME), position.to_string().into()).await;
+            let headers = generation_header(self.output.store.generation);
+            let subject = subjects.checkpoint(V::NAME);
+            let _ = client.publish_with_headers(subject, headers, position.to_string().into()).await;
             self.progress.announced = Some(position);
         }
     }
@@ -518,6 +584,28 @@ impl Output<'_> {
         };
         self.state = WriteState::Idle;
         outcome
+    }
+}
+
+/// How many events per second a build takes.
+struct Rate {
+    position: u64,
+    at: Instant,
+    events_per_second: Option<f64>,
+}
+
+impl Rate {
+    fn new(position: u64) -> Self {
+        Self { position, at: Instant::now(), events_per_second: None }
+    }
+
+    /// The rate when the build has come to a position.
+    fn at(&mut self, position: u64) -> f64 {
+        let seconds = self.at.elapsed().as_secs_f64().max(0.001);
+        let now = position.saturating_sub(self.position) as f64 / seconds;
+        let rate = self.events_per_second.map_or(now, |before| before + RATE_WEIGHT * (now - before));
+        (self.position, self.at, self.events_per_second) = (position, Instant::now(), Some(rate));
+        rate
     }
 }
 

@@ -5,19 +5,20 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use bson::{Document, RawArrayBuf, RawDocumentBuf, doc, raw::cstr, rawdoc};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use mongodb::{
     Client, ClientSession, Collection, Database, IndexModel,
     error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR},
     options::{ClientOptions, ReadConcern, ReadPreference, ReturnDocument, WriteConcern},
 };
 use runtime::{Monitor, mongodb_driver};
+use tokio::time::sleep;
 use uuid::Uuid;
 use views::{
     View,
-    layout::{self, Checkpoint, Serving},
+    layout::{self, Checkpoint},
 };
 
 use crate::document_write::{self, DocumentWrite};
@@ -25,6 +26,8 @@ use crate::document_write::{self, DocumentWrite};
 const POOL_SIZE: u32 = 64;
 const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often a generation is looked at, in case that somebody has dropped it or a part of it.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
 /// The code of the server's error `NamespaceExists`.
 const COLLECTION_EXISTS: i32 = 48;
 
@@ -32,14 +35,23 @@ const COLLECTION_EXISTS: i32 = 48;
 /// cache is full.
 const MAX_ATTEMPTS: usize = 3;
 
-/// The stored generation of a view.
+/// A stored generation of a view.
 pub struct Store {
     database: Database,
     documents: Collection<RawDocumentBuf>,
     checkpoints: Collection<Checkpoint>,
     pub generation: i32,
     version: i32,
+    /// The identifier of the collection.
+    uuid: bson::Uuid,
+    /// The names of the indexes that the queries need.
+    indexes: Vec<String>,
 }
+
+/// Something that belongs to a generation is not there any more: nobody can tell what its documents are worth.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}. The view must be rebuilt: watershed rebuild {1}")]
+pub struct Damaged(String, &'static str);
 
 /// The part of a transaction that concerns one view.
 pub struct Batch {
@@ -52,6 +64,8 @@ pub struct Batch {
     pub term: i64,
     /// The journal that the events come from.
     pub journal: Option<Uuid>,
+    /// Events per second, of a generation that is being built.
+    pub rate: Option<f64>,
     pub writes: Vec<DocumentWrite>,
 }
 
@@ -88,44 +102,84 @@ pub async fn connect(url: &str, database: &str, monitor: &Monitor) -> anyhow::Re
 }
 
 impl Store {
-    /// Opens the generation of the view that serves queries. Creates its collection, indexes and checkpoint if they are
-    /// missing. Several replicas may do so at once.
+    /// Opens a generation of the view. Creates its collection, indexes and checkpoint, unless it `serves` or has been begun.
     ///
     /// # Errors
-    /// If MongoDB is unavailable or refuses.
-    pub async fn open<V: View>(database: &Database) -> Result<Self, Error> {
-        let Serving { generation, .. } = database
-            .collection::<Serving>(layout::VIEWS)
-            .find_one_and_update(doc! { "_id": V::NAME }, doc! { "$setOnInsert": { "generation": 1 } })
-            .upsert(true)
-            .return_document(ReturnDocument::After)
-            .await?
-            .ok_or_else(|| Error::custom("MongoDB returned no document for an upsert"))?;
+    /// [`Damaged`] if it has been begun, and its collection or checkpoint is missing or another one; others if MongoDB is
+    /// unavailable or refuses.
+    pub async fn open<V: View>(database: &Database, generation: i32, serves: bool) -> anyhow::Result<Self> {
         let name = layout::collection(V::NAME, generation);
-        let store = Self {
+        let documents: Collection<RawDocumentBuf> = database.collection(&name);
+        let checkpoints = database.collection::<Checkpoint>(layout::CHECKPOINTS);
+        let damaged = |what: String| Damaged(what, V::NAME);
+        let begun = checkpoints.find_one(doc! { "_id": &name }).await?;
+        let uuid = match (uuid(database, &name).await?, &begun) {
+            (Some(found), Some(Checkpoint { uuid: Some(uuid), .. })) if found != *uuid => {
+                return Err(damaged(format!("the collection {name} was dropped, and is another one now")).into());
+            }
+            (None, _) if serves || begun.is_some() => {
+                return Err(damaged(format!("the collection {name} was dropped")).into());
+            }
+            (Some(_), None) if serves || documents.find_one(doc! {}).await?.is_some() => {
+                return Err(damaged(format!("the checkpoint of {name} was deleted")).into());
+            }
+            (Some(found), _) => found,
+            (None, _) => {
+                match database.create_collection(&name).await {
+                    Err(error) if matches!(&*error.kind, ErrorKind::Command(reason) if reason.code == COLLECTION_EXISTS) =>
+                        {}
+                    created => created?,
+                }
+                uuid(database, &name).await?.with_context(|| format!("the collection {name} cannot be created"))?
+            }
+        };
+        let mut store = Self {
             database: database.clone(),
-            documents: database.collection(&name),
-            checkpoints: database.collection(layout::CHECKPOINTS),
+            documents,
+            checkpoints,
             generation,
             version: V::VERSION,
+            uuid,
+            indexes: Vec::new(),
         };
-        match database.create_collection(&name).await {
-            Err(error) if matches!(&*error.kind, ErrorKind::Command(reason) if reason.code == COLLECTION_EXISTS) => {}
-            created => created?,
-        }
         let indexes: Vec<_> = V::indexes().into_iter().map(|keys| IndexModel::builder().keys(keys).build()).collect();
         if !indexes.is_empty() {
-            store.documents.create_indexes(indexes).await?;
+            let before = store.documents.list_index_names().await?;
+            store.indexes = store.documents.create_indexes(indexes).await?.index_names;
+            if begun.as_ref().is_some_and(|begun| begun.position > 0) {
+                for index in store.indexes.iter().filter(|index| !before.contains(index)) {
+                    tracing::warn!(view = V::NAME, generation, index, "an index was missing, and was created again");
+                }
+            }
         }
+        let new = doc! { "position": 0_i64, "version": V::VERSION, "term": 0_i64 };
         store
             .checkpoints
-            .update_one(
-                doc! { "_id": &name },
-                doc! { "$setOnInsert": { "position": 0_i64, "version": V::VERSION, "term": 0_i64 } },
-            )
+            .update_one(doc! { "_id": &name }, doc! { "$setOnInsert": new, "$set": { "uuid": uuid } })
             .upsert(true)
             .await?;
         Ok(store)
+    }
+
+    /// Looks every few seconds whether all that belongs to the generation is still there; returns what is not.
+    pub async fn damage<V: View>(&self) -> anyhow::Error {
+        let name = self.documents.name();
+        loop {
+            sleep(LOOK_AFTER).await;
+            // What cannot be looked at is left to those who need it.
+            let Ok(found) = uuid(&self.database, name).await else { continue };
+            if found != Some(self.uuid) {
+                return Damaged(format!("the collection {name} was dropped"), V::NAME).into();
+            }
+            let Ok(checkpoint) = self.checkpoints.find_one(doc! { "_id": name }).await else { continue };
+            if checkpoint.is_none() {
+                return Damaged(format!("the checkpoint of {name} was deleted"), V::NAME).into();
+            }
+            let Ok(indexes) = self.documents.list_index_names().await else { continue };
+            if let Some(missing) = self.indexes.iter().find(|index| !indexes.contains(index)) {
+                return anyhow!("the index {missing} of {name} was dropped");
+            }
+        }
     }
 
     /// Takes the view over for a writer of this term. Returns the position from which it goes on, and the journal that
@@ -156,7 +210,7 @@ impl Store {
             self.checkpoints.find_one(doc! { "_id": name }).await?.context("the checkpoint has been deleted")?;
         ensure!(
             found.version == self.version,
-            "{name} was built by version {} of the view, but this program has version {}: the view must be rebuilt",
+            "{name} was built by version {} of the view, but this program has version {}",
             found.version,
             self.version
         );
@@ -209,11 +263,14 @@ pub async fn commit(session: &mut ClientSession, batches: &[Batch]) -> anyhow::R
 
 async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result<()> {
     let mut checkpoint_updates = RawArrayBuf::new();
-    for Batch { store, from, to, term, journal, .. } in batches {
+    for Batch { store, from, to, term, journal, rate, .. } in batches {
         let (from, to) = (i64::try_from(*from)?, i64::try_from(*to)?);
         let mut checkpoint = rawdoc! { "position": to };
         if let Some(journal) = journal {
             checkpoint.append(cstr!("journal"), journal.to_string());
+        }
+        if let Some(rate) = rate {
+            checkpoint.append(cstr!("rate"), *rate);
         }
         checkpoint_updates.push(rawdoc! {
             "q": { "_id": store.documents.name(), "position": from, "term": *term },
@@ -243,6 +300,14 @@ pub fn is_server_unavailable(error: &anyhow::Error) -> bool {
 /// Whether the server has aborted the transaction without any effect, and asks for it to be tried again.
 fn is_transient(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Error>().is_some_and(|error| error.contains_label(TRANSIENT_TRANSACTION_ERROR))
+}
+
+/// The identifier of a collection; `None` if there is no such collection.
+async fn uuid(database: &Database, name: &str) -> anyhow::Result<Option<bson::Uuid>> {
+    let found = database.list_collections().filter(doc! { "name": name }).await?.try_next().await?;
+    let Some(uuid) = found.map(|found| found.info.uuid) else { return Ok(None) };
+    let uuid = uuid.context("MongoDB does not tell the identifier of a collection")?;
+    Ok(Some(uuid.to_uuid()?))
 }
 
 /// Ends a session of any process, and aborts the transaction that may be open in it.

@@ -72,8 +72,8 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let tasks = TaskTracker::new();
     let shared = Arc::new(Shared::new(&config, store.clone(), tasks.clone(), metrics));
     shared.show(&monitor);
-    let mut positions = Positions::default();
-    let responders = responders(&config, &shared, &mut positions);
+    let positions = Positions::new();
+    let responders = responders(&config, &shared, &positions);
     positions.show(&monitor);
 
     let Some(started) = shutdown.run_until_cancelled(start(&nats, &monitor, &store, positions, responders)).await
@@ -114,7 +114,7 @@ async fn task_ended(nats: &Nats) -> anyhow::Error {
     }
 }
 
-fn responders(config: &Config, shared: &Arc<Shared>, positions: &mut Positions) -> Vec<Arc<Responder>> {
+fn responders(config: &Config, shared: &Arc<Shared>, positions: &Positions) -> Vec<Arc<Responder>> {
     let mut lookups: BTreeMap<&str, Arc<Lookup>> = BTreeMap::new();
     let new_lookup = |view| {
         let (store, tasks, metrics) = (shared.store.clone(), shared.tasks.clone(), Arc::clone(&shared.metrics));

@@ -2,10 +2,15 @@
 //! the stored ones periodically, since an announcement can be missed.
 //!
 //! A position becomes known only after a majority has committed its transaction, so it never runs ahead of what a read
-//! that starts afterwards shows. Within a generation it never goes backwards; a new generation starts at its own
-//! checkpoint.
+//! that starts afterwards shows. Within a generation it never goes backwards. A generation takes the place of another at
+//! the same position, so that the view's position does not go backwards either.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_nats::Subscriber;
 use bson::Document;
@@ -15,12 +20,15 @@ use mongodb::{
     error::{Error, ErrorKind},
     options::ReadConcern,
 };
-use runtime::{Backoff, LogThrottle, Monitor, Problem, Pulse, mongodb_driver};
+use runtime::{Backoff, LogThrottle, Monitor, Problem, Pulse, locked, mongodb_driver};
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::{sync::watch, time::timeout};
-use views::layout::{self, Checkpoint, Serving};
-use wire::{Failure, Subjects};
+use tokio::{
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
+use views::layout::{self, Checkpoint, Generations, State};
+use wire::{Failure, Subjects, generation_of};
 
 use crate::{
     reply,
@@ -30,6 +38,9 @@ use crate::{
 /// How often the stored checkpoints are read, which is how long a missed announcement can delay a query.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// The shortest time between two such reads, however often the announcements ask for one.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(5);
+
 /// The generation of a view that serves queries, and the position that it has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewPosition {
@@ -37,47 +48,82 @@ pub struct ViewPosition {
     pub position: u64,
 }
 
-/// The position of one view; `None` until the view has been built.
-pub type PositionReceiver = watch::Receiver<Option<ViewPosition>>;
+/// The position of one view, or why the view cannot be read.
+pub type PositionReceiver = watch::Receiver<Result<ViewPosition, Unserved>>;
+
+/// Why a view cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unserved {
+    /// In words.
+    pub reason: Arc<str>,
+    /// Whether there is no generation that this program could read.
+    pub is_unbuilt: bool,
+}
 
 /// The positions of all views.
 #[derive(Clone, Default)]
 pub struct Positions {
-    views: BTreeMap<&'static str, Arc<watch::Sender<Option<ViewPosition>>>>,
+    views: BTreeMap<&'static str, Arc<View>>,
+    /// Notified when an announcement tells of a generation that is not known to serve.
+    news: Arc<Notify>,
+}
+
+struct View {
+    /// The `VERSION` of the view's code.
+    version: i32,
+    position: watch::Sender<Result<ViewPosition, Unserved>>,
+    /// The numbers of the generations of other versions, which do not concern this program.
+    others: Mutex<BTreeSet<i32>>,
 }
 
 impl Positions {
+    pub fn new() -> Self {
+        let of = |(view, version)| {
+            let unread = Unserved { reason: "its checkpoint has not been read yet".into(), is_unbuilt: true };
+            (view, Arc::new(View { version, position: watch::Sender::new(Err(unread)), others: Mutex::default() }))
+        };
+        Self { views: views::versions().into_iter().map(of).collect(), news: Arc::default() }
+    }
+
     /// A receiver of the view's position.
-    pub fn of(&mut self, view: &'static str) -> PositionReceiver {
-        self.views.entry(view).or_default().subscribe()
+    ///
+    /// # Panics
+    /// If there is no such view.
+    pub fn of(&self, view: &'static str) -> PositionReceiver {
+        self.views[view].position.subscribe()
     }
 
     /// Shows the positions of all views.
     pub fn show(&self, monitor: &Monitor) {
-        let views: Vec<_> = self.views.iter().map(|(view, sender)| (*view, sender.subscribe())).collect();
+        let views: Vec<_> = self.views.iter().map(|(name, view)| (*name, view.position.subscribe())).collect();
         let figures = views.clone();
         monitor.add_figures(move |it| {
             for (view, position) in &figures {
-                let Some(ViewPosition { position, .. }) = *position.borrow() else { continue };
+                let Ok(ViewPosition { position, .. }) = *position.borrow() else { continue };
                 let help = "The position up to which queries see the view";
                 it.gauge("watershed_view_position", help, &[("view", view)], position as f64);
             }
         });
         let data = views.clone();
         monitor.add_data(move |it| {
-            let views = data.iter().map(|(view, position)| {
-                let (generation, position) = position.borrow().map(|at| (at.generation, at.position)).unzip();
-                json!({ "view": view, "generation": generation, "position": position })
+            let views = data.iter().map(|(view, position)| match &*position.borrow() {
+                Ok(ViewPosition { generation, position }) => {
+                    json!({ "view": view, "generation": generation, "position": position })
+                }
+                Err(Unserved { reason, .. }) => {
+                    json!({ "view": view, "generation": null, "position": null, "reason": &**reason })
+                }
             });
             it.insert("views".into(), views.collect());
         });
         monitor.add_check(move || {
-            let is_unbuilt = |position: &PositionReceiver| position.borrow().is_none();
-            let unbuilt: Vec<_> = views.iter().filter(|(_, position)| is_unbuilt(position)).collect();
-            // While one view is being built, the others are served.
-            let is_blocking = unbuilt.len() == views.len();
-            let text = |view| format!("the view {view} has not been built yet");
-            unbuilt.iter().map(|(view, _)| Problem { text: text(view), is_blocking }).collect()
+            let unserved = views.iter().filter_map(|(view, position)| Some((view, position.borrow().clone().err()?)));
+            // A replica whose generations have not been built yet must not take the place of one that can answer.
+            let problem = |(view, Unserved { reason, is_unbuilt }): (&&str, Unserved)| Problem {
+                text: format!("the view {view} cannot be read: {reason}"),
+                is_blocking: is_unbuilt,
+            };
+            unserved.map(problem).collect()
         });
     }
 
@@ -85,8 +131,11 @@ impl Positions {
     pub async fn listen(self, subjects: Subjects, mut announcements: Subscriber) {
         while let Some(message) = announcements.next().await {
             let position = std::str::from_utf8(&message.payload).ok().and_then(|text| text.parse().ok());
-            if let (Some(view), Some(position)) = (subjects.parse_checkpoint(&message.subject), position) {
-                self.advance(view, position);
+            let generation = generation_of(message.headers.as_ref());
+            if let (Some(view), Some(generation), Some(position)) =
+                (subjects.parse_checkpoint(&message.subject), generation, position)
+            {
+                self.advance(view, ViewPosition { generation, position });
             }
         }
     }
@@ -116,39 +165,58 @@ impl Positions {
                 Ok(()) => store.mark_up(),
                 Err(error) => store.mark_down(&error),
             }
-            // A read that failed is a reason to refresh at once: perhaps only its own connection was broken.
-            let _ = timeout(REFRESH_INTERVAL, store.status.changed()).await;
+            sleep(MIN_REFRESH_INTERVAL).await;
+            tokio::select! {
+                () = sleep(REFRESH_INTERVAL) => {}
+                () = self.news.notified() => {}
+                // A read that failed is a reason to refresh at once: perhaps only its own connection was broken.
+                () = store.status.changed() => {}
+            }
         }
     }
 
     /// Reads the stored checkpoints once.
     async fn refresh(&self, store: &Store) -> Result<(), Error> {
         let stored = async {
-            let serving: Vec<Serving> = all(store.database().collection(layout::VIEWS)).await?;
+            // In this order: the generation that serves has a checkpoint that is not older than its service.
+            let generations: Vec<Generations> = all(store.database().collection(layout::VIEWS)).await?;
             let checkpoints: Vec<Checkpoint> = all(store.database().collection(layout::CHECKPOINTS)).await?;
-            Ok::<_, Error>((serving, checkpoints))
+            Ok::<_, Error>((generations, checkpoints))
         };
-        let (serving, checkpoints) = timeout(SELECTION, stored).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        for (view, current) in &self.views {
-            let stored = serving
-                .iter()
-                .find(|serving| serving.view == *view)
-                .map(|serving| serving_position(serving, &checkpoints));
-            current.send_if_modified(|current| std::mem::replace(current, newer(*current, stored)) != *current);
+        let (generations, checkpoints) = timeout(SELECTION, stored).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        for (name, view) in &self.views {
+            let found = generations.iter().find(|generations| generations.view == *name);
+            let others = found.iter().flat_map(|found| &found.generations).filter(|it| it.version != view.version);
+            *locked(&view.others) = others.map(|generation| generation.number).collect();
+            let stored = serving_position(name, view.version, found, &checkpoints);
+            view.position.send_if_modified(|current| {
+                let newer = newer(current, stored);
+                let is_new = newer != *current;
+                *current = newer;
+                is_new
+            });
         }
         Ok(())
     }
 
-    fn advance(&self, view: &str, position: u64) {
-        let Some(current) = self.views.get(view) else { return };
-        current.send_if_modified(|current| match current {
-            Some(current) if current.position < position => {
-                current.position = position;
-                true
+    fn advance(&self, name: &str, announced: ViewPosition) {
+        let Some(view) = self.views.get(name) else { return };
+        let mut is_news = false;
+        view.position.send_if_modified(|current| match current {
+            Ok(current) if current.generation == announced.generation => {
+                let is_newer = current.position < announced.position;
+                current.position = current.position.max(announced.position);
+                is_newer
             }
-            // An announcement does not say which generation serves; only the stored checkpoints do.
-            Some(_) | None => false,
+            // Whether the generation serves queries of this version, only the stored record tells.
+            Ok(_) | Err(_) => {
+                is_news = !locked(&view.others).contains(&announced.generation);
+                false
+            }
         });
+        if is_news {
+            self.news.notify_one();
+        }
     }
 }
 
@@ -163,14 +231,14 @@ pub async fn wait(
     bound: Duration,
 ) -> Result<ViewPosition, Failure> {
     // There is nothing to wait for while the view has not been built, nor once it has been dropped.
-    let done =
-        |current: &Option<ViewPosition>| current.is_none_or(|view_position| view_position.position >= min_position);
+    let done = |current: &Result<ViewPosition, Unserved>| {
+        current.as_ref().map_or(true, |view_position| view_position.position >= min_position)
+    };
     let in_time = timeout(bound, position.wait_for(done)).await.is_ok();
-    let current = *position.borrow();
-    match current {
-        Some(view_position) if in_time => Ok(view_position),
-        Some(view_position) => Err(reply::behind(view, view_position.position, min_position)),
-        None => Err(reply::not_built(view)),
+    match &*position.borrow() {
+        Ok(view_position) if in_time => Ok(*view_position),
+        Ok(view_position) => Err(reply::behind(view, view_position.position, min_position)),
+        Err(Unserved { reason, .. }) => Err(reply::unserved(view, reason)),
     }
 }
 
@@ -189,86 +257,155 @@ fn kind_of(error: &Error) -> &'static str {
     }
 }
 
-/// The position of the serving generation. One without a checkpoint has only just been started, and is at position 0.
-fn serving_position(serving: &Serving, checkpoints: &[Checkpoint]) -> ViewPosition {
-    let collection = layout::collection(&serving.view, serving.generation);
-    let checkpoint = checkpoints.iter().find(|checkpoint| checkpoint.collection == collection);
-    let position = checkpoint.map_or(0, |checkpoint| u64::try_from(checkpoint.position).unwrap_or(0));
-    ViewPosition { generation: serving.generation, position }
+/// The position of the generation that serves queries of this version of the view, or why there is none.
+fn serving_position(
+    view: &str,
+    version: i32,
+    generations: Option<&Generations>,
+    checkpoints: &[Checkpoint],
+) -> Result<ViewPosition, Unserved> {
+    let Some(serving) = generations.and_then(|generations| generations.serving(version)) else {
+        let is_being_built =
+            generations.is_some_and(|generations| generations.of(version).any(|it| it.state == State::Building));
+        let why = if is_being_built { "is still being built" } else { "has not been built" };
+        let reason = format!("version {version} of it, which this program reads, {why}").into();
+        return Err(Unserved { reason, is_unbuilt: true });
+    };
+    if let Some(problem) = &serving.problem {
+        return Err(Unserved { reason: problem.as_str().into(), is_unbuilt: false });
+    }
+    let collection = layout::collection(view, serving.number);
+    let Some(checkpoint) = checkpoints.iter().find(|checkpoint| checkpoint.collection == collection) else {
+        let reason = format!("{collection} has no checkpoint").into();
+        return Err(Unserved { reason, is_unbuilt: false });
+    };
+    Ok(ViewPosition { generation: serving.number, position: u64::try_from(checkpoint.position).unwrap_or_default() })
 }
 
 /// The position that is known after a refresh. An announced position may be ahead of the stored one, since a checkpoint
 /// that changed no document is stored later.
-fn newer(current: Option<ViewPosition>, stored: Option<ViewPosition>) -> Option<ViewPosition> {
+fn newer(
+    current: &Result<ViewPosition, Unserved>,
+    stored: Result<ViewPosition, Unserved>,
+) -> Result<ViewPosition, Unserved> {
     match (current, stored) {
-        (Some(current), Some(stored)) if current.generation == stored.generation => {
-            Some(if current.position > stored.position { current } else { stored })
+        (Ok(current), Ok(stored)) if current.generation == stored.generation && current.position > stored.position => {
+            Ok(*current)
         }
-        (Some(_) | None, stored) => stored,
+        (Ok(_) | Err(_), stored) => stored,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bson::DateTime;
+    use views::layout::Generation;
+
     use super::*;
 
-    fn at(generation: i32, position: u64) -> Option<ViewPosition> {
-        Some(ViewPosition { generation, position })
+    fn at(generation: i32, position: u64) -> Result<ViewPosition, Unserved> {
+        Ok(ViewPosition { generation, position })
     }
 
-    fn positions(current: Option<ViewPosition>) -> (Positions, PositionReceiver) {
-        let mut positions = Positions::default();
+    fn unbuilt() -> Result<ViewPosition, Unserved> {
+        Err(Unserved { reason: "no".into(), is_unbuilt: true })
+    }
+
+    fn positions(current: Result<ViewPosition, Unserved>) -> (Positions, PositionReceiver) {
+        let positions = Positions::new();
+        let _ = positions.views["orders"].position.send_replace(current);
         let orders = positions.of("orders");
-        positions.views["orders"].send_replace(current);
         (positions, orders)
+    }
+
+    fn announce(positions: &Positions, view: &str, generation: i32, position: u64) {
+        positions.advance(view, ViewPosition { generation, position });
+    }
+
+    async fn is_notified(positions: &Positions) -> bool {
+        timeout(Duration::ZERO, positions.news.notified()).await.is_ok()
     }
 
     #[test]
     fn a_position_goes_forward_only() {
         let (positions, orders) = positions(at(1, 10));
-        positions.advance("orders", 12);
-        positions.advance("orders", 11);
-        positions.advance("unheard-of", 99);
+        announce(&positions, "orders", 1, 12);
+        announce(&positions, "orders", 1, 11);
+        announce(&positions, "unheard-of", 1, 99);
         assert_eq!(*orders.borrow(), at(1, 12));
-        assert_eq!(newer(at(1, 12), at(1, 11)), at(1, 12));
-        assert_eq!(newer(at(1, 12), at(1, 13)), at(1, 13));
+        assert_eq!(newer(&at(1, 12), at(1, 11)), at(1, 12));
+        assert_eq!(newer(&at(1, 12), at(1, 13)), at(1, 13));
     }
 
     #[test]
-    fn a_new_generation_starts_at_its_own_position() {
-        assert_eq!(newer(at(1, 12), at(2, 11)), at(2, 11));
-        assert_eq!(newer(at(1, 12), None), None);
-        assert_eq!(newer(None, at(1, 0)), at(1, 0));
+    fn a_new_generation_has_its_own_position() {
+        assert_eq!(newer(&at(1, 12), at(2, 12)), at(2, 12));
+        assert_eq!(newer(&at(1, 12), unbuilt()), unbuilt());
+        assert_eq!(newer(&unbuilt(), at(1, 0)), at(1, 0));
+    }
+
+    #[tokio::test]
+    async fn an_announcement_of_another_generation_is_no_position_but_news() {
+        for current in [at(1, 10), unbuilt()] {
+            let (positions, orders) = positions(current.clone());
+            *locked(&positions.views["orders"].others) = [3].into();
+            announce(&positions, "orders", 3, 12);
+            assert!(!is_notified(&positions).await, "it is another version's");
+            announce(&positions, "orders", 2, 12);
+            assert!(is_notified(&positions).await);
+            assert_eq!(*orders.borrow(), current);
+        }
     }
 
     #[test]
-    fn an_announcement_of_a_view_that_was_not_built_is_ignored() {
-        let (positions, orders) = positions(None);
-        positions.advance("orders", 12);
-        assert_eq!(*orders.borrow(), None);
-    }
-
-    #[test]
-    fn the_checkpoint_is_that_of_the_serving_generation() {
+    fn the_checkpoint_is_that_of_the_serving_generation_of_the_version() {
         let checkpoint = |collection: &str, position| Checkpoint {
             collection: collection.to_owned(),
             position,
             version: 1,
             term: 1,
             journal: None,
+            uuid: None,
+            rate: None,
         };
         let checkpoints = [checkpoint("orders@1", 9), checkpoint("orders@2", 7), checkpoint("users@2", 8)];
-        let serving = |generation| Serving { view: "orders".to_owned(), generation };
-        assert_eq!(serving_position(&serving(2), &checkpoints), ViewPosition { generation: 2, position: 7 });
-        assert_eq!(serving_position(&serving(3), &checkpoints), ViewPosition { generation: 3, position: 0 });
+        let generation = |number, version, state, problem: Option<&str>| Generation {
+            number,
+            version,
+            state,
+            since: DateTime::from_millis(0),
+            force: false,
+            problem: problem.map(ToOwned::to_owned),
+            idle_since: None,
+        };
+        let generations = Generations {
+            view: "orders".to_owned(),
+            last: 5,
+            generations: vec![
+                generation(1, 1, State::Previous, None),
+                generation(2, 1, State::Serving, None),
+                generation(3, 2, State::Building, None),
+                generation(4, 3, State::Serving, None),
+                generation(5, 4, State::Serving, Some("it was dropped")),
+            ],
+        };
+        let of = |version| serving_position("orders", version, Some(&generations), &checkpoints);
+        let unserved = |version| of(version).map_err(|unserved| (unserved.reason.to_string(), unserved.is_unbuilt));
+        assert_eq!(of(1), at(2, 7));
+        let being_built = "version 2 of it, which this program reads, is still being built".to_owned();
+        assert_eq!(unserved(2), Err((being_built, true)));
+        assert_eq!(unserved(3), Err(("orders@4 has no checkpoint".to_owned(), false)));
+        assert_eq!(unserved(4), Err(("it was dropped".to_owned(), false)));
+        assert_eq!(unserved(9).unwrap_err().1, true);
+        assert!(serving_position("orders", 1, None, &checkpoints).unwrap_err().is_unbuilt);
     }
 
     #[tokio::test]
     async fn an_announcement_wakes_a_waiting_query() {
         let (positions, orders) = positions(at(1, 10));
         let waiting = tokio::spawn(wait("orders", orders, 12, Duration::from_secs(30)));
-        positions.advance("orders", 11);
-        positions.advance("orders", 12);
+        announce(&positions, "orders", 1, 11);
+        announce(&positions, "orders", 1, 12);
         assert_eq!(waiting.await.unwrap(), Ok(ViewPosition { generation: 1, position: 12 }));
     }
 
@@ -279,7 +416,7 @@ mod tests {
         assert_eq!(failure.code, "view_behind");
         assert_eq!(failure.details["position"], 10);
         assert_eq!(failure.details["min_position"], 12);
-        let (_positions, orders) = positions(None);
+        let (_positions, orders) = positions(unbuilt());
         assert_eq!(wait("orders", orders, 0, Duration::from_millis(1)).await.unwrap_err().code, "unavailable");
     }
 }

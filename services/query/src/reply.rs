@@ -17,8 +17,8 @@ pub fn nothing(view: &str, position: u64) -> Failure {
     Failure::new(Code::NotFound, message).with("position", position)
 }
 
-pub fn not_built(view: &str) -> Failure {
-    Failure::new(Code::Unavailable, format!("the view {view} has not been built yet: try again later"))
+pub fn unserved(view: &str, reason: &str) -> Failure {
+    Failure::new(Code::Unavailable, format!("the view {view} cannot be read: {reason}")).with("view", view)
 }
 
 pub fn behind(view: &str, position: u64, min_position: u64) -> Failure {

@@ -87,7 +87,7 @@ struct ParsedRequest {
 impl Responder {
     /// Makes sure that the request will be answered; does not wait for the answer.
     pub fn take(self: &Arc<Self>, mut request: Request) {
-        let view_position = *self.position.borrow();
+        let view_position = self.position.borrow().as_ref().ok().copied();
         match (self.admit(&mut request), view_position) {
             (Err(failure), _) => {
                 self.shared.tasks.spawn(request.respond(Err(failure)));
@@ -122,7 +122,7 @@ impl Responder {
     async fn answer(self: Arc<Self>, request: Request, parsed: ParsedRequest) {
         let Self { view, position, shared, .. } = &*self;
         let ParsedRequest { plan, min_position, permit } = parsed;
-        let has_to_wait = position.borrow().is_none_or(|current| current.position < min_position);
+        let has_to_wait = position.borrow().as_ref().map_or(true, |current| current.position < min_position);
         let started = Instant::now();
         let waited = positions::wait(view, position.clone(), min_position, shared.min_position_wait).await;
         if has_to_wait {

@@ -130,7 +130,7 @@ impl From<Failure> for Error {
             (Some(Code::Overloaded), _) => Self::Overloaded(failure),
             (Some(Code::Unavailable), _) | (None, 503) => Self::Unavailable(failure),
             (Some(Code::Internal), _) | (None, 500..) => Self::Internal(failure),
-            (None, _) => Self::Rejected(failure),
+            (Some(Code::Conflict) | None, _) => Self::Rejected(failure),
         }
     }
 }

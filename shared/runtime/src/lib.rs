@@ -43,7 +43,7 @@ pub use telemetry::trace;
 pub use traces::Tracer;
 
 /// Locks what a panic cannot poison: no code that holds such a lock can leave its data half changed.
-pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

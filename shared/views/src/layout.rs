@@ -1,13 +1,16 @@
 //! The layout of views in MongoDB: the collections and records that the projection service writes and the query service
 //! reads, besides the documents of the views.
 
+use bson::{DateTime, Uuid};
 use serde::{Deserialize, Serialize};
 
-/// The collection of the generations that serve queries, with one [`Serving`] per view.
+/// The collection of the generations of each view, with one [`Generations`] per view.
 pub const VIEWS: &str = "views";
 /// The collection of the progress of each generation, with one [`Checkpoint`] per generation.
 pub const CHECKPOINTS: &str = "checkpoints";
-/// The collection of the leases by which a replica leads a view.
+/// The collection of what was found when two generations of a view were compared, by the name of the newer one.
+pub const COMPARISONS: &str = "comparisons";
+/// The collection of the leases by which a replica leads a generation.
 pub const LEASES: &str = "leases";
 
 /// The name of the collection of a view's generation, such as `orders@3`. It is also the `_id` of the checkpoint.
@@ -15,17 +18,85 @@ pub fn collection(view: &str, generation: i32) -> String {
     format!("{view}@{generation}")
 }
 
-/// The generation of a view that serves queries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Serving {
+/// All generations of a view. Each belongs to one version of the view's code, which alone reads and writes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generations {
     /// The name of the view.
     #[serde(rename = "_id")]
     pub view: String,
-    pub generation: i32,
+    /// The last number that was given to a generation. None is given twice.
+    pub last: i32,
+    pub generations: Vec<Generation>,
+}
+
+/// A generation of a view: its documents are in the collection of its number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    pub number: i32,
+    /// The `VERSION` of the view's code that the generation belongs to.
+    pub version: i32,
+    pub state: State,
+    /// When it came into this state.
+    pub since: DateTime,
+    /// It becomes the serving one even if its digest differs from that of the one before.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub force: bool,
+    /// Why it must not be served, in words. Queries of its version are answered `unavailable`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Since when nobody has kept it up to date, while another version of the view serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<DateTime>,
+}
+
+/// What a generation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It is being built, and becomes the serving one of its version.
+    Building,
+    /// It is kept up to date, and queries of its version read it.
+    Serving,
+    /// It served before the one that serves now, and can become the serving one again.
+    Previous,
+    /// It is being built to be compared with the serving one.
+    Verifying,
+    /// It was compared with the serving one, and its documents are gone.
+    Verified,
+    /// It was built, and did not become the serving one, because its documents differ.
+    Refused,
+    /// Its documents are about to be dropped.
+    Dropping,
+}
+
+impl State {
+    /// Whether a replica has to write it.
+    pub fn is_led(self) -> bool {
+        match self {
+            Self::Building | Self::Serving | Self::Verifying => true,
+            Self::Previous | Self::Verified | Self::Refused | Self::Dropping => false,
+        }
+    }
+}
+
+impl Generations {
+    /// The generation of this version that serves queries.
+    pub fn serving(&self, version: i32) -> Option<&Generation> {
+        self.of(version).find(|generation| generation.state == State::Serving)
+    }
+
+    /// The generations of this version.
+    pub fn of(&self, version: i32) -> impl Iterator<Item = &Generation> {
+        self.generations.iter().filter(move |generation| generation.version == version)
+    }
+
+    pub fn find(&self, number: i32) -> Option<&Generation> {
+        self.generations.iter().find(|generation| generation.number == number)
+    }
 }
 
 /// The progress of a generation. It is written in the same transaction as the documents.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// The name of the generation's collection.
     #[serde(rename = "_id")]
@@ -39,4 +110,15 @@ pub struct Checkpoint {
     /// The identity of the journal that the events are from; absent until it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<String>,
+    /// The identifier that the server gave to the collection. A collection that was dropped and made again has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
+    /// How many events per second it was built at; absent unless it is being built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde demands a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }

@@ -19,6 +19,11 @@ macro_rules! views {
             vec![$(<$module::$view as View>::NAME),*]
         }
 
+        /// The names of all views, each with the version of its documents.
+        pub fn versions() -> Vec<(&'static str, i32)> {
+            vec![$((<$module::$view as View>::NAME, <$module::$view as View>::VERSION)),*]
+        }
+
         /// All queries of all views, each with the name of its view.
         pub fn queries() -> Vec<(&'static str, &'static Query)> {
             let mut queries = Vec::new();
@@ -67,8 +72,8 @@ pub trait View: Send + Sync + 'static {
     /// The name of the view, which is also the part of its collection's name before the `@`.
     const NAME: &'static str;
 
-    /// The version of the documents. Raise it whenever the same events lead to different documents than before; the
-    /// view then has to be rebuilt.
+    /// The version of the documents. Raise it whenever the same events lead to different documents than before, or the
+    /// indexes change. The projection service then builds the documents of the new version beside those of the old.
     const VERSION: i32;
 
     /// The document that is stored in MongoDB. Its `_id` is a string, which replies show as `id`. Other fields whose

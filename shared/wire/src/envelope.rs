@@ -17,6 +17,8 @@ pub const AGGREGATE_VERSION: &str = "Aggregate-Version";
 pub const RECORDED_AT: &str = "Recorded-At";
 /// Header of an event: the idempotency key of its command, if that had one.
 pub const COMMAND_ID: &str = "Command-Id";
+/// Header of an announced checkpoint: the generation of the view that has come so far.
+pub const GENERATION: &str = "Generation";
 const EVENT_SCHEMA: &str = "Event-Schema";
 
 /// Everything that the journal has of an event, except its subject and payload.
@@ -59,6 +61,18 @@ pub fn event_headers(envelope: &Envelope<'_>) -> HeaderMap {
         }
     }
     headers
+}
+
+/// The header of an announced checkpoint.
+pub fn generation_header(generation: i32) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(GENERATION, HeaderValue::from(generation));
+    headers
+}
+
+/// The generation that an announced checkpoint belongs to; `None` if it does not say.
+pub fn generation_of(headers: Option<&HeaderMap>) -> Option<i32> {
+    header(headers, GENERATION).ok()
 }
 
 /// A message in the stream that this journal's relay has not published.

@@ -30,6 +30,8 @@ pub enum Code {
     ViewBehind,
     /// The idempotency key was used before, with another request.
     CommandIdReused,
+    /// The operation does not fit what is there now.
+    Conflict,
     /// The request, the event that it would record, or the reply is larger than allowed.
     TooLarge,
     /// The service has too many requests waiting.
@@ -41,11 +43,12 @@ pub enum Code {
 }
 
 impl Code {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Malformed,
         Self::NotFound,
         Self::ViewBehind,
         Self::CommandIdReused,
+        Self::Conflict,
         Self::TooLarge,
         Self::Overloaded,
         Self::Unavailable,
@@ -63,6 +66,7 @@ impl Code {
             Self::NotFound => "not_found",
             Self::ViewBehind => "view_behind",
             Self::CommandIdReused => "command_id_reused",
+            Self::Conflict => "conflict",
             Self::TooLarge => "too_large",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
@@ -75,7 +79,7 @@ impl Code {
             Self::Malformed => 400,
             Self::NotFound => 404,
             Self::ViewBehind => 408,
-            Self::CommandIdReused => 409,
+            Self::CommandIdReused | Self::Conflict => 409,
             Self::TooLarge => 413,
             Self::Overloaded | Self::Unavailable => 503,
             Self::Internal => 500,

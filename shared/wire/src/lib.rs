@@ -9,8 +9,8 @@ mod servers;
 mod subjects;
 
 pub use envelope::{
-    AGGREGATE_ID, AGGREGATE_VERSION, COMMAND_ID, Envelope, EnvelopeError, Foreign, JOURNAL, RECORDED_AT, decode_event,
-    event_headers, journal_of, recorded_at,
+    AGGREGATE_ID, AGGREGATE_VERSION, COMMAND_ID, Envelope, EnvelopeError, Foreign, GENERATION, JOURNAL, RECORDED_AT,
+    decode_event, event_headers, generation_header, generation_of, journal_of, recorded_at,
 };
 pub use failure::{Code, Failure};
 pub use headers::{ACTOR, EXPECTED_VERSION, MIN_POSITION, MSG_ID, POSITION, RequestHeaders, TRACEPARENT};

@@ -1,0 +1,325 @@
+//! Leads one generation of a view: keeps it up to date while it serves, builds it until it can serve, or builds it to
+//! be compared. The invariant: a generation begins to serve only in the transaction that ends the service of the one
+//! before, when both are at the same position and nobody else can write either; where both are of one version, their
+//! digests are equal, unless the operator has asked for it all the same.
+//!
+//! The switch, step by step, each of which may be the last one of this process:
+//!
+//! 1. The build follows the serving generation, never beyond it, until it is near.
+//! 2. It seizes the lease of the serving generation, and takes its checkpoint over under the new term. From then on that
+//!    generation stands still. If the process dies now, the lease expires, and another replica goes on with it.
+//! 3. It folds to exactly the position of that checkpoint, and compares the digests.
+//! 4. One transaction makes it the serving generation ([`Catalog::switch`]).
+//! 5. It goes on as the leader of the serving generation, under the lease that it has had all the time.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use bson::doc;
+use mongodb::error::Error;
+use runtime::mongodb_driver;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use views::{
+    View,
+    layout::{self, Checkpoint, Generation, Generations, State},
+};
+
+use crate::{
+    event::Unapplied,
+    generations::{Catalog, Stopped, Switch},
+    lease::Lease,
+    metrics::LeadingGuard,
+    projector::{Projector, Purpose, Resources},
+    reader::ReadError,
+    retry_state::{RetryState, describe},
+    store::{Damaged, Store, Superseded},
+};
+
+/// How near to the serving generation a build must be to take its place, in events. They are folded while that one stands
+/// still.
+const NEAR: u64 = 1_000;
+/// How long the serving generation may stand still before the build gives up taking its place for now.
+const MAX_STANDSTILL: Duration = Duration::from_secs(5);
+/// How often a build looks how far the serving generation has come.
+const POLL: Duration = Duration::from_millis(100);
+
+/// How leading a generation ended.
+enum Ended {
+    /// The token was cancelled, or the generation need not be led any more.
+    Stopped,
+    /// The generation has another purpose now.
+    Changed,
+}
+
+/// Leads a generation until the token is cancelled, and returns the highest term that it has seen. Retries after an
+/// error.
+pub async fn lead<V: View>(resources: &Resources, lease: &Lease, number: i32, stop: &CancellationToken) -> i64 {
+    let (generation, term) = (&lease.collection, lease.term);
+    let mut leader = Leader { resources, lease, number, retry: RetryState::default(), leading: None };
+    loop {
+        let error = match stop.run_until_cancelled(leader.find::<V>()).await {
+            None => return term,
+            Some(Ok(None)) => return term,
+            Some(Ok(Some(view))) => match leader.lead_as::<V>(&view, stop).await {
+                Ok(Ended::Stopped) => return term,
+                Ok(Ended::Changed) => continue,
+                Err(error) => error,
+            },
+            Some(Err(error)) => error,
+        };
+        // Whoever takes its place has taken its lease before.
+        if let Ok(None) = resources.leases.recorded_session(lease).await {
+            return error.downcast_ref().map_or(term, |Superseded { term }| *term);
+        }
+        if let Some(Superseded { term: later }) = error.downcast_ref() {
+            tracing::warn!(generation, term, later, "another replica has taken the generation over under a later term");
+            resources.metrics.of::<V>().lease_lost();
+            return *later;
+        }
+        resources.metrics.of::<V>().failing(describe(&error));
+        if let Some(damaged) = error.downcast_ref::<Damaged>() {
+            leader.set_problem::<V>(Some(&damaged.to_string())).await;
+        }
+        log(V::NAME, number, &error, &mut leader.retry);
+        if stop.run_until_cancelled(leader.retry.wait()).await.is_none() {
+            return term;
+        }
+    }
+}
+
+fn log(view: &str, generation: i32, error: &anyhow::Error, retry: &mut RetryState) {
+    let Some(text) = retry.log_once(error) else { return };
+    if let Some(Unapplied { position, aggregate, event, reason }) = error.downcast_ref() {
+        tracing::error!(
+            view,
+            generation,
+            position,
+            aggregate,
+            event,
+            reason,
+            "the view cannot apply an event, trying again"
+        );
+        return;
+    }
+    match error.downcast_ref() {
+        Some(ReadError::NoStream(_) | ReadError::NoConsumer(..) | ReadError::Lost(_)) => {
+            tracing::warn!(view, generation, reason = text, "the view cannot read the stream, trying again");
+        }
+        Some(ReadError::Gap { .. } | ReadError::Foreign(_)) | None => {
+            tracing::error!(view, generation, reason = text, "the view stopped, trying again")
+        }
+    }
+}
+
+/// A replica that leads a generation.
+struct Leader<'a> {
+    resources: &'a Resources,
+    lease: &'a Lease,
+    number: i32,
+    retry: RetryState,
+    /// Says that this replica leads the view, once the generation serves.
+    leading: Option<LeadingGuard>,
+}
+
+impl Leader<'_> {
+    /// The generations of the view; `None` if there is none of this number any more.
+    async fn find<V: View>(&self) -> anyhow::Result<Option<Generations>> {
+        let found = self.resources.catalog.of(V::NAME).await?;
+        Ok(found.filter(|view| view.find(self.number).is_some()))
+    }
+
+    async fn lead_as<V: View>(&mut self, view: &Generations, stop: &CancellationToken) -> anyhow::Result<Ended> {
+        let Some(generation) = view.find(self.number).filter(|generation| generation.version == V::VERSION) else {
+            return Ok(Ended::Stopped);
+        };
+        match generation.state {
+            State::Serving => self.keep::<V>(generation, stop).await,
+            State::Building => self.build::<V>(stop).await,
+            State::Previous | State::Verifying | State::Verified | State::Refused | State::Dropping => {
+                Ok(Ended::Stopped)
+            }
+        }
+    }
+
+    /// Keeps the serving generation up to date.
+    async fn keep<V: View>(&mut self, generation: &Generation, stop: &CancellationToken) -> anyhow::Result<Ended> {
+        let Self { resources, lease, number, .. } = *self;
+        let metrics = resources.metrics.of::<V>();
+        self.leading.get_or_insert_with(|| {
+            tracing::info!(view = V::NAME, generation = number, term = lease.term, "leading the view");
+            metrics.lead(lease.term)
+        });
+        let purpose = (number, Purpose::Live);
+        let starting = Projector::<V>::start(resources, lease, purpose, self.retry.is_failing());
+        let Some(started) = stop.run_until_cancelled(starting).await else { return Ok(Ended::Stopped) };
+        let projector = started?;
+        if generation.problem.is_some() {
+            self.set_problem::<V>(None).await;
+        }
+        let store = projector.store();
+        let keeping = projector.run(stop, &mut self.retry);
+        let waking = async {
+            if generation.idle_since.is_some() {
+                wake::<V>(resources, number).await?;
+            }
+            Err(store.damage::<V>().await)
+        };
+        tokio::select! {
+            ended = keeping => ended.map(|()| Ended::Stopped),
+            failed = waking => failed,
+        }
+    }
+
+    /// Builds the generation until it serves.
+    async fn build<V: View>(&mut self, stop: &CancellationToken) -> anyhow::Result<Ended> {
+        let Self { resources, lease, number, .. } = *self;
+        let _figures = resources.metrics.building(V::NAME, number, "building");
+        tracing::info!(view = V::NAME, generation = number, "building a generation of the view");
+        let purpose = (number, Purpose::Build);
+        let starting = Projector::<V>::start(resources, lease, purpose, self.retry.is_failing());
+        let Some(started) = stop.run_until_cancelled(starting).await else { return Ok(Ended::Stopped) };
+        let mut build = Build { resources, lease, number, projector: started?, retry: &mut self.retry };
+        let store = build.projector.store();
+        let ended = tokio::select! {
+            built = stop.run_until_cancelled(build.run()) => built.unwrap_or(Ok(Ended::Stopped)),
+            damage = store.damage::<V>() => Err(damage),
+        };
+        build.projector.close().await;
+        ended
+    }
+
+    async fn set_problem<V: View>(&self, problem: Option<&str>) {
+        if let Err(error) = self.resources.catalog.set_problem(V::NAME, self.number, problem).await {
+            let reason = mongodb_driver::describe(&error);
+            tracing::warn!(view = V::NAME, generation = self.number, reason, "cannot say that the view has a problem");
+        }
+    }
+}
+
+/// Waits until a generation that nobody has kept up to date has caught up, and says so.
+async fn wake<V: View>(resources: &Resources, number: i32) -> anyhow::Result<()> {
+    let metrics = resources.metrics.of::<V>();
+    let is_near = || {
+        let position = metrics.leading().and_then(|leading| leading.position)?;
+        let last = resources.metrics.stream.get()?;
+        Some(last.saturating_sub(position) <= NEAR)
+    };
+    while is_near() != Some(true) {
+        sleep(POLL).await;
+    }
+    resources.catalog.set_idle(V::NAME, number, false).await?;
+    Ok(())
+}
+
+/// A generation while it is being built.
+struct Build<'a, V: View> {
+    resources: &'a Resources,
+    lease: &'a Lease,
+    number: i32,
+    projector: Projector<'a, V>,
+    retry: &'a mut RetryState,
+}
+
+impl<V: View> Build<'_, V> {
+    async fn run(&mut self) -> anyhow::Result<Ended> {
+        loop {
+            let view = self.resources.catalog.of(V::NAME).await?.context("the generations of the view are gone")?;
+            let serving = view.serving(V::VERSION);
+            let served = match serving.filter(|serving| serving.problem.is_none()) {
+                Some(serving) => {
+                    position_of::<V>(self.resources, serving.number).await?.map(|position| (serving.number, position))
+                }
+                None => None,
+            };
+            let switched = match served {
+                Some((serving, position)) => self.follow(serving, position).await?,
+                None => self.catch_up(&view, serving).await?,
+            };
+            if switched {
+                tracing::info!(view = V::NAME, generation = self.number, "the generation serves");
+                return Ok(Ended::Changed);
+            }
+        }
+    }
+
+    /// Comes to where the serving generation is, and takes its place if that is near enough.
+    async fn follow(&mut self, serving: i32, position: u64) -> anyhow::Result<bool> {
+        self.projector.advance_to(position, self.resources.build_share, self.retry).await?;
+        let now = position_of::<V>(self.resources, serving).await?.unwrap_or_default();
+        if now.saturating_sub(self.projector.position()) > NEAR {
+            return Ok(false);
+        }
+        if now < self.projector.position() {
+            // It was set back, and comes here again.
+            sleep(POLL).await;
+            return Ok(false);
+        }
+        self.replace(serving).await
+    }
+
+    /// Takes the place of the serving generation.
+    async fn replace(&mut self, serving: i32) -> anyhow::Result<bool> {
+        let Resources { leases, .. } = self.resources;
+        let collection = layout::collection(V::NAME, serving);
+        let term = leases.seize(&collection, &format!("the generation {} takes its place", self.number)).await?;
+        let replaced = timeout(MAX_STANDSTILL, self.switch_from(serving, term)).await;
+        let released = leases.release_seized(&collection, term).await;
+        let replaced = replaced.unwrap_or_else(|_| bail!("the serving generation stood still for too long"))?;
+        released?;
+        Ok(replaced)
+    }
+
+    async fn switch_from(&mut self, serving: i32, term: i64) -> anyhow::Result<bool> {
+        let Resources { database, catalog, .. } = self.resources;
+        let store = Store::open::<V>(database, serving, true).await?;
+        let mut session = database.client().start_session().await?;
+        let (position, _) = store.take_over(&mut session, term).await?;
+        // It does not give way: the serving generation waits for it.
+        self.projector.advance_to(position, 1.0, self.retry).await?;
+        anyhow::ensure!(self.projector.position() == position, "the serving generation was set back");
+        let from = Some(Stopped { number: serving, term: Some(term), state: State::Previous });
+        self.switch(catalog, position, from).await
+    }
+
+    /// Comes to the end of the stream, and begins to serve if nothing of this version does.
+    async fn catch_up(&mut self, view: &Generations, broken: Option<&Generation>) -> anyhow::Result<bool> {
+        let Resources { nats, stream, catalog, .. } = self.resources;
+        // Where nothing was ever built and there is no stream, nothing has happened yet.
+        let is_first = self.number == 1;
+        let last_sequence = async || {
+            let state = nats.stream_state(stream).await.map_err(|error| anyhow!("{error}"))?;
+            match state {
+                Some(state) => anyhow::Ok(state.last_sequence),
+                None if is_first => Ok(0),
+                None => Err(ReadError::NoStream(stream.clone()).into()),
+            }
+        };
+        let mut target = last_sequence().await?;
+        // Whoever has read another version must not see an earlier position than there.
+        for other in view.generations.iter().filter(|other| other.state == State::Serving && other.problem.is_none()) {
+            if other.version != V::VERSION && other.idle_since.is_none() {
+                target = target.max(position_of::<V>(self.resources, other.number).await?.unwrap_or_default());
+            }
+        }
+        self.projector.advance_to(target, self.resources.build_share, self.retry).await?;
+        if last_sequence().await?.saturating_sub(self.projector.position()) > NEAR {
+            return Ok(false);
+        }
+        let from = broken.map(|broken| Stopped { number: broken.number, term: None, state: State::Dropping });
+        self.switch(catalog, self.projector.position(), from).await
+    }
+
+    async fn switch(&mut self, catalog: &Catalog, position: u64, from: Option<Stopped>) -> anyhow::Result<bool> {
+        let term = self.lease.term;
+        catalog.switch(&Switch { view: V::NAME, number: self.number, term, position, from }).await?;
+        Ok(true)
+    }
+}
+
+/// The stored position of a generation; `None` if it has no checkpoint.
+async fn position_of<V: View>(resources: &Resources, number: i32) -> Result<Option<u64>, Error> {
+    let checkpoints = resources.database.collection::<Checkpoint>(layout::CHECKPOINTS);
+    let found = checkpoints.find_one(doc! { "_id": layout::collection(V::NAME, number) }).await?;
+    Ok(found.map(|checkpoint| u64::try_from(checkpoint.position).unwrap_or_default()))
+}
