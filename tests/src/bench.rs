@@ -2,6 +2,7 @@
 //! measured alternately, and the round with the median ratio counts, since machines are shared and noisy.
 
 mod bare;
+mod change;
 mod cost;
 mod echo;
 mod follow;
@@ -24,7 +25,7 @@ use crate::Stack;
 use rows::Bench;
 
 /// The rows, in the order in which they are measured. Those that need few orders come first.
-pub const ROWS: [&str; 15] = [
+pub const ROWS: [&str; 17] = [
     "order_create_1",
     "visible",
     "sustained",
@@ -35,6 +36,8 @@ pub const ROWS: [&str; 15] = [
     "search_64",
     "idle",
     "rebuild",
+    "rebuild_beside",
+    "switch",
     "order_create_256",
     "order_create_vs_tx",
     "scraped",

@@ -272,6 +272,14 @@ impl Measured {
         Self { counted: operations, elapsed, cpu, nanos: vec![] }
     }
 
+    /// Operations that were measured elsewhere.
+    pub fn of(latencies: Vec<Duration>, elapsed: Duration) -> Self {
+        let nanos = latencies.iter().map(|latency| u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+        let mut nanos: Vec<u64> = nanos.collect();
+        nanos.sort_unstable();
+        Self { nanos, counted: 0, elapsed, cpu: Cpu::default() }
+    }
+
     pub fn operations(&self) -> usize {
         self.nanos.len() + self.counted
     }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{
     bare::{BATCH, Mongo, Postgres, Stream, UPSERTS},
+    change,
     echo::Echo,
     installation::{Installation, Orders, get_at, request, search_text},
     load::{Measured, Pace, Request, Workload, in_flight},
@@ -57,7 +58,7 @@ impl Bench {
 
     pub async fn measure(&mut self, row: &str) -> Vec<Row> {
         let orders = match row {
-            "rebuild" => REBUILT,
+            "rebuild" | "rebuild_beside" => REBUILT,
             "order_create_1" | "visible" | "sustained" => 1_000,
             _ => QUERIED,
         };
@@ -88,6 +89,8 @@ impl Bench {
             "replicas" => self.replicas().await,
             "scraped" => self.scraped().await,
             "rebuild" => vec![self.rebuild().await],
+            "rebuild_beside" => change::rebuild_beside(&mut self.installation).await,
+            "switch" => vec![change::switch(&mut self.installation).await],
             other => panic!("{other} is measured elsewhere"),
         }
     }
@@ -251,7 +254,7 @@ impl Bench {
             let ours = list(&mut self.installation, PAGE).await;
             let users: Arc<[Uuid]> = self.installation.users().into();
             let body = move || json!({"user": users[super::load::random(users.len())], "limit": PAGE}).to_string();
-            let bare = self.pages("orders@1", "order.list", body).await;
+            let bare = self.pages("orders", "order.list", body).await;
             rounds.push((Sample::rate(ours, 1), Sample::rate(bare, 1)));
         }
         Row::of("order_list_64", "lists/s", Target::AtLeast(0.7), rounds)
@@ -263,28 +266,24 @@ impl Bench {
         for _ in 0..ROUNDS {
             let ours = search(&mut self.installation).await;
             let body = || json!({"text": search_text()}).to_string();
-            let bare = self.pages("products@1", "product.search", body).await;
+            let bare = self.pages("products", "product.search", body).await;
             rounds.push((Sample::rate(ours, 1), Sample::rate(bare, 1)));
         }
         Row::of("search_64", "searches/s", Target::AtLeast(0.7), rounds)
     }
 
     /// Reads what the plans of a query read, with the driver alone.
-    async fn pages(
-        &self,
-        collection: &'static str,
-        query: &str,
-        body: impl Fn() -> String + Clone + Send + 'static,
-    ) -> Measured {
+    async fn pages(&self, view: &str, query: &str, body: impl Fn() -> String + Clone + Send + 'static) -> Measured {
         let queries = views::queries();
         let found = queries.iter().find(|(_, it)| format!("{}.{}", it.noun, it.verb) == query);
         let plan = found.expect("there is such a query").1.plan;
         let mongo = self.parts().mongo.clone();
+        let collection: Arc<str> = crate::journal::serving(&self.installation.system).await[view].as_str().into();
         in_flight(&self.installation.machine(), 64, SAMPLE_TIME, move || {
             let Ok(views::Plan::List(list)) = plan(body().as_bytes()) else { panic!("a list") };
-            let mongo = mongo.clone();
+            let (mongo, collection) = (mongo.clone(), Arc::clone(&collection));
             async move {
-                mongo.page(collection, list).await;
+                mongo.page(&collection, list).await;
             }
         })
         .await
