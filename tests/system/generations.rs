@@ -7,6 +7,7 @@ use std::{
 };
 
 use bson::{Document, doc};
+use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use tests::{Expect, System, eventually, journal};
 use views::layout;
@@ -119,6 +120,56 @@ async fn what_somebody_has_dropped_is_named_not_served_and_rebuilt_by_one_operat
     assert_views_are_journal(&system).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_gives_way_too_much_catches_up_all_the_same() {
+    let system = System::new().await;
+    let _command = system.command().await;
+    let _projection = system.start_projection(&[&SHORT[..], &["--build-share", "1"]].concat());
+    mixed_load(&system, 8, 60).await;
+    journal::caught_up(&system).await;
+    system.operate("view.rebuild", json!({"view": "orders"})).await.unwrap();
+    let is_over = AtomicBool::new(false);
+    let load = async {
+        while !is_over.load(Relaxed) {
+            mixed_load(&system, 8, 5).await;
+        }
+    };
+    let building = async {
+        serves(&system, "orders", 2).await;
+        is_over.store(true, Relaxed);
+    };
+    tokio::join!(load, building);
+    assert_views_are_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_program_of_before_has_built_is_taken_over() {
+    let system = System::new().await;
+    let (_command, projection) = (system.command().await, system.projection().await);
+    system.send_samples().await;
+    journal::caught_up(&system).await;
+    projection.stop().await;
+
+    // It knew one generation of each view, and a lease was the view's.
+    let (views, before) = (system.views().await, checkpoints(&system).await);
+    let (records, leases) = (views.collection::<Document>(layout::VIEWS), views.collection::<Document>(layout::LEASES));
+    for view in views::names() {
+        records.replace_one(doc! {"_id": view}, doc! {"generation": 1}).await.unwrap();
+        let term = before[&format!("{view}@1")].get_i64("term").unwrap();
+        leases.insert_one(doc! {"_id": view, "term": term}).await.unwrap();
+    }
+    leases.delete_many(doc! {"_id": {"$regex": "@"}}).await.unwrap();
+    let checkpoints = views.collection::<Document>(layout::CHECKPOINTS);
+    checkpoints.update_many(doc! {}, doc! {"$unset": {"uuid": ""}}).await.unwrap();
+
+    let _projection = system.projection().await;
+    system.product(1).await;
+    assert_views_are_journal(&system).await;
+    for view in views::names() {
+        assert_eq!(states(&system, view).await, [(1, "serving".to_owned())].into());
+    }
+}
+
 /// Waits until a generation of the view serves.
 async fn serves(system: &System, view: &str, generation: i32) {
     let collection = layout::collection(view, generation);
@@ -134,6 +185,13 @@ async fn states(system: &System, view: &str) -> BTreeMap<i32, String> {
     let found = generations.find_one(doc! {"_id": view}).await.unwrap().unwrap();
     let generations = found.get_array("generations").unwrap().iter().map(|it| it.as_document().unwrap());
     generations.map(|it| (it.get_i32("number").unwrap(), it.get_str("state").unwrap().to_owned())).collect()
+}
+
+/// The checkpoints of all generations, by their collections.
+async fn checkpoints(system: &System) -> BTreeMap<String, Document> {
+    let checkpoints = system.views().await.collection::<Document>(layout::CHECKPOINTS);
+    let found: Vec<Document> = checkpoints.find(doc! {}).await.unwrap().try_collect().await.unwrap();
+    found.into_iter().map(|it| (it.get_str("_id").unwrap().to_owned(), it)).collect()
 }
 
 /// Asks queries all the time until `work` is done. None may fail, and none may be answered from an earlier position than

@@ -179,7 +179,15 @@ impl Leader<'_> {
         let purpose = (number, Purpose::Build);
         let starting = Projector::<V>::start(resources, lease, purpose, self.retry.is_failing());
         let Some(started) = stop.run_until_cancelled(starting).await else { return Ok(Ended::Stopped) };
-        let mut build = Build { resources, lease, number, projector: started?, retry: &mut self.retry };
+        let mut build = Build {
+            resources,
+            lease,
+            number,
+            projector: started?,
+            retry: &mut self.retry,
+            share: resources.build_share,
+            behind: u64::MAX,
+        };
         let store = build.projector.store();
         let ended = tokio::select! {
             built = stop.run_until_cancelled(build.run()) => built.unwrap_or(Ok(Ended::Stopped)),
@@ -219,6 +227,10 @@ struct Build<'a, V: View> {
     number: i32,
     projector: Projector<'a, V>,
     retry: &'a mut RetryState,
+    /// The part of the time that the build uses while events keep coming.
+    share: f64,
+    /// How many events it was behind when it last looked.
+    behind: u64,
 }
 
 impl<V: View> Build<'_, V> {
@@ -245,9 +257,9 @@ impl<V: View> Build<'_, V> {
 
     /// Comes to where the serving generation is, and takes its place if that is near enough.
     async fn follow(&mut self, serving: i32, position: u64) -> anyhow::Result<bool> {
-        self.projector.advance_to(position, self.resources.build_share, self.retry).await?;
+        self.projector.advance_to(position, self.share, self.retry).await?;
         let now = position_of::<V>(self.resources, serving).await?.unwrap_or_default();
-        if now.saturating_sub(self.projector.position()) > NEAR {
+        if !self.is_near(now) {
             return Ok(false);
         }
         if now < self.projector.position() {
@@ -256,6 +268,17 @@ impl<V: View> Build<'_, V> {
             return Ok(false);
         }
         self.replace(serving).await
+    }
+
+    /// Whether the build is near to a position, to which it was as far as it could be told before. If it does not come
+    /// nearer, events come faster than the build takes them, so that it gives way less from now on.
+    fn is_near(&mut self, position: u64) -> bool {
+        let behind = position.saturating_sub(self.projector.position());
+        if behind > NEAR && behind > self.behind / 2 {
+            self.share = (2.0 * self.share).min(1.0);
+        }
+        self.behind = behind;
+        behind <= NEAR
     }
 
     /// Takes the place of the serving generation.
@@ -302,8 +325,9 @@ impl<V: View> Build<'_, V> {
                 target = target.max(position_of::<V>(self.resources, other.number).await?.unwrap_or_default());
             }
         }
-        self.projector.advance_to(target, self.resources.build_share, self.retry).await?;
-        if last_sequence().await?.saturating_sub(self.projector.position()) > NEAR {
+        self.projector.advance_to(target, self.share, self.retry).await?;
+        let now = last_sequence().await?;
+        if !self.is_near(now) {
             return Ok(false);
         }
         let from = broken.map(|broken| Stopped { number: broken.number, term: None, state: State::Dropping });

@@ -25,7 +25,10 @@ pub struct Generations {
     #[serde(rename = "_id")]
     pub view: String,
     /// The last number that was given to a generation. None is given twice.
+    #[serde(default)]
     pub last: i32,
+    /// Empty also in a record of a program of before, until the projection service has taken it over.
+    #[serde(default)]
     pub generations: Vec<Generation>,
 }
 
