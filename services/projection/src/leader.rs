@@ -29,7 +29,7 @@ use crate::{
     event::Unapplied,
     generations::{Catalog, Stopped, Switch},
     lease::Lease,
-    metrics::LeadingGuard,
+    metrics::{BuildGuard, LeadingGuard},
     projector::{Projector, Purpose, Resources},
     reader::ReadError,
     retry_state::{RetryState, describe},
@@ -56,7 +56,7 @@ enum Ended {
 /// error.
 pub async fn lead<V: View>(resources: &Resources, lease: &Lease, number: i32, stop: &CancellationToken) -> i64 {
     let (generation, term) = (&lease.collection, lease.term);
-    let mut leader = Leader { resources, lease, number, retry: RetryState::default(), leading: None };
+    let mut leader = Leader { resources, lease, number, retry: RetryState::default(), leading: None, building: None };
     loop {
         let error = match stop.run_until_cancelled(leader.find::<V>()).await {
             None => return term,
@@ -78,6 +78,7 @@ pub async fn lead<V: View>(resources: &Resources, lease: &Lease, number: i32, st
             return *later;
         }
         resources.metrics.of::<V>().failing(describe(&error));
+        leader.building.iter().for_each(|building| building.set_failing(Some(describe(&error))));
         if let Some(damaged) = error.downcast_ref::<Damaged>() {
             leader.set_problem::<V>(Some(&damaged.to_string())).await;
         }
@@ -120,6 +121,8 @@ struct Leader<'a> {
     retry: RetryState,
     /// Says that this replica leads the view, once the generation serves.
     leading: Option<LeadingGuard>,
+    /// Says that this replica builds the generation, while it does not serve.
+    building: Option<BuildGuard>,
 }
 
 impl Leader<'_> {
@@ -146,6 +149,7 @@ impl Leader<'_> {
     async fn keep<V: View>(&mut self, generation: &Generation, stop: &CancellationToken) -> anyhow::Result<Ended> {
         let Self { resources, lease, number, .. } = *self;
         let metrics = resources.metrics.of::<V>();
+        self.building = None;
         self.leading.get_or_insert_with(|| {
             tracing::info!(view = V::NAME, generation = number, term = lease.term, "leading the view");
             metrics.lead(lease.term)
@@ -174,12 +178,15 @@ impl Leader<'_> {
     /// Builds the generation until it serves.
     async fn build<V: View>(&mut self, stop: &CancellationToken) -> anyhow::Result<Ended> {
         let Self { resources, lease, number, .. } = *self;
-        let _figures = resources.metrics.building(V::NAME, number, "building");
-        tracing::info!(view = V::NAME, generation = number, "building a generation of the view");
+        let building = self.building.get_or_insert_with(|| {
+            tracing::info!(view = V::NAME, generation = number, "building a generation of the view");
+            resources.metrics.building(V::NAME, number, "building")
+        });
         let purpose = (number, Purpose::Build);
         let starting = Projector::<V>::start(resources, lease, purpose, self.retry.is_failing());
         let Some(started) = stop.run_until_cancelled(starting).await else { return Ok(Ended::Stopped) };
         let mut build = Build {
+            building,
             resources,
             lease,
             number,
@@ -225,6 +232,7 @@ struct Build<'a, V: View> {
     resources: &'a Resources,
     lease: &'a Lease,
     number: i32,
+    building: &'a BuildGuard,
     projector: Projector<'a, V>,
     retry: &'a mut RetryState,
     /// The part of the time that the build uses while events keep coming.
@@ -258,6 +266,7 @@ impl<V: View> Build<'_, V> {
     /// Comes to where the serving generation is, and takes its place if that is near enough.
     async fn follow(&mut self, serving: i32, position: u64) -> anyhow::Result<bool> {
         self.projector.advance_to(position, self.share, self.retry).await?;
+        self.building.set_failing(None);
         let now = position_of::<V>(self.resources, serving).await?.unwrap_or_default();
         if !self.is_near(now) {
             return Ok(false);
@@ -326,6 +335,7 @@ impl<V: View> Build<'_, V> {
             }
         }
         self.projector.advance_to(target, self.share, self.retry).await?;
+        self.building.set_failing(None);
         let now = last_sequence().await?;
         if !self.is_near(now) {
             return Ok(false);

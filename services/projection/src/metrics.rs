@@ -1,7 +1,7 @@
 //! What the projection service counts and shows of the views that this replica leads.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -26,8 +26,8 @@ pub struct Metrics {
     pub stream: KnownPosition,
     /// When the stream was last seen to grow.
     grown_at: Mutex<Option<Instant>>,
-    /// The generations that this replica builds, by view, number and purpose.
-    builds: Mutex<BTreeSet<(&'static str, i32, &'static str)>>,
+    /// The generations that this replica builds, by view and number.
+    builds: Mutex<BTreeMap<(&'static str, i32), Build>>,
     pub transaction_duration: Histogram,
 }
 
@@ -148,11 +148,20 @@ impl Metrics {
             data.insert("stream".into(), json!({ "position": metrics.stream.json() }));
             let views = metrics.views.iter().filter_map(|view| view.json(&metrics));
             data.insert("views".into(), views.collect());
-            let build = |(view, generation, state): &(&str, i32, &str)| json!({ "view": view, "generation": generation, "state": state });
+            let build = |((view, generation), Build { state, failing }): (&(&str, i32), &Build)| {
+                json!({ "view": view, "generation": generation, "state": state, "reason": failing })
+            };
             data.insert("builds".into(), locked(&metrics.builds).iter().map(build).collect());
         });
         let metrics = Arc::clone(self);
-        monitor.add_check(move || metrics.views.iter().filter_map(|view| view.problem(&metrics)).collect());
+        monitor.add_check(move || {
+            let builds = locked(&metrics.builds);
+            let failing = builds.iter().filter_map(|((view, number), build)| {
+                let reason = build.failing.as_ref()?;
+                Some(Problem::other(format!("the generation {number} of the view {view} is not being built: {reason}")))
+            });
+            metrics.views.iter().filter_map(|view| view.problem(&metrics)).chain(failing).collect()
+        });
     }
 
     /// Says how far the stream is.
@@ -170,9 +179,9 @@ impl Metrics {
     }
 
     /// Says that this replica builds a generation, until the guard is dropped.
-    pub fn building(self: &Arc<Self>, view: &'static str, number: i32, purpose: &'static str) -> BuildGuard {
-        locked(&self.builds).insert((view, number, purpose));
-        BuildGuard(Arc::clone(self), (view, number, purpose))
+    pub fn building(self: &Arc<Self>, view: &'static str, number: i32, state: &'static str) -> BuildGuard {
+        locked(&self.builds).insert((view, number), Build { state, failing: None });
+        BuildGuard(Arc::clone(self), (view, number))
     }
 
     /// How many events the stream has after a position.
@@ -299,8 +308,25 @@ impl ViewMetrics {
     }
 }
 
+/// What is known of a generation while this replica builds it.
+struct Build {
+    /// What it is built for.
+    state: &'static str,
+    /// Why the build does not go on.
+    failing: Option<String>,
+}
+
 /// This replica builds the generation while this exists.
-pub struct BuildGuard(Arc<Metrics>, (&'static str, i32, &'static str));
+pub struct BuildGuard(Arc<Metrics>, (&'static str, i32));
+
+impl BuildGuard {
+    /// Says why the build does not go on, or that it does.
+    pub fn set_failing(&self, reason: Option<String>) {
+        if let Some(build) = locked(&self.0.builds).get_mut(&self.1) {
+            build.failing = reason;
+        }
+    }
+}
 
 impl Drop for BuildGuard {
     fn drop(&mut self) {
