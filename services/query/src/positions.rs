@@ -396,7 +396,7 @@ mod tests {
         assert_eq!(unserved(2), Err((being_built, true)));
         assert_eq!(unserved(3), Err(("orders@4 has no checkpoint".to_owned(), false)));
         assert_eq!(unserved(4), Err(("it was dropped".to_owned(), false)));
-        assert_eq!(unserved(9).unwrap_err().1, true);
+        assert!(unserved(9).unwrap_err().1);
         assert!(serving_position("orders", 1, None, &checkpoints).unwrap_err().is_unbuilt);
     }
 
