@@ -65,6 +65,28 @@ impl DocumentWrite {
         Ok(Some(Self { id: id.to_owned(), change }))
     }
 
+    /// Does what MongoDB does.
+    ///
+    /// # Panics
+    /// If it would refuse the write, or write nothing.
+    #[cfg(test)]
+    pub fn apply_to(&self, documents: &mut std::collections::BTreeMap<String, RawDocumentBuf>) {
+        let before = documents.remove(&self.id);
+        assert_eq!(before.is_none(), matches!(self.change, Change::Insert(_)), "{self:?}");
+        let after = match &self.change {
+            Change::Insert(document) | Change::Replace(document) => document.clone(),
+            Change::Set(fields) => {
+                let mut after = RawDocumentBuf::new();
+                for (name, value) in before.iter().flat_map(|before| before.iter()).map(Result::unwrap) {
+                    after.append(name, fields.get(name).unwrap().unwrap_or(value));
+                }
+                after
+            }
+            Change::Delete => return,
+        };
+        documents.insert(self.id.clone(), after);
+    }
+
     /// The write as an element of its command's list.
     fn statement(&self) -> RawDocumentBuf {
         let mut statement = rawdoc! { "q": { "_id": self.id.as_str() } };

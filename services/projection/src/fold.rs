@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use anyhow::anyhow;
 use bson::RawDocumentBuf;
 use domain::Recorded;
-use views::{Inapplicable, View};
+use views::{Digest, Inapplicable, View};
 
 use crate::document_write::DocumentWrite;
 
@@ -19,6 +19,8 @@ pub struct Fold<V: View> {
     /// The documents of earlier batches, as they are stored.
     cache: Cache<V>,
     changed: bool,
+    /// The digest of the generation after the sealed batch; `None` if it is unknown. Nothing is hashed then.
+    digest: Option<Digest>,
 }
 
 /// A bounded cache with two ages. A document that is used is young. When the young ones have become too large, they all
@@ -37,18 +39,30 @@ type Documents<V> = HashMap<String, LoadedDocument<<V as View>::Document>>;
 
 /// A document in memory; `None` stands for a document that does not exist.
 struct LoadedDocument<D> {
-    stored: Option<RawDocumentBuf>,
+    stored: Option<Stored>,
     current: Option<D>,
     changed: bool,
 }
 
-impl<V: View> Default for Fold<V> {
-    fn default() -> Self {
-        Self { open: HashMap::new(), sealed: HashMap::new(), cache: Cache::default(), changed: false }
-    }
+/// A document as it is stored.
+struct Stored {
+    document: RawDocumentBuf,
+    /// The digest of the document, computed once for all batches that change the document; zero if the digest of the
+    /// generation is unknown.
+    digest: Digest,
 }
 
 impl<V: View> Fold<V> {
+    /// Goes on from documents with this digest.
+    pub fn new(digest: Option<Digest>) -> Self {
+        Self { open: HashMap::new(), sealed: HashMap::new(), cache: Cache::default(), changed: false, digest }
+    }
+
+    /// The digest of the generation once the sealed batch is written; `None` if it is unknown.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
     /// The identifiers whose documents are not in memory.
     pub fn missing<'a>(&self, ids: &'a [String]) -> impl Iterator<Item = &'a str> {
         let Self { open, sealed, cache, .. } = self;
@@ -72,7 +86,8 @@ impl<V: View> Fold<V> {
         // The error itself may quote the document.
         let current = bson::deserialize_from_slice(stored.as_bytes())
             .map_err(|_| anyhow!("the stored document {id} does not have the form of the view"))?;
-        self.open.insert(id, LoadedDocument { stored: Some(stored), current: Some(current), changed: false });
+        let stored = Some(Stored::new(stored, self.digest.is_some())?);
+        self.open.insert(id, LoadedDocument { stored, current: Some(current), changed: false });
         Ok(())
     }
 
@@ -118,9 +133,16 @@ impl<V: View> Fold<V> {
         let mut writes = Vec::with_capacity(changed.len());
         for (id, entry) in changed {
             let after = entry.current.as_ref().map(bson::serialize_to_raw_document_buf).transpose()?;
-            writes.extend(DocumentWrite::between(id, entry.stored.as_deref(), after.as_deref())?);
-            entry.stored = after;
             entry.changed = false;
+            let before = entry.stored.as_ref().map(|stored| &*stored.document);
+            let Some(write) = DocumentWrite::between(id, before, after.as_deref())? else { continue };
+            writes.push(write);
+            let after = after.map(|document| Stored::new(document, self.digest.is_some())).transpose()?;
+            if let Some(digest) = &mut self.digest {
+                entry.stored.iter().for_each(|before| *digest -= before.digest);
+                after.iter().for_each(|after| *digest += after.digest);
+            }
+            entry.stored = after;
         }
         self.sealed = std::mem::take(&mut self.open);
         self.changed = false;
@@ -173,7 +195,14 @@ impl<V: View> Default for Cache<V> {
 
 impl<D> LoadedDocument<D> {
     fn stored_bytes(&self) -> usize {
-        self.stored.as_ref().map_or(0, |stored| stored.as_bytes().len())
+        self.stored.as_ref().map_or(0, |stored| stored.document.as_bytes().len())
+    }
+}
+
+impl Stored {
+    fn new(document: RawDocumentBuf, is_hashed: bool) -> bson::error::Result<Self> {
+        let digest = if is_hashed { Digest::of(&document)? } else { Digest::default() };
+        Ok(Self { document, digest })
     }
 }
 
@@ -253,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_events_of_a_batch_make_one_write_for_each_document() {
-        let mut fold = Fold::default();
+        let mut fold = Fold::new(Some(Digest::default()));
         fold.load(rawdoc! { "_id": "total", "pieces": 1_i64 }).unwrap();
         apply(&mut fold, &restocked(2)).unwrap();
         apply(&mut fold, &restocked(3)).unwrap();
@@ -263,7 +292,7 @@ mod tests {
 
     #[test]
     fn the_next_batch_sees_the_batch_that_is_still_being_written() {
-        let mut fold = Fold::default();
+        let mut fold = Fold::new(Some(Digest::default()));
         apply(&mut fold, &restocked(2)).unwrap();
         fold.seal().unwrap();
         assert_eq!(fold.missing(&[ID.to_owned(), "total".to_owned()]).count(), 0);
@@ -277,7 +306,7 @@ mod tests {
 
     #[test]
     fn an_event_is_applied_to_all_of_its_documents_or_to_none() {
-        let mut fold = Fold::default();
+        let mut fold = Fold::new(Some(Digest::default()));
         apply(&mut fold, &restocked(9)).unwrap();
         apply(&mut fold, &restocked(2)).unwrap_err();
         assert_eq!(sealed(&mut fold), [between(ID, None, Some(9)), between("total", None, Some(9))]);
@@ -285,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_document_that_does_not_change_is_not_written() {
-        let mut fold = Fold::default();
+        let mut fold = Fold::new(Some(Digest::default()));
         fold.load(rawdoc! { "_id": "total", "pieces": 1_i64 }).unwrap();
         fold.load(rawdoc! { "_id": ID, "pieces": 1_i64 }).unwrap();
         apply(&mut fold, &restocked(0)).unwrap();
@@ -294,8 +323,58 @@ mod tests {
     }
 
     #[test]
+    fn the_digest_is_that_of_the_stored_documents() {
+        let digest = |documents: &[RawDocumentBuf]| {
+            let mut digest = Digest::default();
+            documents.iter().for_each(|document| digest += Digest::of(document).unwrap());
+            Some(digest)
+        };
+        let of = |id: &str, pieces: i64| rawdoc! { "_id": id, "pieces": pieces };
+        let mut fold = Fold::new(digest(&[of("total", 1), of("other", 3)]));
+        fold.load(of("total", 1)).unwrap();
+        apply(&mut fold, &restocked(2)).unwrap();
+        fold.seal().unwrap();
+        assert_eq!(fold.digest(), digest(&[of("total", 3), of("other", 3), of(ID, 2)]));
+        // Before the batch is written, as well as after.
+        apply(&mut fold, &restocked(3)).unwrap();
+        assert_eq!(fold.digest(), digest(&[of("total", 3), of("other", 3), of(ID, 2)]));
+        fold.mark_written();
+        fold.seal().unwrap();
+        assert_eq!(fold.digest(), digest(&[of("total", 6), of("other", 3), of(ID, 5)]));
+        fold.mark_written();
+        apply(&mut fold, &event(product::Event::Deleted(product::Deleted {}))).unwrap();
+        fold.seal().unwrap();
+        assert_eq!(fold.digest(), digest(&[of("other", 3)]));
+    }
+
+    #[test]
+    fn an_unknown_digest_stays_unknown() {
+        let mut fold = Fold::new(None);
+        fold.load(rawdoc! { "_id": "total", "pieces": 1_i64 }).unwrap();
+        apply(&mut fold, &restocked(2)).unwrap();
+        assert_eq!(fold.seal().unwrap().len(), 2);
+        assert_eq!(fold.digest(), None);
+    }
+
+    /// Somebody has changed a document by hand. The service may write over that, but the digest keeps the difference.
+    #[test]
+    fn the_digest_shows_a_document_that_somebody_else_changed() {
+        let (fold, changed) = [1_i64, 2]
+            .map(|pieces| {
+                let mut fold = Fold::new(Some(Digest::of(&rawdoc! { "_id": "total", "pieces": 1_i64 }).unwrap()));
+                fold.load(rawdoc! { "_id": "total", "pieces": pieces }).unwrap();
+                apply(&mut fold, &event(product::Event::Deleted(product::Deleted {}))).unwrap();
+                fold.seal().unwrap();
+                fold.digest()
+            })
+            .into();
+        assert_eq!(fold, Some(Digest::default()));
+        assert_ne!(changed, fold);
+    }
+
+    #[test]
     fn documents_of_earlier_batches_are_cached_as_they_were_written() {
-        let mut fold = Fold::default();
+        let mut fold = Fold::new(Some(Digest::default()));
         apply(&mut fold, &restocked(2)).unwrap();
         for _ in 0..3 {
             fold.seal().unwrap();
@@ -308,7 +387,7 @@ mod tests {
 
     #[test]
     fn the_cache_is_bounded_and_a_document_that_is_used_stays() {
-        let mut fold = Fold::<Pieces>::default();
+        let mut fold = Fold::<Pieces>::new(Some(Digest::default()));
         let large = |id: &str| {
             rawdoc! { "_id": id, "pieces": 1_i64, "padding": "x".repeat(MAX_YOUNG_BYTES / 10) }
         };
@@ -327,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_document_that_is_assumed_absent_is_not_loaded() {
-        let mut fold = Fold::<Pieces>::default();
+        let mut fold = Fold::<Pieces>::new(Some(Digest::default()));
         fold.assume_absent(&[ID.to_owned()]);
         assert_eq!(fold.missing(&[ID.to_owned()]).count(), 0);
         assert_eq!(sealed(&mut fold), []);

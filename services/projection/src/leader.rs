@@ -33,7 +33,7 @@ use crate::{
     projector::{Projector, Purpose, Resources},
     reader::ReadError,
     retry_state::{RetryState, describe},
-    store::{Damaged, Store, Superseded},
+    store::{Damaged, Store, Superseded, TakenOver},
 };
 
 /// How near to the serving generation a build must be to take its place, in events. They are folded while that one stands
@@ -306,7 +306,7 @@ impl<V: View> Build<'_, V> {
         let Resources { database, catalog, .. } = self.resources;
         let store = Store::open::<V>(database, serving, true).await?;
         let mut session = database.client().start_session().await?;
-        let (position, _) = store.take_over(&mut session, term).await?;
+        let TakenOver { position, .. } = store.take_over(&mut session, term).await?;
         // It does not give way: the serving generation waits for it.
         self.projector.advance_to(position, 1.0, self.retry).await?;
         anyhow::ensure!(self.projector.position() == position, "the serving generation was set back");

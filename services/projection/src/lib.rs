@@ -11,8 +11,9 @@
 //!    changes. `store` loads those that are not in memory.
 //! 5. `fold` applies the event to the documents in memory, through the view's `evolve`.
 //! 6. When the batch is full or due, `writer` grants a permit to write it, and `fold` seals it: `document_write` derives
-//!    the writes from the difference between each document and its stored form.
-//! 7. `store` commits the writes together with the new checkpoint, in one transaction.
+//!    the writes from the difference between each document and its stored form, and the digest of the generation changes
+//!    by what the documents change.
+//! 7. `store` commits the writes together with the new checkpoint and digest, in one transaction.
 //! 8. `projector` announces the new checkpoint over NATS to the query service, whose queries may be waiting for it.
 //!
 //! After any error the projector starts again from the stored checkpoint. `retry_state` paces the retries, and logs
@@ -31,6 +32,8 @@ mod metrics;
 mod observer;
 mod operations;
 mod projector;
+#[cfg(test)]
+mod properties;
 mod reader;
 mod retry_state;
 mod shared_reader;

@@ -82,7 +82,7 @@ struct ShowView {
 impl Operation for ShowView {
     const NOUN: &'static str = "view";
     const VERB: &'static str = "show";
-    const DESCRIPTION: &'static str = "One view, also with its indexes and the journal that it comes from";
+    const DESCRIPTION: &'static str = "One view, also with its indexes, its digest and the journal that it comes from";
     type Context = Context;
 
     async fn run(self, context: &Context) -> Result<Value, Failure> {
@@ -93,7 +93,9 @@ impl Operation for ShowView {
         let collection = layout::collection(view.view, serving.number);
         let indexes = context.database.collection::<Document>(&collection).list_index_names().await;
         json["indexes"] = indexes.map_err(|error| unavailable(&error))?.into();
-        json["journal"] = stored.checkpoint(&collection).and_then(|checkpoint| checkpoint.journal.clone()).into();
+        let checkpoint = stored.checkpoint(&collection);
+        json["journal"] = checkpoint.and_then(|checkpoint| checkpoint.journal.clone()).into();
+        json["digest"] = checkpoint.and_then(|checkpoint| checkpoint.digest).map(|digest| digest.to_string()).into();
         Ok(json)
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     reader::ReadError,
     retry_state::RetryState,
     shared_reader::{SharedReader, Subscription},
-    store::{Batch, Store, kill_session},
+    store::{Batch, Store, TakenOver, kill_session},
     writer::{WritePermit, Writer, Writers},
 };
 
@@ -224,7 +224,8 @@ impl<'a, V: View> Projector<'a, V> {
         ensure!(leases.record_session(lease, &own).await?, "the lease was lost");
         let store = Store::open::<V>(database, generation, purpose == Purpose::Live).await?;
         // A batch of this generation that was still being written is now either stored, or never will be.
-        let (stored, journal) = store.take_over(&mut *writer.session().await, lease.term).await?;
+        let TakenOver { position: stored, journal, digest } =
+            store.take_over(&mut *writer.session().await, lease.term).await?;
         if purpose == Purpose::Live {
             metrics.taken_over(generation, stored);
         }
@@ -238,7 +239,7 @@ impl<'a, V: View> Projector<'a, V> {
             batch_limit: resources.batch_limit,
             rate: Rate::new(stored),
             subscription,
-            fold: Fold::default(),
+            fold: Fold::new(digest),
             output: Output { writer, store: Arc::new(store), term: lease.term, state: WriteState::Idle },
             progress: Progress { journal, stored, folded: stored, announced: None },
             open_batch: Size::default(),
@@ -496,7 +497,8 @@ impl<'a, V: View> Projector<'a, V> {
         let Output { store, term, .. } = &self.output;
         let Progress { journal, stored: from, folded: to, .. } = self.progress;
         let rate = (self.purpose == Purpose::Build).then(|| self.rate.at(to));
-        let batch = Batch { store: Arc::clone(store), from, to, term: *term, journal, rate, writes: self.fold.seal()? };
+        let (writes, digest) = (self.fold.seal()?, self.fold.digest());
+        let batch = Batch { store: Arc::clone(store), from, to, term: *term, journal, rate, digest, writes };
         let (documents, oldest) = (batch.writes.len(), self.oldest.take());
         let (traced, sealed) = (std::mem::take(&mut self.traced), SystemTime::now());
         let written = WrittenBatch { to, events: to - from, documents, oldest, traced, sealed };

@@ -17,7 +17,7 @@ use runtime::{Monitor, mongodb_driver};
 use tokio::time::sleep;
 use uuid::Uuid;
 use views::{
-    View,
+    Digest, View,
     layout::{self, Checkpoint},
 };
 
@@ -66,7 +66,19 @@ pub struct Batch {
     pub journal: Option<Uuid>,
     /// Events per second, of a generation that is being built.
     pub rate: Option<f64>,
+    /// The digest after the batch; `None` if it is unknown.
+    pub digest: Option<Digest>,
     pub writes: Vec<DocumentWrite>,
+}
+
+/// Where a writer goes on.
+pub struct TakenOver {
+    /// The stored checkpoint.
+    pub position: u64,
+    /// The journal that the view's events come from; `None` before the first event.
+    pub journal: Option<Uuid>,
+    /// The digest of the stored documents; `None` if it is unknown.
+    pub digest: Option<Digest>,
 }
 
 /// Another replica has taken the view over under a later term.
@@ -152,7 +164,8 @@ impl Store {
                 }
             }
         }
-        let new = doc! { "position": 0_i64, "version": V::VERSION, "term": 0_i64 };
+        let digest = Digest::default().to_string();
+        let new = doc! { "position": 0_i64, "version": V::VERSION, "term": 0_i64, "digest": digest };
         store
             .checkpoints
             .update_one(doc! { "_id": &name }, doc! { "$setOnInsert": new, "$set": { "uuid": uuid } })
@@ -182,13 +195,13 @@ impl Store {
         }
     }
 
-    /// Takes the view over for a writer of this term. Returns the position from which it goes on, and the journal that
-    /// the view's events come from, if there is one yet. Writers of earlier terms cannot write from then on.
+    /// Takes the generation over for a writer of this term. Returns where it goes on. Writers of earlier terms cannot
+    /// write from then on.
     ///
     /// # Errors
     /// [`Superseded`] if a writer of a later term has taken the view over; others if the documents were built by
     /// another version of the view, or if MongoDB is unavailable.
-    pub async fn take_over(&self, session: &mut ClientSession, term: i64) -> anyhow::Result<(u64, Option<Uuid>)> {
+    pub async fn take_over(&self, session: &mut ClientSession, term: i64) -> anyhow::Result<TakenOver> {
         // An earlier attempt may have left a transaction open. If the server does not receive this, the transaction
         // ends with the next use of the session.
         let _ = session.abort_transaction().await;
@@ -202,9 +215,12 @@ impl Store {
             .return_document(ReturnDocument::After)
             .session(session)
             .await?;
-        if let Some(checkpoint) = taken_over {
-            let journal = checkpoint.journal.map(|journal| journal.parse()).transpose()?;
-            return Ok((u64::try_from(checkpoint.position)?, journal));
+        if let Some(Checkpoint { position, journal, digest, .. }) = taken_over {
+            let journal = journal.map(|journal| journal.parse()).transpose()?;
+            // A program that computed no digests may have begun the generation, but without an event there is no
+            // document.
+            let digest = digest.or_else(|| (position == 0).then(Digest::default));
+            return Ok(TakenOver { position: u64::try_from(position)?, journal, digest });
         }
         let found =
             self.checkpoints.find_one(doc! { "_id": name }).await?.context("the checkpoint has been deleted")?;
@@ -263,7 +279,7 @@ pub async fn commit(session: &mut ClientSession, batches: &[Batch]) -> anyhow::R
 
 async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result<()> {
     let mut checkpoint_updates = RawArrayBuf::new();
-    for Batch { store, from, to, term, journal, rate, .. } in batches {
+    for Batch { store, from, to, term, journal, rate, digest, .. } in batches {
         let (from, to) = (i64::try_from(*from)?, i64::try_from(*to)?);
         let mut checkpoint = rawdoc! { "position": to };
         if let Some(journal) = journal {
@@ -271,6 +287,9 @@ async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result
         }
         if let Some(rate) = rate {
             checkpoint.append(cstr!("rate"), *rate);
+        }
+        if let Some(digest) = digest {
+            checkpoint.append(cstr!("digest"), digest.to_string());
         }
         checkpoint_updates.push(rawdoc! {
             "q": { "_id": store.documents.name(), "position": from, "term": *term },

@@ -367,6 +367,7 @@ mod tests {
             journal: None,
             uuid: None,
             rate: None,
+            digest: None,
         };
         let checkpoints = [checkpoint("orders@1", 9), checkpoint("orders@2", 7), checkpoint("users@2", 8)];
         let generation = |number, version, state, problem: Option<&str>| Generation {

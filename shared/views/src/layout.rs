@@ -4,6 +4,8 @@
 use bson::{DateTime, Uuid};
 use serde::{Deserialize, Serialize};
 
+use crate::Digest;
+
 /// The collection of the generations of each view, with one [`Generations`] per view.
 pub const VIEWS: &str = "views";
 /// The collection of the progress of each generation, with one [`Checkpoint`] per generation.
@@ -119,6 +121,10 @@ pub struct Checkpoint {
     /// How many events per second it was built at; absent unless it is being built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
+    /// The digest of the generation's documents; absent if it is unknown, because a program that computed no digests
+    /// has written some of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde demands a reference")]

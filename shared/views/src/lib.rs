@@ -44,6 +44,7 @@ views! {
 #[cfg(test)]
 mod boundary_values;
 mod cursor;
+mod digest;
 #[cfg(test)]
 mod given;
 pub mod layout;
@@ -57,6 +58,7 @@ mod whole_number;
 mod words;
 
 pub use cursor::Cursor;
+pub use digest::{Digest, InvalidDigest};
 pub use query::{Direction, Key, Limit, List, Page, Plan, Query, QueryRequest, Rendered, Report};
 pub use totals::Sum;
 pub use whole_number::WholeNumber;
@@ -101,7 +103,8 @@ pub trait View: Send + Sync + 'static {
         false
     }
 
-    /// The document after the event. `None` stands for no document, both before the event and after it.
+    /// The document after the event. `None` stands for no document, both before the event and after it. The result
+    /// depends on nothing else, or digests would differ.
     ///
     /// # Errors
     /// If the event cannot be applied. The document is not changed then, and the view stops at this event.
@@ -204,7 +207,16 @@ mod tests {
                     if let Some(document) = document {
                         let stored = bson::serialize_to_raw_document_buf(&document).unwrap();
                         assert_eq!(stored.get_str("_id").unwrap(), id, "`_id` of the documents of {}", V::NAME);
-                        assert!(bson::deserialize_from_slice::<V::Document>(stored.as_bytes()).unwrap() == document);
+                        let read: V::Document = bson::deserialize_from_slice(stored.as_bytes()).unwrap();
+                        assert!(read == document);
+                        let again = bson::serialize_to_raw_document_buf(&read).unwrap();
+                        assert_eq!(
+                            Digest::of(&again).unwrap(),
+                            Digest::of(&stored).unwrap(),
+                            "{}: the same document must be stored in the same form every time; a `HashMap` or \
+                             `HashSet` has another order each time, a `BTreeMap` or `BTreeSet` has not",
+                            V::NAME
+                        );
                         documents.insert(id, document);
                         written += 1;
                     }
