@@ -121,6 +121,75 @@ async fn what_somebody_has_dropped_is_named_not_served_and_rebuilt_by_one_operat
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_byte_that_somebody_changed_is_found_by_verifying_and_mended_by_rebuilding() {
+    let system = System::new().await;
+    let (_command, _projection) = (system.command().await, system.start_projection(&SHORT));
+    let product = system.product(7).await;
+    mixed_load(&system, 4, 20).await;
+    journal::caught_up(&system).await;
+    for view in views::names() {
+        let found = verified(&system, view, false).await;
+        assert_eq!((&found["different"], found["differences"].as_array().unwrap().len()), (&json!(0), 0), "{found}");
+        assert_eq!(found["a"]["digest"], found["b"]["digest"]);
+        assert_eq!(found["a"]["digest"], found["a"]["checkpoint_digest"], "{found}");
+    }
+
+    let products = system.views().await.collection::<Document>(&layout::collection("products", 1));
+    let changed = doc! {"$set": {"name": "White metal lanterm"}};
+    products.update_one(doc! {"_id": product.id.to_string()}, changed).await.unwrap();
+    let load = mixed_load(&system, 4, 20);
+    let (_, found) = tokio::join!(load, verified(&system, "products", false));
+    assert_eq!(found["different"], 1, "{found}");
+    let difference = &found["differences"][0];
+    assert_eq!((&difference["id"], &difference["kind"]), (&json!(product.id), &json!("differs")));
+    assert_eq!(difference["fields"], json!([{"field": "name"}]));
+    assert_ne!(found["a"]["digest"], found["a"]["checkpoint_digest"]);
+    let shown = verified(&system, "products", true).await;
+    let field = &shown["differences"][0]["fields"][0];
+    assert_eq!((&field["a"], &field["b"]), (&json!("White metal lanterm"), &json!("White metal lantern")));
+    // What was built for it is gone.
+    let names = system.views().await.list_collection_names().await.unwrap();
+    assert_eq!(names.iter().filter(|name| name.starts_with("products@")).count(), 1, "{names:?}");
+
+    let begun = system.operate("view.rebuild", json!({"view": "products"})).await.unwrap().body;
+    serves(&system, "products", i32::try_from(begun["generation"].as_i64().unwrap()).unwrap()).await;
+    assert_views_are_journal(&system).await;
+    assert_eq!(verified(&system, "products", false).await["different"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_that_differs_does_not_take_the_place_of_the_one_that_serves() {
+    let system = System::new().await;
+    let (_command, projection) = (system.command().await, system.start_projection(&SHORT));
+    let product = system.product(7).await;
+    journal::caught_up(&system).await;
+    projection.stop().await;
+    // As if the view's code had made another document of the same events.
+    let views = system.views().await;
+    let products = views.collection::<Document>(&layout::collection("products", 1));
+    products.update_one(doc! {"_id": product.id.to_string()}, doc! {"$set": {"stock": 8_i64}}).await.unwrap();
+    let changed = doc! {"$set": {"digest": "1".repeat(64)}};
+    let checkpoints = views.collection::<Document>(layout::CHECKPOINTS);
+    checkpoints.update_one(doc! {"_id": "products@1"}, changed).await.unwrap();
+
+    let _projection = system.start_projection(&SHORT);
+    system.offers_operations("projection").await;
+    system.operate("view.rebuild", json!({"view": "products"})).await.unwrap();
+    eventually("it is refused", async || (states(&system, "products").await.get(&2)? == "refused").then_some(())).await;
+    let shown = system.operate("view.show", json!({"view": "products"})).await.unwrap().body;
+    let refused = shown["generations"].as_array().unwrap().iter().find(|it| it["generation"] == 2).unwrap();
+    assert_eq!(refused["comparison"]["differences"][0]["fields"], json!([{"field": "stock"}]), "{refused}");
+    // The other goes on.
+    system.accept("product.restock", json!({"id": product.id, "quantity": 1})).await;
+    journal::caught_up(&system).await;
+    assert_eq!(states(&system, "products").await[&1], "serving");
+    // The operator decides.
+    system.operate("view.rebuild", json!({"view": "products", "force": true})).await.unwrap();
+    serves(&system, "products", 3).await;
+    assert_views_are_journal(&system).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_gives_way_too_much_catches_up_all_the_same() {
     let system = System::new().await;
     let _command = system.command().await;
@@ -168,6 +237,18 @@ async fn what_a_program_of_before_has_built_is_taken_over() {
     for view in views::names() {
         assert_eq!(states(&system, view).await, [(1, "serving".to_owned())].into());
     }
+}
+
+/// Verifies a view, and returns what was found.
+async fn verified(system: &System, view: &str, values: bool) -> Value {
+    let begun = system.operate("view.verify", json!({"view": view, "values": values})).await.unwrap().body;
+    eventually("it is verified", async || {
+        let shown = system.operate("view.show", json!({"view": view})).await.ok()?.body;
+        let generations = shown["generations"].as_array()?;
+        let verified = generations.iter().find(|it| it["generation"] == begun["generation"])?;
+        (verified["state"] == "verified").then(|| verified["comparison"].clone())
+    })
+    .await
 }
 
 /// Waits until a generation of the view serves.

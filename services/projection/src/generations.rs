@@ -7,6 +7,8 @@ use futures_util::TryStreamExt;
 use mongodb::{Collection, Database, error::Error, options::WriteConcern};
 use views::layout::{self, Checkpoint, Generation, Generations, State};
 
+use crate::comparison::Comparison;
+
 /// How long a generation that nobody shall read any more stays, in milliseconds. Queries that still read it, because
 /// their replica has not heard yet, take less.
 const DROPPED_AFTER_MS: i64 = 15_000;
@@ -66,7 +68,7 @@ impl Catalog {
         self.take_over_older_record(view).await?;
         let empty = doc! { "$setOnInsert": { "last": 0, "generations": [] } };
         self.views.update_one(doc! { "_id": view }, empty).upsert(true).await?;
-        self.add(view, version, State::Building, &[State::Building, State::Serving], false).await.map(drop)
+        self.add(view, version, State::Building, &[State::Building, State::Serving], doc! {}).await.map(drop)
     }
 
     /// Begins to build a generation that will take the place of the serving one.
@@ -74,8 +76,23 @@ impl Catalog {
     /// # Errors
     /// If MongoDB is unavailable, or the generation before is to be returned to.
     pub async fn rebuild(&self, view: &str, version: i32, force: bool) -> Result<Change, Refusal> {
-        let added = self.add(view, version, State::Building, &[State::Building], force).await?;
+        let added = self.add(view, version, State::Building, &[State::Building], doc! { "force": force }).await?;
         self.added(view, version, State::Building, added).await
+    }
+
+    /// Begins to build a generation that will be compared with the serving one.
+    ///
+    /// # Errors
+    /// If MongoDB is unavailable, or no generation serves.
+    pub async fn verify(&self, view: &str, version: i32, values: bool) -> Result<Change, Refusal> {
+        if self.of(view).await?.is_none_or(|view| view.serving(version).is_none()) {
+            let message =
+                format!("no generation of version {version} of the view {view} serves, which could be verified");
+            return Err(Refusal::Conflict(message));
+        }
+        let options = doc! { "values": values };
+        let added = self.add(view, version, State::Verifying, &[State::Verifying], options).await?;
+        self.added(view, version, State::Verifying, added).await
     }
 
     /// Begins to return to the generation that served before: it is brought up to date, and then serves again.
@@ -135,6 +152,35 @@ impl Catalog {
             true => Ok(Change::Done(number)),
             false => Err(Refusal::Conflict(format!("the generations of the view {view} are being changed: try again"))),
         }
+    }
+
+    /// Keeps what a comparison has found, and says what became of the newer generation.
+    ///
+    /// # Errors
+    /// If MongoDB is unavailable.
+    pub async fn compared(
+        &self,
+        view: &str,
+        number: i32,
+        (from, to): (State, State),
+        comparison: &Comparison,
+    ) -> anyhow::Result<()> {
+        let record = doc! { "comparison": serde_json::to_string(comparison)? };
+        let comparisons = self.database.collection::<Document>(layout::COMPARISONS);
+        let id = doc! { "_id": layout::collection(view, number) };
+        comparisons.replace_one(id, record).upsert(true).await?;
+        self.set_state(view, number, &[from], &doc! { "state": name(to), "since": "$$NOW" }).await?;
+        Ok(())
+    }
+
+    /// What was found when a generation was compared with the serving one, in JSON; `None` if it was not.
+    ///
+    /// # Errors
+    /// If MongoDB is unavailable.
+    pub async fn comparison(&self, collection: &str) -> Result<Option<String>, Error> {
+        let comparisons = self.database.collection::<Document>(layout::COMPARISONS);
+        let found = comparisons.find_one(doc! { "_id": collection }).await?;
+        Ok(found.and_then(|found| found.get_str("comparison").ok().map(ToOwned::to_owned)))
     }
 
     /// Says why a generation must not be served, or that nothing is wrong with it any more.
@@ -215,7 +261,9 @@ impl Catalog {
                 State::Dropping if is_over(*since, DROPPED_AFTER_MS.min(grace_ms.max(1))) => {
                     self.forget(&view.view, *number).await?;
                 }
-                State::Previous | State::Verified | State::Refused if is_over(*since, grace_ms) => {
+                State::Previous | State::Verified | State::Refused
+                    if is_over(*since, grace_ms) || is_superseded(view, *number, *version, *state) =>
+                {
                     self.set_state(&view.view, *number, &[*state], &dropping()).await?;
                 }
                 State::Serving | State::Building | State::Verifying if is_forgotten => {
@@ -263,20 +311,23 @@ impl Catalog {
         reply.get_datetime("localTime").copied().map_err(Error::custom)
     }
 
-    /// Adds a generation, unless the version has one in one of these states.
-    async fn add(&self, view: &str, version: i32, state: State, unless: &[State], force: bool) -> Result<bool, Error> {
+    /// Adds a generation with these options, unless the version has one in one of these states.
+    async fn add(
+        &self,
+        view: &str,
+        version: i32,
+        state: State,
+        unless: &[State],
+        options: Document,
+    ) -> Result<bool, Error> {
         let states: Vec<&str> = unless.iter().map(|state| name(*state)).collect();
         let such = doc! { "$elemMatch": { "version": version, "state": { "$in": states } } };
         let number = doc! { "$add": ["$last", 1] };
         let mut generation = doc! { "number": &number, "version": version, "state": name(state), "since": "$$NOW" };
-        if force {
-            generation.insert("force", true);
-        }
+        generation.extend(options);
         let change = doc! { "last": number, "generations": { "$concatArrays": ["$generations", [generation]] } };
-        let added = self
-            .views
-            .update_one(doc! { "_id": view, "generations": { "$not": such } }, vec![doc! { "$set": change }])
-            .await?;
+        let filter = doc! { "_id": view, "generations": { "$not": such } };
+        let added = self.views.update_one(filter, vec![doc! { "$set": change }]).await?;
         Ok(added.matched_count == 1)
     }
 
@@ -339,6 +390,12 @@ pub struct Stopped {
     pub term: Option<i64>,
     /// The state that it comes into.
     pub state: State,
+}
+
+/// Whether the version has a newer generation in the same state. Of each, the newest is enough.
+fn is_superseded(view: &Generations, number: i32, version: i32, state: State) -> bool {
+    let newest = view.of(version).filter(|other| other.state == state).max_by_key(|other| (other.since, other.number));
+    newest.is_some_and(|newest| newest.number != number)
 }
 
 fn dropping() -> Document {

@@ -26,6 +26,7 @@ use views::{
 };
 
 use crate::{
+    comparison::{Snapshot, Values},
     event::Unapplied,
     generations::{Catalog, Stopped, Switch},
     lease::Lease,
@@ -138,10 +139,9 @@ impl Leader<'_> {
         };
         match generation.state {
             State::Serving => self.keep::<V>(generation, stop).await,
-            State::Building => self.build::<V>(stop).await,
-            State::Previous | State::Verifying | State::Verified | State::Refused | State::Dropping => {
-                Ok(Ended::Stopped)
-            }
+            State::Building => self.build::<V>(generation.force, stop).await,
+            State::Verifying => self.verify::<V>(generation.values, stop).await,
+            State::Previous | State::Verified | State::Refused | State::Dropping => Ok(Ended::Stopped),
         }
     }
 
@@ -176,11 +176,25 @@ impl Leader<'_> {
     }
 
     /// Builds the generation until it serves.
-    async fn build<V: View>(&mut self, stop: &CancellationToken) -> anyhow::Result<Ended> {
+    async fn build<V: View>(&mut self, force: bool, stop: &CancellationToken) -> anyhow::Result<Ended> {
+        self.build_for::<V>("building", stop, async |build| build.run(force).await).await
+    }
+
+    /// Builds the generation to be compared with the serving one.
+    async fn verify<V: View>(&mut self, values: bool, stop: &CancellationToken) -> anyhow::Result<Ended> {
+        self.build_for::<V>("verifying", stop, async |build| build.verify(values).await).await
+    }
+
+    async fn build_for<V: View>(
+        &mut self,
+        state: &'static str,
+        stop: &CancellationToken,
+        work: impl AsyncFnOnce(&mut Build<'_, V>) -> anyhow::Result<Ended>,
+    ) -> anyhow::Result<Ended> {
         let Self { resources, lease, number, .. } = *self;
         let building = self.building.get_or_insert_with(|| {
-            tracing::info!(view = V::NAME, generation = number, "building a generation of the view");
-            resources.metrics.building(V::NAME, number, "building")
+            tracing::info!(view = V::NAME, generation = number, state, "building a generation of the view");
+            resources.metrics.building(V::NAME, number, state)
         });
         let purpose = (number, Purpose::Build);
         let starting = Projector::<V>::start(resources, lease, purpose, self.retry.is_failing());
@@ -197,7 +211,7 @@ impl Leader<'_> {
         };
         let store = build.projector.store();
         let ended = tokio::select! {
-            built = stop.run_until_cancelled(build.run()) => built.unwrap_or(Ok(Ended::Stopped)),
+            built = stop.run_until_cancelled(work(&mut build)) => built.unwrap_or(Ok(Ended::Stopped)),
             damage = store.damage::<V>() => Err(damage),
         };
         build.projector.close().await;
@@ -242,7 +256,7 @@ struct Build<'a, V: View> {
 }
 
 impl<V: View> Build<'_, V> {
-    async fn run(&mut self) -> anyhow::Result<Ended> {
+    async fn run(&mut self, force: bool) -> anyhow::Result<Ended> {
         loop {
             let view = self.resources.catalog.of(V::NAME).await?.context("the generations of the view are gone")?;
             let serving = view.serving(V::VERSION);
@@ -252,18 +266,20 @@ impl<V: View> Build<'_, V> {
                 }
                 None => None,
             };
-            let switched = match served {
-                Some((serving, position)) => self.follow(serving, position).await?,
+            let is_over = match served {
+                Some((serving, position)) if self.follow(serving, position).await? => {
+                    self.replace(serving, force).await?
+                }
+                Some(_) => false,
                 None => self.catch_up(&view, serving).await?,
             };
-            if switched {
-                tracing::info!(view = V::NAME, generation = self.number, "the generation serves");
+            if is_over {
                 return Ok(Ended::Changed);
             }
         }
     }
 
-    /// Comes to where the serving generation is, and takes its place if that is near enough.
+    /// Comes to where the serving generation is; returns whether it is near.
     async fn follow(&mut self, serving: i32, position: u64) -> anyhow::Result<bool> {
         self.projector.advance_to(position, self.share, self.retry).await?;
         self.building.set_failing(None);
@@ -276,7 +292,7 @@ impl<V: View> Build<'_, V> {
             sleep(POLL).await;
             return Ok(false);
         }
-        self.replace(serving).await
+        Ok(true)
     }
 
     /// Whether the build is near to a position, to which it was as far as it could be told before. If it does not come
@@ -290,28 +306,80 @@ impl<V: View> Build<'_, V> {
         behind <= NEAR
     }
 
-    /// Takes the place of the serving generation.
-    async fn replace(&mut self, serving: i32) -> anyhow::Result<bool> {
-        let Resources { leases, .. } = self.resources;
+    /// Takes the place of the serving generation, unless its documents differ. Returns whether the build is over.
+    async fn replace(&mut self, serving: i32, force: bool) -> anyhow::Result<bool> {
+        let Resources { leases, catalog, .. } = self.resources;
         let collection = layout::collection(V::NAME, serving);
         let term = leases.seize(&collection, &format!("the generation {} takes its place", self.number)).await?;
-        let replaced = timeout(MAX_STANDSTILL, self.switch_from(serving, term)).await;
+        let replaced = timeout(MAX_STANDSTILL, self.switch_from(serving, term, force)).await;
         let released = leases.release_seized(&collection, term).await;
-        let replaced = replaced.unwrap_or_else(|_| bail!("the serving generation stood still for too long"))?;
+        let differing = replaced.unwrap_or_else(|_| bail!("the serving generation stood still for too long"))?;
         released?;
-        Ok(replaced)
+        let Some(serving) = differing else { return Ok(true) };
+        // The one that serves goes on, and is compared as it was when it stood still.
+        let own = Snapshot::open(&self.resources.database, &layout::collection(V::NAME, self.number)).await?;
+        let comparison = serving.compare_with(own, Values::Hidden).await?;
+        let different = comparison.different;
+        tracing::error!(
+            view = V::NAME,
+            generation = self.number,
+            different,
+            "a new generation differs from the one that serves, and does not take its place"
+        );
+        catalog.compared(V::NAME, self.number, (State::Building, State::Refused), &comparison).await?;
+        Ok(true)
     }
 
-    async fn switch_from(&mut self, serving: i32, term: i64) -> anyhow::Result<bool> {
+    /// Makes this generation the serving one, in place of another. If their documents differ, returns the other as it
+    /// is now, and changes nothing.
+    async fn switch_from(&mut self, serving: i32, term: i64, force: bool) -> anyhow::Result<Option<Snapshot>> {
         let Resources { database, catalog, .. } = self.resources;
         let store = Store::open::<V>(database, serving, true).await?;
         let mut session = database.client().start_session().await?;
-        let TakenOver { position, .. } = store.take_over(&mut session, term).await?;
+        let TakenOver { position, digest, .. } = store.take_over(&mut session, term).await?;
         // It does not give way: the serving generation waits for it.
         self.projector.advance_to(position, 1.0, self.retry).await?;
         anyhow::ensure!(self.projector.position() == position, "the serving generation was set back");
+        // A program of before may have written documents without computing their digest.
+        let differs = digest.zip(self.projector.digest()).is_some_and(|(theirs, ours)| theirs != ours);
+        if differs && !force {
+            return Ok(Some(Snapshot::open(database, &layout::collection(V::NAME, serving)).await?));
+        }
         let from = Some(Stopped { number: serving, term: Some(term), state: State::Previous });
-        self.switch(catalog, position, from).await
+        self.switch(catalog, position, from).await?;
+        Ok(None)
+    }
+
+    /// Comes to where the serving generation is, compares the documents, and drops its own.
+    async fn verify(&mut self, values: bool) -> anyhow::Result<Ended> {
+        let Resources { database, catalog, .. } = self.resources;
+        let values = if values { Values::Shown } else { Values::Hidden };
+        loop {
+            let view = catalog.of(V::NAME).await?.context("the generations of the view are gone")?;
+            let serving = view.serving(V::VERSION).context("no generation serves that could be verified")?.number;
+            let position = position_of::<V>(self.resources, serving).await?;
+            let position = position.context("the serving generation has no checkpoint")?;
+            if !self.follow(serving, position).await? {
+                continue;
+            }
+            let served = Snapshot::open(database, &layout::collection(V::NAME, serving)).await?;
+            let position = u64::try_from(served.checkpoint.position)?;
+            self.projector.advance_to(position, self.share, self.retry).await?;
+            let own = Snapshot::open(database, &layout::collection(V::NAME, self.number)).await?;
+            let comparison = served.compare_with(own, values).await?;
+            if !comparison.is_equal() {
+                tracing::error!(
+                    view = V::NAME,
+                    generation = serving,
+                    different = comparison.different,
+                    "a verification has found that documents are not what the events lead to"
+                );
+            }
+            let states = (State::Verifying, State::Verified);
+            catalog.compared(V::NAME, self.number, states, &comparison).await?;
+            catalog.drop_documents(V::NAME, self.number).await?;
+            return Ok(Ended::Changed);
+        }
     }
 
     /// Comes to the end of the stream, and begins to serve if nothing of this version does.
@@ -347,6 +415,7 @@ impl<V: View> Build<'_, V> {
     async fn switch(&mut self, catalog: &Catalog, position: u64, from: Option<Stopped>) -> anyhow::Result<bool> {
         let term = self.lease.term;
         catalog.switch(&Switch { view: V::NAME, number: self.number, term, position, from }).await?;
+        tracing::info!(view = V::NAME, generation = self.number, position, "the generation serves");
         Ok(true)
     }
 }

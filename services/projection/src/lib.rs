@@ -20,6 +20,7 @@
 //! each failure once. `metrics` keeps what is shown of all this, `observer` looks at the servers for it every second,
 //! and `operations` has what an operator can ask this service.
 
+mod comparison;
 mod config;
 mod document_write;
 mod election;

@@ -49,6 +49,7 @@ pub fn endpoints(context: &Arc<Context>, tasks: &TaskTracker) -> Vec<Endpoint> {
         endpoint::<ListViews>(subjects, context, tasks),
         endpoint::<ShowView>(subjects, context, tasks),
         endpoint::<RebuildView>(subjects, context, tasks),
+        endpoint::<VerifyView>(subjects, context, tasks),
         endpoint::<RollBackView>(subjects, context, tasks),
         endpoint::<DropGeneration>(subjects, context, tasks),
     ]
@@ -89,6 +90,15 @@ impl Operation for ShowView {
         let view = known(&self.view, context)?;
         let stored = Stored::read(context).await?;
         let mut json = stored.describe(view.view, context).await?;
+        for generation in json["generations"].as_array_mut().into_iter().flatten() {
+            let Some(number) = generation["generation"].as_i64().and_then(|number| i32::try_from(number).ok()) else {
+                continue;
+            };
+            let comparison = context.catalog.comparison(&layout::collection(view.view, number)).await;
+            if let Some(comparison) = comparison.map_err(|error| unavailable(&error))? {
+                generation["comparison"] = serde_json::from_str(&comparison).unwrap_or_default();
+            }
+        }
         let Some(serving) = stored.of(view.view).and_then(|found| found.serving(view.version)) else { return Ok(json) };
         let collection = layout::collection(view.view, serving.number);
         let indexes = context.database.collection::<Document>(&collection).list_index_names().await;
@@ -121,6 +131,29 @@ impl Operation for RebuildView {
         let view = known(&self.view, context)?;
         let change = context.catalog.rebuild(view.view, view.version, self.force).await.map_err(refused)?;
         Ok(changed(view, &change, "building"))
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct VerifyView {
+    /// The name of the view, such as `orders`.
+    view: String,
+    /// Show the values that differ, which clients have stored, and not only the names of their fields.
+    #[serde(default)]
+    values: bool,
+}
+
+impl Operation for VerifyView {
+    const NOUN: &'static str = "view";
+    const VERB: &'static str = "verify";
+    const DESCRIPTION: &'static str = "Builds the view anew, compares it with what queries read, and drops it";
+    type Context = Context;
+
+    async fn run(self, context: &Context) -> Result<Value, Failure> {
+        let view = known(&self.view, context)?;
+        let change = context.catalog.verify(view.view, view.version, self.values).await.map_err(refused)?;
+        Ok(changed(view, &change, "verifying"))
     }
 }
 

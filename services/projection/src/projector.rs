@@ -19,7 +19,7 @@ use runtime::{
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use views::View;
+use views::{Digest, View};
 use wire::{Foreign, generation_header};
 
 use crate::{
@@ -321,6 +321,11 @@ impl<'a, V: View> Projector<'a, V> {
     /// The stored checkpoint.
     pub fn position(&self) -> u64 {
         self.progress.stored
+    }
+
+    /// The digest of the stored documents; `None` if it is unknown. To be asked when nothing is being folded.
+    pub fn digest(&self) -> Option<Digest> {
+        self.fold.digest()
     }
 
     /// What the generation is stored with.

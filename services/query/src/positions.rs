@@ -376,6 +376,7 @@ mod tests {
             state,
             since: DateTime::from_millis(0),
             force: false,
+            values: false,
             problem: problem.map(ToOwned::to_owned),
             idle_since: None,
         };

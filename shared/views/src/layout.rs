@@ -46,6 +46,9 @@ pub struct Generation {
     /// It becomes the serving one even if its digest differs from that of the one before.
     #[serde(default, skip_serializing_if = "is_false")]
     pub force: bool,
+    /// Whether a comparison with the serving one shows the values that differ.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub values: bool,
     /// Why it must not be served, in words. Queries of its version are answered `unavailable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
