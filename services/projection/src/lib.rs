@@ -33,8 +33,6 @@ mod metrics;
 mod observer;
 mod operations;
 mod projector;
-#[cfg(test)]
-mod properties;
 mod reader;
 mod retry_state;
 mod shared_reader;
@@ -230,3 +228,6 @@ fn candidates(resources: &Arc<Resources>) -> Vec<Candidate> {
     views::visit(&mut candidates);
     candidates.1
 }
+
+#[cfg(test)]
+mod properties;
