@@ -13,6 +13,10 @@ use std::{
 
 const PAGE: &str = include_str!("../docs/extending.md");
 
+const UNIT_TESTS: [&str; 5] = ["test", "--locked", "--offline", "-p", "domain"];
+
+const FROZEN_EVENTS: &str = "shared/domain/src/frozen/events.jsonl";
+
 /// What lies in the project's directory and is not part of it.
 const OTHERS: [&str; 3] = [".git", ".stack", "target"];
 
@@ -20,7 +24,7 @@ const OTHERS: [&str; 3] = [".git", ".stack", "target"];
 fn an_aggregate_and_a_view_are_one_file_and_one_line_each() {
     let copy = Project::copy();
     let mut blocks: BTreeMap<&str, String> = BTreeMap::new();
-    for (title, code) in code_blocks(PAGE) {
+    for (title, code) in code_blocks(PAGE, "rust") {
         blocks.entry(title).or_default().push_str(code);
     }
     assert_eq!(blocks.len(), 4, "{:?}", blocks.keys());
@@ -55,7 +59,7 @@ fn an_aggregate_and_a_view_are_one_file_and_one_line_each() {
     ] {
         assert!(aggregate.contains(forgotten), "{forgotten}");
         copy.write(review, &aggregate.replace(forgotten, of_it));
-        let told = copy.fails("cargo", &["test", "--locked", "--offline", "-p", "domain"]);
+        let told = copy.fails("cargo", &UNIT_TESTS);
         assert!(told.contains(named), "{forgotten}: {named:?} is not said\n{told}");
     }
     copy.write(review, aggregate);
@@ -73,12 +77,42 @@ fn an_aggregate_and_a_view_are_one_file_and_one_line_each() {
         let told = copy.fails("cargo", &["test", "--locked", "--offline", "-p", "views"]);
         assert!(told.contains(named), "{forgotten}: {named:?} is not said\n{told}");
     }
+
+    change_an_event_and_a_state(&copy, review);
 }
 
-/// The titles of the page's blocks of code, and what stands in them.
-fn code_blocks(page: &str) -> Vec<(&str, &str)> {
-    let blocks = page.split("\n```rust title=\"").skip(1);
-    blocks
+/// What the page changes afterwards, and what is forgotten in doing so.
+fn change_an_event_and_a_state(copy: &Project, review: &str) {
+    for (title, lines) in code_blocks(PAGE, "json") {
+        copy.append(title.strip_prefix("a line in ").unwrap(), lines);
+    }
+    copy.freeze();
+    let changes = code_blocks(PAGE, "diff");
+    assert!(changes.len() > 5, "{changes:?}");
+    let (form, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(_, change)| change.contains("const FORM"));
+    others.iter().for_each(|(path, change)| copy.change(path, change));
+    let told = copy.fails("cargo", &UNIT_TESTS);
+    assert!(told.contains("the state of review has changed: raise its FORM"), "{told}");
+    form.iter().for_each(|(path, change)| copy.change(path, change));
+    copy.freeze();
+    let frozen = copy.read(FROZEN_EVENTS);
+    let of_schema_1 = r#","review","written",1,"#;
+    let others: String = frozen.lines().filter(|it| !it.contains(of_schema_1)).map(|it| format!("{it}\n")).collect();
+    copy.write(FROZEN_EVENTS, &others);
+    let told = copy.fails("cargo", &UNIT_TESTS);
+    assert!(told.contains("frozen/events.jsonl lacks schema 1 of review.written, and what is stored has it"), "{told}");
+    copy.write(FROZEN_EVENTS, &frozen);
+    let step = r#"given_stored("review.written", 1,"#;
+    copy.write(review, &copy.read(review).replace(step, r#"given_stored("review.written", 2,"#));
+    let told = copy.fails("cargo", &UNIT_TESTS);
+    assert!(told.contains("schema 1 of `written` has no unit test"), "{told}");
+}
+
+/// The titles of the page's blocks of code in this language, and what stands in them.
+fn code_blocks<'a>(page: &'a str, language: &str) -> Vec<(&'a str, &'a str)> {
+    let fence = format!("\n```{language} title=\"");
+    page.split(&*fence)
+        .skip(1)
         .map(|block| {
             let (title, rest) = block.split_once("\"\n").expect("the title ends");
             let (code, _) = rest.split_once("```").expect("the block ends");
@@ -120,9 +154,43 @@ impl Project {
         fs::write(self.root.join(path), text).unwrap();
     }
 
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.root.join(path)).unwrap()
+    }
+
+    fn append(&self, path: &str, lines: &str) {
+        self.write(path, &(self.read(path) + lines));
+    }
+
+    /// Changes the file as the diff says.
+    fn change(&self, path: &str, diff: &str) {
+        let side = |other: char| -> String {
+            let lines = diff.lines().filter(|line| !line.starts_with(other));
+            lines.map(|line| format!("{}\n", line.get(1..).unwrap_or_default())).collect()
+        };
+        let (before, after, text) = (side('+'), side('-'), self.read(path));
+        assert_eq!(text.matches(&before).count(), 1, "{path}:\n{before}");
+        self.write(path, &text.replacen(&before, &after, 1));
+    }
+
+    /// Adds to the frozen files what the tests say is missing.
+    fn freeze(&self) {
+        let told = self.fails("cargo", &UNIT_TESTS);
+        let (events, states) = told
+            .split_once("add these lines to frozen/events.jsonl:\n")
+            .and_then(|(_, lines)| lines.split_once("and these to frozen/states.jsonl:\n"))
+            .unwrap_or_else(|| panic!("nothing is said to be missing\n{told}"));
+        let lines = |text: &str| -> String {
+            text.lines().take_while(|line| line.starts_with("[\"")).map(|line| format!("{line}\n")).collect()
+        };
+        self.append(FROZEN_EVENTS, &lines(events));
+        self.append("shared/domain/src/frozen/states.jsonl", &lines(states));
+        self.succeeds("cargo", &UNIT_TESTS);
+    }
+
     /// Adds a line to the list in the file.
     fn add_line(&self, path: &str, line: &str) {
-        let text = fs::read_to_string(self.root.join(path)).unwrap();
+        let text = self.read(path);
         let (list, after) = text.split_once(")\n}\n").expect("the list ends");
         self.write(path, &format!("{list})\n{line}}}\n{after}"));
     }

@@ -18,6 +18,7 @@ mod permissions;
 mod projection;
 mod prometheus;
 mod queries;
+mod refold;
 mod relay;
 mod restarts;
 mod retail;

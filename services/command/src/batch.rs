@@ -1,7 +1,8 @@
 //! A batch runs commands as one PostgreSQL transaction. If the cache has all aggregates that it needs, it is
 //! optimistic and takes one round trip: decide on the cached states, then write and commit on the condition that they
 //! are still current. Otherwise it takes two: load and lock the aggregates; then, with everything decided, write and
-//! commit. Either the whole batch is in the journal, or nothing of it.
+//! commit. A state that this program does not read is folded anew, and stored with the batch. Either the whole batch is
+//! in the journal, or nothing of it.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -9,8 +10,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use domain::{Aggregates, Changed, Claim, Id, State, Timestamp};
+use domain::{Aggregates, Changed, Claim, Id, State, Timestamp, Undecodable};
 use futures_util::join;
+use runtime::Pulse;
 use tokio_postgres::{Error, error::SqlState};
 use uuid::Uuid;
 use wire::{Accepted, Code, Failure};
@@ -23,12 +25,17 @@ use crate::{
         StoredAggregate, unsigned,
     },
     postgres::{describe, is_lost, with_timeout},
+    refold::{self, FoldedStates, Stale},
     state_cache::{CachedAggregate, StateCache},
 };
 
 /// Bytes by which an aggregate's first event must stay below the size limit. A later event may repeat its content and
 /// add to it, and must not be refused for its size.
 const EVENT_HEADROOM: usize = 1024;
+
+/// How often states are folded for one batch before its aggregates are locked. Once is enough, unless many events are
+/// added meanwhile.
+const MAX_FOLDS: u32 = 3;
 
 /// The answer to a command.
 pub type Outcome = Result<Accepted, Failure>;
@@ -54,6 +61,12 @@ pub enum BatchError {
     /// The server responds, but did not finish the batch in time; nothing was written. The batch may be too large.
     #[error("the batch took too long")]
     Slow,
+    /// More states have to be folded anew from their events than may be while they are locked; nothing was written.
+    #[error("{} states have to be folded anew", .0.len())]
+    Stale(Vec<Stale>),
+    /// A newer version of the program has changed an aggregate that a command needs, and this one cannot read how.
+    #[error("event {version} of {kind} {id} was written by a newer version of the program: {error}")]
+    Newer { kind: String, id: Id, version: u64, error: Undecodable },
     /// There is no connection; nothing was written.
     #[error("no connection to PostgreSQL: {}", describe(.0))]
     NoConnection(anyhow::Error),
@@ -85,6 +98,8 @@ pub struct Loaded {
     /// The sizes of their states, in bytes of JSON.
     bytes: HashMap<Id, usize>,
     ledger: HashMap<String, LedgerEntry>,
+    /// How many states were folded anew.
+    pub folded: usize,
     /// The states come from the cache: they are current only if no other writer has changed them since.
     is_optimistic: bool,
 }
@@ -113,26 +128,44 @@ pub fn from_cache(cache: &mut StateCache, commands: &[&QueuedCommand]) -> Option
             bytes.insert(id, aggregate.bytes);
         }
     }
-    Some(Loaded { aggregates, bytes, ledger: HashMap::new(), is_optimistic: true })
+    Some(Loaded { aggregates, bytes, ledger: HashMap::new(), folded: 0, is_optimistic: true })
 }
 
-/// Begins a transaction, and loads and locks in it the data that the batch needs.
+/// Begins a transaction, and loads and locks in it the data that the batch needs. States that take many events to fold
+/// anew are folded before they are locked, into `folded`.
 ///
 /// # Errors
-/// See [`BatchError`].
+/// See [`BatchError`]. [`BatchError::Stale`] if several commands together need more than one batch should fold, or
+/// events are added faster than they can be folded.
 pub async fn load(
     session: &Session,
     commands: &[&QueuedCommand],
     lock_timeout: LockTimeout,
+    folded: &FoldedStates,
+    pulse: &Pulse,
 ) -> Result<Loaded, BatchError> {
-    let loaded = with_timeout(async { Ok::<_, Infallible>(load_all(session, commands, lock_timeout).await) }).await;
-    loaded.map_err(|_| BatchError::Slow)?
+    let mut tries = 0;
+    loop {
+        let loading = load_all(session, commands, lock_timeout, folded, pulse);
+        let loaded = with_timeout(async { Ok::<_, Infallible>(loading.await) }).await.map_err(|_| BatchError::Slow)?;
+        let Err(BatchError::Stale(stale)) = loaded else { return loaded };
+        let events = folded.events_to_read(&stale);
+        tries += 1;
+        if tries > MAX_FOLDS || (commands.len() > 1 && events > refold::BATCH_EVENTS) {
+            return Err(BatchError::Stale(stale));
+        }
+        with_timeout(session.rollback()).await.map_err(BatchError::NoConnection)?;
+        tracing::info!(states = stale.len(), events, "folding states anew from their events");
+        refold::fold(session, stale, folded, pulse).await?;
+    }
 }
 
 async fn load_all(
     session: &Session,
     commands: &[&QueuedCommand],
     lock_timeout: LockTimeout,
+    folded: &FoldedStates,
+    pulse: &Pulse,
 ) -> Result<Loaded, BatchError> {
     let keys: Vec<&str> = commands.iter().filter_map(|command| Some(&*command.key.as_ref()?.id)).collect();
     let claims: Vec<Claim> = commands.iter().flat_map(|command| command.command.claims()).collect();
@@ -140,9 +173,9 @@ async fn load_all(
     let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
     if !referring.is_empty() {
         // References never change, so they can be read without a lock; then all locks are taken in one order.
-        for stored in session.peek(&referring).await.map_err(before_writing)? {
-            ids.extend(state(&stored)?.references());
-        }
+        let (current, stale) = states(session.peek(&referring).await.map_err(before_writing)?);
+        let anew = fold_few(session, stale, folded, pulse).await?;
+        ids.extend(current.into_iter().chain(anew).flat_map(|(_, _, state)| state.references()));
     }
     let ids: Vec<Id> = ids.into_iter().collect();
     // Joined, the statements are pipelined into one round trip.
@@ -150,9 +183,16 @@ async fn load_all(
         join!(session.begin(lock_timeout), session.ledger(&keys), session.lock(&ids), session.holders(&claims));
     begun.map_err(before_writing)?;
     let (mut aggregates, mut bytes) = (Aggregates::default(), HashMap::new());
-    for stored in stored.map_err(before_writing)? {
-        bytes.insert(stored.id, stored.state.len());
-        aggregates.load(stored.id, stored.version, state(&stored)?);
+    let stored = stored.map_err(before_writing)?;
+    bytes.extend(stored.iter().map(|stored| (stored.id, stored.state.len())));
+    let (current, stale) = states(stored);
+    for (id, version, state) in current {
+        aggregates.load(id, version, state);
+    }
+    let anew = fold_few(session, stale, folded, pulse).await?;
+    let number_folded = anew.len();
+    for (id, version, state) in anew {
+        aggregates.load_folded(id, version, state);
     }
     for (claim, id) in holders.map_err(before_writing)? {
         aggregates.load_claim(claim, id);
@@ -163,7 +203,7 @@ async fn load_all(
         return Err(BatchError::Race);
     }
     let ledger = ledger.map_err(before_writing)?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-    Ok(Loaded { aggregates, bytes, ledger, is_optimistic: false })
+    Ok(Loaded { aggregates, bytes, ledger, folded: number_folded, is_optimistic: false })
 }
 
 /// The commands and aggregates that are blocked by a foreign lock.
@@ -177,13 +217,20 @@ pub struct Blocked {
 ///
 /// # Errors
 /// See [`BatchError`].
-pub async fn find_blocked(session: &Session, commands: &[&QueuedCommand]) -> Result<Blocked, BatchError> {
+pub async fn find_blocked(
+    session: &Session,
+    commands: &[&QueuedCommand],
+    folded: &FoldedStates,
+) -> Result<Blocked, BatchError> {
     let referring: Vec<Id> = commands.iter().filter_map(|command| command.command.touches_references_of()).collect();
     let lookup = async {
         let referring = session.peek(&referring).await?;
         let ids: BTreeSet<Id> = commands.iter().flat_map(|command| command.command.touches()).collect();
-        let references = referring.iter().filter_map(|stored| Some((stored.id, state(stored).ok()?.references())));
-        let references: HashMap<Id, Vec<Id>> = references.collect();
+        let (current, stale) = states(referring);
+        let current = current.into_iter().map(|(id, _, state)| (id, state.references()));
+        // The batch has folded it, unless it was blocked before.
+        let anew = stale.iter().map(|stale| (stale.id, folded.references(stale.id)));
+        let references: HashMap<Id, Vec<Id>> = current.chain(anew).collect();
         let ids: BTreeSet<Id> = ids.into_iter().chain(references.values().flatten().copied()).collect();
         let locked = session.locked(&ids.into_iter().collect::<Vec<_>>()).await?;
         Ok::<_, Error>((references, locked))
@@ -214,10 +261,34 @@ pub async fn find_blocked(session: &Session, commands: &[&QueuedCommand]) -> Res
     Ok(Blocked { commands: commands.iter().map(is_blocked).collect(), ids: locked.ids })
 }
 
-fn state(stored: &StoredAggregate) -> Result<State, BatchError> {
-    State::decode(&stored.kind, stored.state.as_bytes()).map_err(|error| {
-        BatchError::Fault(anyhow::anyhow!("the stored state of {} {} cannot be read: {error}", stored.kind, stored.id))
-    })
+/// The states that this program reads, each with identifier and version, and the aggregates whose state it does not.
+fn states(stored: Vec<StoredAggregate>) -> (Vec<(Id, u64, State)>, Vec<Stale>) {
+    let (mut current, mut stale) = (Vec::with_capacity(stored.len()), Vec::new());
+    for StoredAggregate { id, kind, version, form, state } in stored {
+        match State::decode(&kind, form, state.as_bytes()) {
+            Ok(state) => current.push((id, version, state)),
+            Err(error) => {
+                if let Undecodable::Payload(_) = error {
+                    tracing::warn!(%id, kind, form, %error, "a stored state cannot be read, folding it anew");
+                }
+                stale.push(Stale { id, kind, version });
+            }
+        }
+    }
+    (current, stale)
+}
+
+/// Folds the states while they are locked, if that takes few events.
+async fn fold_few(
+    session: &Session,
+    stale: Vec<Stale>,
+    folded: &FoldedStates,
+    pulse: &Pulse,
+) -> Result<Vec<(Id, u64, State)>, BatchError> {
+    if folded.events_to_read(&stale) > refold::LOCKED_EVENTS {
+        return Err(BatchError::Stale(stale));
+    }
+    refold::fold(session, stale, folded, pulse).await
 }
 
 /// A batch whose commands have been decided, but which has no positions yet.
@@ -263,17 +334,17 @@ pub fn decide(
     now: Timestamp,
     max_event_bytes: usize,
 ) -> Result<Decided, BatchError> {
-    let Loaded { aggregates, mut bytes, ledger, is_optimistic } = loaded;
+    let Loaded { aggregates, mut bytes, ledger, folded: _, is_optimistic } = loaded;
     let mut decider = BatchDecider { aggregates, answers: vec![], events: vec![], ledger: vec![] };
     decider.execute_all(commands, &ledger, now, max_event_bytes)?;
     let BatchDecider { aggregates, answers, events, ledger } = decider;
     let mut changes = journal::Changes::default();
     for Changed { id, stored_version, version, state } in aggregates.changed() {
-        let kind = state.aggregate();
+        let (kind, form) = (state.aggregate(), state.form());
         let state = json(state.encode())?;
         bytes.insert(id, state.len());
         let into = if stored_version == 0 { &mut changes.created } else { &mut changes.updated };
-        into.push(AggregateRow { id: id.0, kind, stored_version, version, state });
+        into.push(AggregateRow { id: id.0, kind, stored_version, version, form, state });
     }
     if is_optimistic {
         let ids: HashSet<Uuid> = changes.created.iter().chain(&changes.updated).map(|aggregate| aggregate.id).collect();
@@ -387,7 +458,10 @@ impl Decided {
 
     /// Whether there is nothing to write. A command that was accepted without an event still needs the head's position.
     pub fn changes_nothing(&self) -> bool {
-        self.ledger.is_empty() && !self.answers.iter().any(|answer| matches!(answer, Answer::Accepted(_)))
+        let is_folded_anew = !self.changes.updated.is_empty();
+        !is_folded_anew
+            && self.ledger.is_empty()
+            && !self.answers.iter().any(|answer| matches!(answer, Answer::Accepted(_)))
     }
 }
 
@@ -460,7 +534,7 @@ fn reused(key: &str) -> Failure {
     Failure::new(Code::CommandIdReused, "this Nats-Msg-Id came before, with another request").with("command_id", key)
 }
 
-fn before_writing(error: Error) -> BatchError {
+pub fn before_writing(error: Error) -> BatchError {
     match error.code() {
         Some(code) if is_race(code) => BatchError::Race,
         Some(&SqlState::LOCK_NOT_AVAILABLE) => BatchError::Locked,

@@ -23,6 +23,7 @@ pub struct Session {
     lock: Statement,
     locked: Statement,
     holders: Statement,
+    events: Statement,
     store: Statement,
     release: Statement,
     claim: Statement,
@@ -61,8 +62,19 @@ pub struct AggregateRow {
     /// The version that is stored at present; 0 for a new aggregate.
     pub stored_version: u64,
     pub version: u64,
+    /// The version of the state's form.
+    pub form: i16,
     /// The state as JSON.
     pub state: String,
+}
+
+/// Rows of `aggregates`, one array per column.
+struct AggregateColumns<'a> {
+    ids: Vec<Uuid>,
+    kinds: Vec<&'static str>,
+    versions: Vec<i64>,
+    forms: Vec<i16>,
+    states: Vec<&'a str>,
 }
 
 /// The changes of a batch to aggregates, and the conditions under which they may be written. Each list is in the
@@ -82,8 +94,28 @@ pub struct StoredAggregate {
     pub id: Id,
     pub kind: String,
     pub version: u64,
+    /// The version of the state's form.
+    pub form: i16,
     /// The state as JSON.
     pub state: String,
+}
+
+/// The events of an aggregate that follow the version `after`, up to the version `last`.
+pub struct EventRange {
+    pub id: Id,
+    pub after: u64,
+    pub last: u64,
+}
+
+/// A row of `events`, as it was read.
+pub struct StoredEvent {
+    pub id: Id,
+    pub version: u64,
+    pub aggregate: String,
+    pub name: String,
+    pub schema: i16,
+    /// The event as JSON.
+    pub payload: String,
 }
 
 /// The ledger's record of a command that had an idempotency key.
@@ -129,6 +161,7 @@ impl Session {
             lock: client.prepare_cached(LOCK).await?,
             locked: client.prepare_cached(LOCKED).await?,
             holders: client.prepare_cached(HOLDERS).await?,
+            events: client.prepare_cached(EVENTS).await?,
             store: client.prepare_cached(STORE).await?,
             release: client.prepare_cached(RELEASE).await?,
             claim: client.prepare_cached(CLAIM).await?,
@@ -213,6 +246,17 @@ impl Session {
             .collect()
     }
 
+    /// The next events of each range, in the order of the ranges and the versions. Of each range, this is one event at
+    /// least, and not more than so many events and bytes of payload but for the last.
+    pub async fn events(&self, ranges: &[EventRange], events: usize, bytes: usize) -> Result<Vec<StoredEvent>, Error> {
+        let ids: Vec<Uuid> = ranges.iter().map(|range| range.id.0).collect();
+        let (after, last): (Vec<i64>, Vec<i64>) =
+            ranges.iter().map(|range| (signed(range.after), signed(range.last))).unzip();
+        let [events, bytes] = [events, bytes].map(|limit| i64::try_from(limit).unwrap_or(i64::MAX));
+        let rows = self.client.query(&self.events, &[&ids, &after, &last, &events, &bytes]).await?;
+        rows.iter().map(stored_event).collect()
+    }
+
     /// Writes aggregates. Fails with a division by zero if one of them, or one that is only expected, is not at the
     /// version at which it should be stored, or if one exists that should not; and with a unique violation if another
     /// batch was first to create one.
@@ -221,21 +265,22 @@ impl Session {
             return Ok(());
         }
         let Changes { created, updated, expected, absent } = changes;
-        let (created_ids, created_kinds, created_versions, created_states) = rows(created);
-        let (updated_ids, _, updated_versions, updated_states) = rows(updated);
         let updated_from: Vec<i64> = updated.iter().map(|aggregate| signed(aggregate.stored_version)).collect();
+        let [created, updated] = [created, updated].map(|rows| AggregateColumns::of(rows));
         let (expected_ids, expected_versions): (Vec<Uuid>, Vec<i64>) =
             expected.iter().map(|(id, version)| (id.0, signed(*version))).unzip();
         let absent: Vec<Uuid> = absent.iter().map(|id| id.0).collect();
-        let parameters: [&(dyn ToSql + Sync); 11] = [
-            &created_ids,
-            &created_kinds,
-            &created_versions,
-            &created_states,
-            &updated_ids,
+        let parameters: [&(dyn ToSql + Sync); 13] = [
+            &created.ids,
+            &created.kinds,
+            &created.versions,
+            &created.forms,
+            &created.states,
+            &updated.ids,
             &updated_from,
-            &updated_versions,
-            &updated_states,
+            &updated.versions,
+            &updated.forms,
+            &updated.states,
             &expected_ids,
             &expected_versions,
             &absent,
@@ -357,12 +402,12 @@ const LEDGER: &str = "
     where key = any($1)";
 
 const PEEK: &str = "
-    select id, kind, version, state::text
+    select id, kind, version, form, state::text
     from aggregates
     where id = any($1)";
 
 const LOCK: &str = "
-    select id, kind, version, state::text
+    select id, kind, version, form, state::text
     from aggregates
     where id = any($1)
     order by id
@@ -390,6 +435,24 @@ const HOLDERS: &str = "
     from unnest($1::text[], $2::text[]) with ordinality as wanted (scope, value, ordinal)
     join claims using (scope, value)";
 
+/// Each range is read by the index of the aggregate's versions, no further than the limits.
+const EVENTS: &str = "
+    select range.id, version, aggregate, type, schema, payload
+    from unnest($1::uuid[], $2::bigint[], $3::bigint[]) with ordinality as range (id, after, last, ordinal)
+    cross join lateral (
+        select version, aggregate, type, schema, payload,
+            sum(octet_length(payload)) over (order by version) - octet_length(payload) as bytes_before
+        from (
+            select version, aggregate, type, schema, payload::text
+            from events
+            where events.id = range.id and version > range.after and version <= range.last
+            order by version
+            limit $4
+        ) as next
+    ) as event
+    where bytes_before < $5
+    order by ordinal, version";
+
 const BACKEND: &str = "
     select pid, backend_start::text
     from pg_stat_activity
@@ -399,26 +462,28 @@ const BACKEND: &str = "
 /// been sent already, so only an error can stop them.
 const STORE: &str = "
     with created as (
-        insert into aggregates (id, kind, version, state)
-        select id, kind, version, state::json
-        from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[]) as created (id, kind, version, state)
+        insert into aggregates (id, kind, version, form, state)
+        select id, kind, version, form, state::json
+        from unnest($1::uuid[], $2::text[], $3::bigint[], $4::smallint[], $5::text[])
+            as created (id, kind, version, form, state)
     ), updated as (
         update aggregates
-        set version = updated.version, state = updated.state::json
-        from unnest($5::uuid[], $6::bigint[], $7::bigint[], $8::text[]) as updated (id, stored, version, state)
+        set version = updated.version, form = updated.form, state = updated.state::json
+        from unnest($6::uuid[], $7::bigint[], $8::bigint[], $9::smallint[], $10::text[])
+            as updated (id, stored, version, form, state)
         where aggregates.id = updated.id and aggregates.version = updated.stored
         returning 1
     ), expected as (
         select aggregates.id
         from aggregates
-        join unnest($9::uuid[], $10::bigint[]) as expected (id, version) using (id, version)
+        join unnest($11::uuid[], $12::bigint[]) as expected (id, version) using (id, version)
         order by aggregates.id
         for share of aggregates
     )
     select 1 / (
-        (select count(*) from updated) = cardinality($5)
-        and (select count(*) from expected) = cardinality($9)
-        and not exists (select from aggregates where id = any($11::uuid[]))
+        (select count(*) from updated) = cardinality($6)
+        and (select count(*) from expected) = cardinality($11)
+        and not exists (select from aggregates where id = any($13::uuid[]))
     )::int";
 
 const RELEASE: &str = "
@@ -467,7 +532,19 @@ fn stored_aggregate(row: &Row) -> Result<StoredAggregate, Error> {
         id: Id(row.try_get(0)?),
         kind: row.try_get(1)?,
         version: unsigned(row.try_get(2)?),
-        state: row.try_get(3)?,
+        form: row.try_get(3)?,
+        state: row.try_get(4)?,
+    })
+}
+
+fn stored_event(row: &Row) -> Result<StoredEvent, Error> {
+    Ok(StoredEvent {
+        id: Id(row.try_get(0)?),
+        version: unsigned(row.try_get(1)?),
+        aggregate: row.try_get(2)?,
+        name: row.try_get(3)?,
+        schema: row.try_get(4)?,
+        payload: row.try_get(5)?,
     })
 }
 
@@ -488,13 +565,16 @@ fn columns<'a>(claims: impl Iterator<Item = &'a Claim>) -> (Vec<&'static str>, V
     claims.map(|claim| (claim.scope, claim.value.as_str())).unzip()
 }
 
-/// One array per column.
-fn rows(aggregates: &[AggregateRow]) -> (Vec<Uuid>, Vec<&'static str>, Vec<i64>, Vec<&str>) {
-    let ids = aggregates.iter().map(|aggregate| aggregate.id).collect();
-    let kinds = aggregates.iter().map(|aggregate| aggregate.kind).collect();
-    let versions = aggregates.iter().map(|aggregate| signed(aggregate.version)).collect();
-    let states = aggregates.iter().map(|aggregate| aggregate.state.as_str()).collect();
-    (ids, kinds, versions, states)
+impl<'a> AggregateColumns<'a> {
+    fn of(rows: &'a [AggregateRow]) -> Self {
+        Self {
+            ids: rows.iter().map(|row| row.id).collect(),
+            kinds: rows.iter().map(|row| row.kind).collect(),
+            versions: rows.iter().map(|row| signed(row.version)).collect(),
+            forms: rows.iter().map(|row| row.form).collect(),
+            states: rows.iter().map(|row| &*row.state).collect(),
+        }
+    }
 }
 
 /// PostgreSQL has no unsigned numbers; versions and positions count from 1 and never come near the end of `bigint`.

@@ -30,6 +30,7 @@ use crate::{
     journal::{LockTimeout, Session},
     metrics::{Metrics, Retry},
     postgres::{Postgres, TimedOut, describe, with_timeout},
+    refold::{FoldedStates, Stale},
     state_cache::StateCache,
 };
 
@@ -59,6 +60,7 @@ pub struct Lane {
     /// The lane's own connection, while it has one.
     pub session: Option<Session>,
     pub cache: StateCache,
+    pub folded: FoldedStates,
     /// For how many more batches the cache is not used.
     pub pessimistic_batches: u32,
     /// The aggregates on which a foreign lock has recently blocked commands, and when it did.
@@ -130,6 +132,10 @@ impl Lane {
                     }
                     Err(error) => self.fail(&error, sub_batch),
                 },
+                Err(BatchError::Stale(stale)) if sub_batch.commands.len() > 1 => {
+                    stack.extend(sub_batch.set_apart(&stale));
+                    continue;
+                }
                 Err(error) if error.is_split(&sub_batch) => {
                     tracing::warn!(%error, commands = sub_batch.commands.len(), "a batch failed, splitting it");
                     stack.extend(sub_batch.halves());
@@ -219,7 +225,7 @@ impl Lane {
 
     async fn check_locks(&mut self, sub_batch: &SubBatch<'_>) -> Result<Blocked, BatchError> {
         let session = connected(&self.postgres, &mut self.session).await?;
-        let blocked = batch::find_blocked(session, &sub_batch.commands).await;
+        let blocked = batch::find_blocked(session, &sub_batch.commands, &self.folded).await;
         if blocked.is_err() {
             self.discard();
         }
@@ -285,14 +291,17 @@ impl Lane {
             self.metrics.retry(error.retry());
             // The cache may hold states that were not written, or that are out of date.
             self.cache.clear();
+            if error.is_of_the_connection() {
+                self.folded.clear();
+            }
             match error {
                 BatchError::Race if tries < MAX_TRIES => {
                     self.pessimistic_batches = PESSIMISTIC_BATCHES;
                     self.roll_back().await;
                 }
-                BatchError::Locked => {
+                error @ (BatchError::Locked | BatchError::Stale(_) | BatchError::Newer { .. }) => {
                     self.roll_back().await;
-                    return Err(BatchError::Locked);
+                    return Err(error);
                 }
                 // The connection may have broken while it was idle; the next try opens another.
                 BatchError::ConnectionLost(_) if tries == 1 => self.discard(),
@@ -328,7 +337,7 @@ impl Lane {
     async fn try_once(&mut self, sub_batch: &SubBatch<'_>) -> Result<Written, BatchError> {
         let (commands, lock_timeout) = (&sub_batch.commands, sub_batch.lock_timeout);
         let (now, max_event_bytes) = (now(), self.nats.client.max_payload().saturating_sub(HEADER_ROOM));
-        let Self { postgres, session, cache, pessimistic_batches, metrics, commit, .. } = self;
+        let Self { postgres, session, cache, folded, pessimistic_batches, metrics, pulse, commit, .. } = self;
         let session = connected(postgres, session).await?;
         let started = Instant::now();
         let mut committed = |written: Result<Written, BatchError>| {
@@ -348,7 +357,8 @@ impl Lane {
             }
         }
         *pessimistic_batches = pessimistic_batches.saturating_sub(1);
-        let loaded = batch::load(session, commands, lock_timeout).await?;
+        let loaded = batch::load(session, commands, lock_timeout, folded, pulse).await?;
+        metrics.states_folded.inc_by(loaded.folded as u64);
         let decided = batch::decide(commands, loaded, cache, now, max_event_bytes)?;
         if decided.changes_nothing() {
             with_timeout(session.rollback()).await.map_err(BatchError::NoConnection)?;
@@ -455,6 +465,21 @@ impl Lane {
                 Failure::new(Code::Unavailable, message).with("outcome", "unknown")
             }
             BatchError::Locked => locked(),
+            BatchError::Stale(_) => {
+                tracing::warn!(%error, commands = commands.len(), "states change faster than they can be folded anew");
+                Failure::new(Code::Overloaded, "what the command needs has to be read anew: try again")
+            }
+            BatchError::Newer { kind, id, .. } => {
+                for QueuedCommand { command, request_id, .. } in commands {
+                    let target = command.target();
+                    tracing::warn!(%error, %target, %request_id, "a command needs a newer version of this program");
+                }
+                let message = format!(
+                    "{kind} {id} was changed by a newer version of the service than this replica; nothing was changed: \
+                        try again"
+                );
+                Failure::new(Code::Unavailable, message).with("kind", kind.as_str()).with("id", id.to_string())
+            }
             BatchError::Race => Failure::new(Code::Overloaded, "other commands were faster, several times: try again"),
             BatchError::Fault(_) => {
                 for QueuedCommand { command, request_id, traceparent, .. } in commands {
@@ -478,6 +503,21 @@ impl<'a> SubBatch<'a> {
     fn new(commands: Vec<(usize, &'a QueuedCommand)>, lock_timeout: LockTimeout) -> Self {
         let (indexes, commands) = commands.into_iter().unzip();
         Self { indexes, commands, lock_timeout }
+    }
+
+    /// Splits the sub-batch so that commands which may need these aggregates come first, and so run last.
+    fn set_apart(self, stale: &[Stale]) -> [Self; 2] {
+        let needs_stale = |command: &QueuedCommand| {
+            command.command.touches_references_of().is_some()
+                || command.command.touches().iter().any(|id| stale.iter().any(|stale| stale.id == *id))
+        };
+        if self.commands.iter().all(|command| needs_stale(command)) {
+            return self.halves();
+        }
+        let Self { indexes, commands, lock_timeout } = self;
+        let all = indexes.into_iter().zip(commands);
+        let (needing, others): (Vec<_>, Vec<_>) = all.partition(|(_, command)| needs_stale(command));
+        [needing, others].map(|commands| Self::new(commands, lock_timeout))
     }
 
     /// Splits the sub-batch. The first half comes second: it is on top of the stack, and so runs first.
@@ -537,6 +577,8 @@ impl BatchError {
             Self::Slow => Retry::Slow,
             Self::NoConnection(_) | Self::ConnectionLost(_) => Retry::Connection,
             Self::InDoubt(..) => Retry::InDoubt,
+            Self::Stale(_) => Retry::Stale,
+            Self::Newer { .. } => Retry::Newer,
             Self::Fault(_) => Retry::Fault,
         }
     }
@@ -551,10 +593,18 @@ impl BatchError {
         matches!(self, Self::Locked) || self.is_split(sub_batch)
     }
 
+    /// Whether the connection to the server is the cause.
+    fn is_of_the_connection(&self) -> bool {
+        match self {
+            Self::NoConnection(_) | Self::ConnectionLost(_) | Self::InDoubt(..) => true,
+            Self::Race | Self::Locked | Self::Slow | Self::Stale(_) | Self::Newer { .. } | Self::Fault(_) => false,
+        }
+    }
+
     /// Whether a single command may be the cause, rather than the server.
     fn may_concern_one_command(&self) -> bool {
         match self {
-            Self::Race | Self::Slow | Self::Fault(_) => true,
+            Self::Race | Self::Slow | Self::Stale(_) | Self::Newer { .. } | Self::Fault(_) => true,
             // The locks are looked up instead, which tells the blocked commands from the others.
             Self::Locked => false,
             Self::NoConnection(_) | Self::ConnectionLost(_) | Self::InDoubt(..) => false,

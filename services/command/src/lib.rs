@@ -7,7 +7,8 @@
 //!    or refuses it at once.
 //! 2. A `lane` takes what is waiting, as one batch, and retries, splits or refuses what fails.
 //! 3. `batch` decides the batch's commands one after the other, on aggregates from `state_cache` or from the database,
-//!    and writes states, claims, ledger entries and events in one transaction.
+//!    and writes states, claims, ledger entries and events in one transaction. States that this version of the program
+//!    does not read, `refold` folds anew from the events.
 //! 4. `journal` has the SQL of that transaction. Its last statement takes the journal's head, and with it the
 //!    positions.
 //! 5. Once the transaction has committed, the lane passes the events to the `handover`, which keeps them in memory for
@@ -32,6 +33,7 @@ mod observer;
 mod operations;
 mod outbox;
 mod postgres;
+mod refold;
 mod relay;
 mod state_cache;
 
@@ -54,6 +56,7 @@ use intake::Intake;
 use lane::Lane;
 use metrics::Metrics;
 use postgres::Postgres;
+use refold::FoldedStates;
 use relay::Relay;
 use state_cache::StateCache;
 
@@ -112,7 +115,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
     let replies = TaskTracker::new();
     let (intake, queue) = Intake::new(&config, postgres.clone(), replies.clone());
     intake.show(&config, &monitor);
-    let queue = Arc::new(Mutex::new(queue));
+    let (queue, folded) = (Arc::new(Mutex::new(queue)), FoldedStates::default());
     for _ in 0..config.lanes {
         let lane = Lane {
             queue: Arc::clone(&queue),
@@ -123,6 +126,7 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
             replies: replies.clone(),
             session: None,
             cache: StateCache::default(),
+            folded: folded.clone(),
             pessimistic_batches: 0,
             contended: HashMap::new(),
             metrics: Arc::clone(&metrics),

@@ -20,6 +20,7 @@ pub struct Metrics {
     pub transaction_duration: Histogram,
     retries: Family<Label, Counter>,
     published: Counter,
+    pub states_folded: Counter,
     batches: AtomicU64,
     commands: AtomicU64,
     last_batch: AtomicU64,
@@ -53,6 +54,8 @@ pub enum Retry {
     InDoubt,
     Locked,
     Slow,
+    Stale,
+    Newer,
     Fault,
 }
 
@@ -64,11 +67,14 @@ impl Retry {
             Self::InDoubt => "in_doubt",
             Self::Locked => "locked",
             Self::Slow => "slow",
+            Self::Stale => "stale",
+            Self::Newer => "newer",
             Self::Fault => "fault",
         }
     }
 
-    const ALL: [Self; 6] = [Self::Race, Self::Connection, Self::InDoubt, Self::Locked, Self::Slow, Self::Fault];
+    const ALL: [Self; 8] =
+        [Self::Race, Self::Connection, Self::InDoubt, Self::Locked, Self::Slow, Self::Stale, Self::Newer, Self::Fault];
 }
 
 impl Metrics {
@@ -79,11 +85,13 @@ impl Metrics {
             "Commands in a batch; those of a batch that is split count again in its parts",
             batch_commands.clone(),
         );
-        let (retries, published) = (Family::default(), Counter::default());
+        let (retries, published, states_folded) = (Family::default(), Counter::default(), Counter::default());
         let help = "Batches that failed and were tried again, split or given up, by reason";
         monitor.register("watershed_batch_retries", help, Family::clone(&retries));
         let help = "Events that the stream has acknowledged to the relay of this replica";
         monitor.register("watershed_events_published", help, published.clone());
+        let help = "States that were folded anew from their events, because they were stored in another form";
+        monitor.register("watershed_states_folded", help, states_folded.clone());
         for retry in Retry::ALL {
             retries.get_or_create_owned(&[("reason", retry.label())]);
         }
@@ -97,6 +105,7 @@ impl Metrics {
             ),
             retries,
             published,
+            states_folded,
             batches: AtomicU64::default(),
             commands: AtomicU64::default(),
             last_batch: AtomicU64::default(),

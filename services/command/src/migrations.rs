@@ -1,12 +1,12 @@
 //! The migrations of the schema. Each runs exactly once: replicas that start together wait for one another.
 
-use domain::{Claim, State};
+use domain::{Claim, Event, State, Undecodable};
 use tokio_postgres::{Client, Error, Transaction};
 use uuid::Uuid;
 
 enum Migration {
     Statements(&'static str),
-    /// Derives all claims from the states again, by the present rules.
+    /// Derives all claims from the aggregates' events again, by the present rules.
     RebuildClaims,
 }
 
@@ -16,6 +16,7 @@ const MIGRATIONS: &[(i32, Migration)] = &[
     (2, Migration::Statements(include_str!("../migrations/0002_identity.sql"))),
     // Addresses used to be compared in lower case, and SKUs as they were; now both are compared by how they look.
     (3, Migration::RebuildClaims),
+    (5, Migration::Statements(include_str!("../migrations/0005_forms.sql"))),
 ];
 
 /// The key of the advisory lock that lets one replica migrate at a time. An arbitrary number.
@@ -36,8 +37,9 @@ pub async fn migrate(client: &mut Client) -> Result<(), Error> {
              )",
         )
         .await?;
-    let applied: i32 = transaction.query_one("select coalesce(max(version), 0) from migrations", &[]).await?.get(0);
-    for (version, migration) in MIGRATIONS.iter().filter(|(version, _)| *version > applied) {
+    let applied: Vec<i32> =
+        transaction.query_one("select coalesce(array_agg(version), '{}') from migrations", &[]).await?.try_get(0)?;
+    for (version, migration) in MIGRATIONS.iter().filter(|(version, _)| !applied.contains(version)) {
         match migration {
             Migration::Statements(statements) => transaction.batch_execute(statements).await?,
             Migration::RebuildClaims => rebuild_claims(&transaction).await?,
@@ -53,14 +55,24 @@ pub async fn migrate(client: &mut Client) -> Result<(), Error> {
 async fn rebuild_claims(transaction: &Transaction<'_>) -> Result<(), Error> {
     let (mut scopes, mut values, mut ids) = (Vec::new(), Vec::new(), Vec::new());
     for row in transaction.query(CLAIMANTS, &[]).await? {
-        let (id, kind, state): (Uuid, &str, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        match State::decode(kind, state.as_bytes()) {
-            Ok(state) => state.claims().into_iter().for_each(|Claim { scope, value }| {
+        let (id, kind): (Uuid, &str) = (row.try_get(0)?, row.try_get(1)?);
+        // The stored state may be of a form that this program does not read.
+        let mut folded: Result<Option<State>, Undecodable> = Ok(None);
+        for event in transaction.query(EVENTS, &[&id]).await? {
+            let (name, schema, payload): (&str, i16, &str) = (event.try_get(0)?, event.try_get(1)?, event.try_get(2)?);
+            folded = folded.and_then(|before| {
+                Event::decode(kind, name, schema, payload.as_bytes()).map(|event| State::evolve(before, &event))
+            });
+        }
+        match folded {
+            Ok(state) => state.iter().flat_map(State::claims).for_each(|Claim { scope, value }| {
                 scopes.push(scope);
                 values.push(value);
                 ids.push(id);
             }),
-            Err(error) => tracing::error!(%id, kind, %error, "a stored state cannot be read: its claims are lost"),
+            Err(error) => {
+                tracing::error!(%id, kind, %error, "the events of an aggregate cannot be read: its claims are lost");
+            }
         }
     }
     transaction.execute("delete from claims where octet_length(value) > char_length(value)", &[]).await?;
@@ -70,11 +82,17 @@ async fn rebuild_claims(transaction: &Transaction<'_>) -> Result<(), Error> {
 
 /// The holders of values that are not ASCII, in the order of their first events. ASCII values are compared as before.
 const CLAIMANTS: &str = "
-    select aggregates.id, kind, state::text
+    select aggregates.id, kind
     from aggregates
     join events on events.id = aggregates.id and events.version = 1
     where aggregates.id in (select id from claims where octet_length(value) > char_length(value))
     order by events.position";
+
+const EVENTS: &str = "
+    select type, schema, payload::text
+    from events
+    where id = $1
+    order by version";
 
 const CLAIM: &str = "
     insert into claims (scope, value, id)

@@ -5,7 +5,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{Aggregates, Claim, Id, Rejection, Timestamp};
 
 /// A kind of aggregate, implemented by the type of its state. The state is stored as JSON after every command and read
-/// back before the next, so every form that was ever stored must stay readable.
+/// back before the next, in the form that the program knows; a state of another form is folded anew from the events.
 ///
 /// The aggregate's file also declares its commands and its events (the macros `commands!` and `events!`), and the list
 /// in `lib.rs` names it. Endpoints, schemas, subjects and tests are all derived from these.
@@ -13,6 +13,10 @@ pub trait Aggregate: Serialize + DeserializeOwned + Sized {
     /// The aggregate's name in subjects: `cmd.<KIND>.<verb>` and `evt.<KIND>.<event>`. It must not change once an event
     /// is stored.
     const KIND: &'static str;
+
+    /// The version of the form of the stored states. It has to be raised when the JSON of a state changes, or what
+    /// [`Self::evolve`] makes of events that are stored.
+    const FORM: i16 = 1;
 
     /// The codes with which the aggregate's commands are refused, each with an explanation for the authors of clients.
     const REJECTIONS: &'static [(&'static str, &'static str)] = &[];

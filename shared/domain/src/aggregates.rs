@@ -69,6 +69,13 @@ impl Aggregates {
         self.loaded.insert(id, Loaded { stored_version: version, version, state });
     }
 
+    /// Adds an aggregate whose state was folded anew from its events, so that it is stored even if no command changes
+    /// it. Its claims are those that it held before: a state of another form has the same.
+    pub fn load_folded(&mut self, id: Id, version: u64, state: State) {
+        self.load(id, version, state);
+        self.changed.insert(id);
+    }
+
     /// Adds a claim as it was read from the journal. It takes precedence over the claims in states.
     pub fn load_claim(&mut self, claim: Claim, id: Id) {
         self.claims.insert(claim, id);
@@ -140,7 +147,7 @@ impl Aggregates {
         self.claims.get(claim).copied()
     }
 
-    /// The aggregates that have to be stored, ordered by identifier.
+    /// The aggregates that have to be stored, ordered by identifier: those that have changed or were folded anew.
     pub fn changed(&self) -> impl Iterator<Item = Changed<'_>> {
         self.changed.iter().filter_map(|id| {
             let Loaded { stored_version, version, ref state } = *self.loaded.get(id)?;
@@ -261,7 +268,7 @@ mod tests {
     fn two_users_with_the_same_claim_by_a_newer_rule_can_both_change_and_release_only_their_own() {
         let state = |email: &str| {
             let json = format!(r#"{{"status":"living","email":"{email}","name":"Ada","country":null}}"#);
-            State::decode("user", json.as_bytes()).unwrap()
+            State::decode("user", 1, json.as_bytes()).unwrap()
         };
         let rename = |n| {
             let name = Some(Name::new("Bob").unwrap());
@@ -333,6 +340,21 @@ mod tests {
         }
         aggregates.execute(delete(1), Some(1), now()).unwrap();
         assert_eq!(aggregates.version(id(1)), 2);
+    }
+
+    #[test]
+    fn a_state_that_was_folded_anew_is_stored_at_its_version_even_if_nothing_changes_it() {
+        let mut before = Aggregates::default();
+        before.execute(register(1, "ada@example.com"), None, now()).unwrap();
+        let (_, version, state) = before.into_states().next().unwrap();
+        let mut aggregates = Aggregates::default();
+        aggregates.load_folded(id(1), version, state.clone());
+        let changed: Vec<_> = aggregates.changed().collect();
+        assert_eq!((changed.len(), changed[0].stored_version, changed[0].version, changed[0].state), (1, 1, 1, &state));
+        assert_eq!(aggregates.released_claims().chain(aggregates.taken_claims()).count(), 0);
+        aggregates.execute(delete(1), None, now()).unwrap();
+        assert_eq!(aggregates.changed().map(|changed| (changed.stored_version, changed.version)).next(), Some((1, 2)));
+        assert_eq!(aggregates.released_claims().collect::<Vec<_>>(), [(&claim("ada@example.com"), id(1))]);
     }
 
     #[test]

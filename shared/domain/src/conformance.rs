@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use crate::{
-    Event, Malformed, Reason, State, commands, events, rejections, sample_events, samples,
+    Event, Id, Malformed, Reason, State, commands, events, rejections, sample_events, samples,
     scenario::{InMemoryJournal, assert_declared, command, id, parse},
 };
 
@@ -91,13 +91,13 @@ fn every_command_has_its_own_name_and_a_sample_with_every_field() {
     }
 }
 
-/// Whether the unit tests of an aggregate mention the code. Some refusals take more past than samples can give.
-fn is_tested(code: &str) -> bool {
+/// Whether the unit tests of an aggregate contain the text.
+fn is_tested(text: &str) -> bool {
     let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap();
     let sources = files.filter_map(|file| std::fs::read_to_string(file.unwrap().path()).ok());
     sources
         .filter_map(|source| source.split_once("\nmod tests {").map(|(_, tests)| tests.to_owned()))
-        .any(|tests| tests.contains(&format!("\"{code}\"")))
+        .any(|tests| tests.contains(text))
 }
 
 #[test]
@@ -122,8 +122,9 @@ fn every_sample_has_its_declared_outcome_and_together_they_show_every_event_and_
         assert!(emitted.contains(&event), "SAMPLES of `{}`: add one that leads to the event `{}`", event.0, event.1);
     }
     for (kind, code, meaning) in rejections().filter(|(kind, ..)| !kind.is_empty()) {
+        // Some refusals take more past than samples can give.
         assert!(
-            refused.contains(code) || is_tested(code),
+            refused.contains(code) || is_tested(&format!("\"{code}\"")),
             "SAMPLES of `{kind}`: add one that is refused with `{code}`, or a unit test where no sample can be"
         );
         assert!(!meaning.is_empty());
@@ -324,19 +325,32 @@ fn every_event_and_every_state_is_read_back_as_it_was_written() {
         let (kind, name, schema) = (event.aggregate(), event.name(), event.schema());
         assert_eq!(Event::decode(kind, name, schema, &event.encode().unwrap()).unwrap(), event);
     }
-    for state in states() {
-        assert_eq!(State::decode(state.aggregate(), &state.encode().unwrap()).unwrap(), state);
+    for (_, state) in states() {
+        assert_eq!(State::decode(state.aggregate(), state.form(), &state.encode().unwrap()).unwrap(), state);
+    }
+}
+
+#[test]
+fn every_step_from_a_schema_to_the_next_has_a_unit_test() {
+    for (kind, name, schema) in events() {
+        for older in 1..schema {
+            let given = format!("given_stored(\"{kind}.{name}\", {older},");
+            assert!(
+                is_tested(&given),
+                "{kind}.rs: schema {older} of `{name}` has no unit test: write one with `{given} …`"
+            );
+        }
     }
 }
 
 /// The states that the samples lead to, after each of them.
-fn states() -> Vec<State> {
+pub(crate) fn states() -> Vec<(Id, State)> {
     let mut stored = InMemoryJournal::default();
     let mut states = Vec::new();
     for (command_type, sample) in samples() {
         let request = serde_json::from_str(sample.request).unwrap();
         let _ = stored.execute(command(&format!("{}.{}", command_type.aggregate, command_type.verb), request));
-        states.extend(stored.states().into_values().map(|(_, state)| state));
+        states.extend(stored.states().into_iter().map(|(id, (_, state))| (id, state)));
     }
     states
 }
@@ -352,12 +366,18 @@ fn unknown_events_and_states_are_not_decoded() {
             ("", name, schema),
             (kind, "vanished", schema),
             (kind, "", schema),
-            (kind, name, schema + 1),
             (kind, name, 0),
             (kind, name, -1),
+            (kind, name, i16::MIN),
         ] {
             let decoded = Event::decode(kind, name, schema, &payload);
             assert!(matches!(decoded, Err(crate::Undecodable::Unknown)), "{kind}.{name} {schema}");
+        }
+        for newer in [schema + 1, i16::MAX] {
+            let message = format!("schema {newer} of {kind}.{name} is newer than the {schema} that this program knows");
+            let error = Event::decode(kind, name, newer, &payload).unwrap_err();
+            assert!(matches!(error, crate::Undecodable::Newer { .. }));
+            assert_eq!(error.to_string(), message);
         }
         for payload in
             [b"".as_slice(), b"null", b"5", b"{", b"\xff", &payload[1..], &[&payload, b"x".as_slice()].concat()]
@@ -366,11 +386,15 @@ fn unknown_events_and_states_are_not_decoded() {
             assert!(matches!(decoded, Err(crate::Undecodable::Payload(_))), "{kind}.{name}");
         }
     }
-    for state in states() {
-        let (kind, json) = (state.aggregate(), state.encode().unwrap());
-        assert!(matches!(State::decode("shop", &json), Err(crate::Undecodable::Unknown)));
+    for (_, state) in states() {
+        let (kind, form, json) = (state.aggregate(), state.form(), state.encode().unwrap());
+        assert!(matches!(State::decode("shop", form, &json), Err(crate::Undecodable::Unknown)));
+        for other in [form - 1, form + 1] {
+            let decoded = State::decode(kind, other, &json);
+            assert!(matches!(decoded, Err(crate::Undecodable::Form { .. })), "{kind} {other}");
+        }
         for json in [b"".as_slice(), b"{", b"\xff", &json[1..], b"{\"status\":\"lost\"}"] {
-            let decoded = State::decode(kind, json);
+            let decoded = State::decode(kind, form, json);
             assert!(matches!(decoded, Err(crate::Undecodable::Payload(_))), "{kind} {json:?}");
         }
     }

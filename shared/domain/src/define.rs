@@ -81,11 +81,22 @@ macro_rules! creates {
     };
 }
 
-/// Declares an aggregate's `Event` enum. Each variant holds a struct of the same name. The number is the version of the
-/// payload's schema. It has to be raised when the struct changes in a way that old payloads do not satisfy, and the old
-/// payloads must then still be decoded.
+/// Declares an aggregate's `Event` enum. Each variant holds a struct of the same name, whose JSON is the payload. The
+/// number is the version of the payload's schema. It is raised when the struct changes; the event then names a type for
+/// each older schema, from 1 on:
+///
+/// ```text
+/// events! {
+///     Written("written", 3, from WrittenV1, WrittenV2)
+///     Deleted("deleted", 1)
+/// }
+/// ```
+///
+/// An older type derives `Deserialize` with `deny_unknown_fields`. A step from one schema to the next is a `From`:
+/// here, `From<WrittenV1> for WrittenV2` and `From<WrittenV2> for Written`. It is pure, and has only the payload to go
+/// by.
 macro_rules! events {
-    ($($variant:ident($name:literal, $schema:literal))*) => {
+    ($($variant:ident($name:literal, $schema:literal $(, from $($older:ident),+)?))*) => {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Event {
             $($variant($variant)),*
@@ -110,12 +121,47 @@ macro_rules! events {
             }
 
             pub(crate) fn decode(name: &str, schema: i16, payload: &[u8]) -> Result<Self, $crate::Undecodable> {
-                match (name, schema) {
-                    $(($name, $schema) => Ok(Self::$variant($crate::decode_payload(payload)?)),)*
+                match name {
+                    $($name => {
+                        const OLDER: &[$crate::decode::ReadOlder<$variant>] =
+                            older_schemas!($variant [] $($($older)+)?);
+                        const _: () = assert!(
+                            OLDER.len() + 1 == $schema,
+                            "the event must name one type for each schema before the present one: `from V1, V2, …`"
+                        );
+                        let event = $crate::decode::decode_event((KIND, $name, $schema), OLDER, schema, payload)?;
+                        Ok(Self::$variant(event))
+                    })*
                     _ => Err($crate::Undecodable::Unknown),
                 }
             }
         }
+    };
+}
+
+/// The functions that read the older schemas of an event, each followed by the steps to the present schema.
+macro_rules! older_schemas {
+    ($present:ident [$($read:expr)*]) => {
+        &[$($read),*]
+    };
+    ($present:ident [$($read:expr)*] $oldest:ident $($newer:ident)*) => {
+        older_schemas!(
+            $present
+            [$($read)* |payload| {
+                $crate::decode_payload::<$oldest>(payload).map(|old| upcast!(old, $($newer)* $present))
+            }]
+            $($newer)*
+        )
+    };
+}
+
+/// Turns a payload into that of the next schema, and so on to the last.
+macro_rules! upcast {
+    ($payload:expr,) => {
+        $payload
+    };
+    ($payload:expr, $next:ident $($later:ident)*) => {
+        upcast!(<$next>::from($payload), $($later)*)
     };
 }
 
@@ -250,10 +296,11 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(event) => event.encode()),* }
             }
 
-            /// Decodes a stored event.
+            /// Decodes a stored event. A payload of an older schema is turned into the present one.
             ///
             /// # Errors
-            /// If the kind, name or schema is unknown, or the payload does not have that schema.
+            /// If the kind, name or schema is unknown, the schema is newer than this program knows, or the payload does
+            /// not have it.
             pub fn decode(aggregate: &str, name: &str, schema: i16, payload: &[u8]) -> Result<Self, Undecodable> {
                 match aggregate {
                     $($module::KIND => {
@@ -270,6 +317,11 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(_) => $module::KIND),* }
             }
 
+            /// The version of the state's form ([`Aggregate::FORM`]).
+            pub fn form(&self) -> i16 {
+                match self { $(Self::$variant(_) => <$module::$variant as Aggregate>::FORM),* }
+            }
+
             /// The state as JSON, as [`State::decode`] reads it.
             ///
             /// # Errors
@@ -278,13 +330,16 @@ macro_rules! aggregates {
                 match self { $(Self::$variant(state) => serde_json::to_vec(state)),* }
             }
 
-            /// Decodes a stored state.
+            /// Decodes a stored state. One that cannot be decoded can be folded anew from the aggregate's events.
             ///
             /// # Errors
-            /// If the kind is unknown, or the JSON is not a state of that kind.
-            pub fn decode(aggregate: &str, json: &[u8]) -> Result<Self, Undecodable> {
+            /// If the kind is unknown, the form is not the present one, or the JSON does not have it.
+            pub fn decode(aggregate: &str, form: i16, json: &[u8]) -> Result<Self, Undecodable> {
                 match aggregate {
-                    $($module::KIND => Ok(Self::$variant(decode_payload(json)?)),)*
+                    $($module::KIND => match <$module::$variant as Aggregate>::FORM {
+                        known if known == form => Ok(Self::$variant(decode_payload(json)?)),
+                        known => Err(Undecodable::Form { form, known }),
+                    })*
                     _ => Err(Undecodable::Unknown),
                 }
             }
@@ -300,8 +355,9 @@ macro_rules! aggregates {
             }
 
             /// The state after the event. An event that no `decide` emits in this state, such as one of another kind,
-            /// leaves it unchanged. So if there is a state before the event, there is one after it.
-            pub(crate) fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
+            /// leaves it unchanged. So if there is a state before the event, there is one after it. The state of an
+            /// aggregate is that after all of its events, in the order of their versions, and nothing else.
+            pub fn evolve(before: Option<Self>, event: &Event) -> Option<Self> {
                 match (before, event) {
                     $(
                         (None, Event::$variant(event)) => {

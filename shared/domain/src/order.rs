@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
-    Aggregate, Aggregates, Id, MAX_AMOUNT, Money, Name, Needs, Rejection, Sample, Sku, Timestamp, product,
+    Aggregate, Aggregates, Id, MAX_AMOUNT, Money, Name, Needs, Note, Rejection, Sample, Sku, Timestamp, product,
     strict::{self, Object},
     user,
 };
@@ -76,6 +76,9 @@ pub struct Ship {
 #[serde(deny_unknown_fields)]
 pub struct Cancel {
     pub id: Id,
+    /// Why, for whoever reads the event.
+    #[serde(default, deserialize_with = "Note::requested_if_any")]
+    pub reason: Option<Note>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -88,7 +91,7 @@ events! {
     Placed("placed", 1)
     Paid("paid", 1)
     Shipped("shipped", 1)
-    Cancelled("cancelled", 1)
+    Cancelled("cancelled", 2, from CancelledV1)
     Deleted("deleted", 1)
 }
 
@@ -103,6 +106,7 @@ pub struct Placed {
 
 /// A line of an order, with the product's name and price as they were when the order was placed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Line {
     pub product: Id,
     pub sku: Sku,
@@ -127,6 +131,25 @@ pub struct Cancelled {
     pub total: Money,
     /// Whether the order had been paid, so that the money has to be refunded.
     pub refund_due: bool,
+    /// As far as whoever cancelled it gave one.
+    pub reason: Option<Note>,
+}
+
+/// The cancellation of an order when nobody was asked for a reason yet.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CancelledV1 {
+    user: Id,
+    placed_at: Timestamp,
+    lines: Vec<Line>,
+    total: Money,
+    refund_due: bool,
+}
+
+impl From<CancelledV1> for Cancelled {
+    fn from(CancelledV1 { user, placed_at, lines, total, refund_due }: CancelledV1) -> Self {
+        Self { user, placed_at, lines, total, refund_due, reason: None }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -138,16 +161,24 @@ pub enum Order {
     Placed(Placed),
     Paid(Placed),
     Shipped,
-    Cancelled,
+    /// Form 1 did not say whether a refund is due.
+    Cancelled {
+        refund_due: bool,
+    },
     Deleted,
 }
 
 impl Aggregate for Order {
     const KIND: &'static str = "order";
+    const FORM: i16 = 2;
 
     const REJECTIONS: &'static [(&'static str, &'static str)] = &[
         ("order_not_found", "the command names an order that does not exist, or not any more"),
-        ("wrong_status", "the order's status does not allow it; `details.allowed` says which would"),
+        (
+            "wrong_status",
+            "the order's status does not allow it; `details.allowed` says which would, and `details.refund_due` \
+                whether a cancelled order had been paid",
+        ),
         ("placed_in_future", "`placed_at` lies more than 5 seconds in the future"),
         ("mixed_currencies", "an order has one currency"),
         ("total_overflow", "the total of an order can be 1,000,000,000,000,000 at most"),
@@ -196,7 +227,7 @@ impl Aggregate for Order {
                     {"product":"00000000-0000-0000-0000-000000000011","quantity":1,
                         "unit_price":{"amount":30,"currency":"EUR"}}]}"#,
         ),
-        Sample::accepted("cancel", r#"{"id":"00000000-0000-0000-0000-000000000022"}"#),
+        Sample::accepted("cancel", r#"{"id":"00000000-0000-0000-0000-000000000022","reason":"Ordered twice."}"#),
         Sample::accepted(
             "create",
             r#"{"id":"00000000-0000-0000-0000-000000000023","user":"00000000-0000-0000-0000-000000000001",
@@ -224,25 +255,25 @@ impl Aggregate for Order {
             Command::Create(command) => command.decide(aggregates, now),
             Command::Pay(Pay { id }) => match order(aggregates, id)? {
                 Order::Placed(_) => Ok(vec![(id, Event::Paid(Paid {}).into())]),
-                other @ (Order::Paid(_) | Order::Shipped | Order::Cancelled | Order::Deleted) => {
+                other @ (Order::Paid(_) | Order::Shipped | Order::Cancelled { .. } | Order::Deleted) => {
                     Err(wrong_status(id, other, &["placed"]))
                 }
             },
             Command::Ship(Ship { id }) => match order(aggregates, id)? {
                 Order::Paid(_) => Ok(vec![(id, Event::Shipped(Shipped {}).into())]),
-                other @ (Order::Placed(_) | Order::Shipped | Order::Cancelled | Order::Deleted) => {
+                other @ (Order::Placed(_) | Order::Shipped | Order::Cancelled { .. } | Order::Deleted) => {
                     Err(wrong_status(id, other, &["paid"]))
                 }
             },
-            Command::Cancel(Cancel { id }) => match order(aggregates, id)? {
-                Order::Placed(placed) => Ok(cancel(aggregates, id, placed, false)),
-                Order::Paid(placed) => Ok(cancel(aggregates, id, placed, true)),
-                other @ (Order::Shipped | Order::Cancelled | Order::Deleted) => {
+            Command::Cancel(Cancel { id, reason }) => match order(aggregates, id)? {
+                Order::Placed(placed) => Ok(cancel(aggregates, id, placed, false, reason)),
+                Order::Paid(placed) => Ok(cancel(aggregates, id, placed, true, reason)),
+                other @ (Order::Shipped | Order::Cancelled { .. } | Order::Deleted) => {
                     Err(wrong_status(id, other, &["placed", "paid"]))
                 }
             },
             Command::Delete(Delete { id }) => match order(aggregates, id)? {
-                Order::Shipped | Order::Cancelled => Ok(vec![(id, Event::Deleted(Deleted {}).into())]),
+                Order::Shipped | Order::Cancelled { .. } => Ok(vec![(id, Event::Deleted(Deleted {}).into())]),
                 other @ (Order::Placed(_) | Order::Paid(_) | Order::Deleted) => {
                     Err(wrong_status(id, other, &["shipped", "cancelled"]))
                 }
@@ -255,8 +286,10 @@ impl Aggregate for Order {
             (None, Event::Placed(placed)) => Some(Self::Placed(placed.clone())),
             (Some(Self::Placed(placed)), Event::Paid(Paid {})) => Some(Self::Paid(placed)),
             (Some(Self::Paid(_)), Event::Shipped(Shipped {})) => Some(Self::Shipped),
-            (Some(Self::Placed(_) | Self::Paid(_)), Event::Cancelled(_)) => Some(Self::Cancelled),
-            (Some(Self::Shipped | Self::Cancelled), Event::Deleted(Deleted {})) => Some(Self::Deleted),
+            (Some(Self::Placed(_) | Self::Paid(_)), Event::Cancelled(Cancelled { refund_due, .. })) => {
+                Some(Self::Cancelled { refund_due: *refund_due })
+            }
+            (Some(Self::Shipped | Self::Cancelled { .. }), Event::Deleted(Deleted {})) => Some(Self::Deleted),
             (
                 before,
                 Event::Placed(_) | Event::Paid(_) | Event::Shipped(_) | Event::Cancelled(_) | Event::Deleted(_),
@@ -268,7 +301,7 @@ impl Aggregate for Order {
     fn references(&self) -> Vec<Id> {
         match self {
             Self::Placed(placed) | Self::Paid(placed) => placed.lines.iter().map(|line| line.product).collect(),
-            Self::Shipped | Self::Cancelled | Self::Deleted => vec![],
+            Self::Shipped | Self::Cancelled { .. } | Self::Deleted => vec![],
         }
     }
 }
@@ -310,7 +343,7 @@ impl Order {
             Self::Placed(_) => "placed",
             Self::Paid(_) => "paid",
             Self::Shipped => "shipped",
-            Self::Cancelled => "cancelled",
+            Self::Cancelled { .. } => "cancelled",
             Self::Deleted => "deleted",
         }
     }
@@ -326,16 +359,21 @@ fn order(aggregates: &Aggregates, id: Id) -> Result<&Order, Rejection> {
             Err(Rejection::not_found("order_not_found", format!("there is no order {id}"))
                 .with("order", id.to_string()))
         }
-        Some(order @ (Order::Placed(_) | Order::Paid(_) | Order::Shipped | Order::Cancelled)) => Ok(order),
+        Some(order @ (Order::Placed(_) | Order::Paid(_) | Order::Shipped | Order::Cancelled { .. })) => Ok(order),
     }
 }
 
 fn wrong_status(id: Id, order: &Order, allowed: &[&str]) -> Rejection {
     let status = order.status();
-    Rejection::refused("wrong_status", format!("the order is {status}; it would have to be {}", allowed.join(" or ")))
+    let message = format!("the order is {status}; it would have to be {}", allowed.join(" or "));
+    let rejection = Rejection::refused("wrong_status", message)
         .with("order", id.to_string())
         .with("status", status)
-        .with("allowed", allowed)
+        .with("allowed", allowed);
+    match order {
+        Order::Cancelled { refund_due } => rejection.with("refund_due", *refund_due),
+        Order::Placed(_) | Order::Paid(_) | Order::Shipped | Order::Deleted => rejection,
+    }
 }
 
 /// The sum over the lines.
@@ -380,7 +418,13 @@ fn take_stock(aggregates: &Aggregates, order: Id, lines: &[Line]) -> Result<Vec<
     quantities(lines).into_iter().map(take).collect()
 }
 
-fn cancel(aggregates: &Aggregates, id: Id, placed: &Placed, refund_due: bool) -> Vec<(Id, crate::Event)> {
+fn cancel(
+    aggregates: &Aggregates,
+    id: Id,
+    placed: &Placed,
+    refund_due: bool,
+    reason: Option<Note>,
+) -> Vec<(Id, crate::Event)> {
     let Placed { user, placed_at, lines, total } = placed.clone();
     // A product that has been deleted in the meantime gets nothing back.
     let give_back = |(product, quantity)| {
@@ -389,7 +433,7 @@ fn cancel(aggregates: &Aggregates, id: Id, placed: &Placed, refund_due: bool) ->
         Some((product, event.into()))
     };
     let stock_returned: Vec<_> = quantities(&lines).into_iter().filter_map(give_back).collect();
-    let cancelled = Event::Cancelled(Cancelled { user, placed_at, lines, total, refund_due });
+    let cancelled = Event::Cancelled(Cancelled { user, placed_at, lines, total, refund_due, reason });
     [(id, cancelled.into())].into_iter().chain(stock_returned).collect()
 }
 
@@ -429,7 +473,7 @@ mod tests {
     use crate::{
         Aggregate, Aggregates, Command, MAX_AMOUNT,
         RejectionKind::{Conflict, NotFound, Refused},
-        scenario::{bare, command, create_order, create_product, gbp, given, id, now, register, restock},
+        scenario::{bare, command, create_order, create_product, gbp, given, given_stored, id, now, register, restock},
     };
 
     /// User 1, and two products at 2.50: product 10 with five pieces and product 11 with three.
@@ -575,6 +619,7 @@ mod tests {
                     "lines": [line(10, "A", 1, 250)],
                     "total": gbp(250),
                     "refund_due": false,
+                    "reason": null,
                 }),
             ),
             ("product.stock_returned", 10, moved(1, 5)),
@@ -736,12 +781,56 @@ mod tests {
                         "lines": [line(10, "A", 2, 250), line(11, "B", 3, 250), line(10, "A", 1, 250)],
                         "total": gbp(1500),
                         "refund_due": refund_due,
+                        "reason": null,
                     }),
                 ),
                 ("product.stock_returned", 10, moved(3, 5)),
                 ("product.stock_returned", 11, moved(3, 3)),
             ]);
         }
+    }
+
+    #[test]
+    fn a_reason_for_the_cancellation_stands_in_the_event() {
+        let cancel = command("order.cancel", json!({ "id": id(20), "reason": " Ordered twice.\n" }));
+        given(shop_and([create_order(20, 1, &[(10, 2)])])).when(cancel).then([
+            ("order.cancelled", 20, cancelled(false, json!("Ordered twice."))),
+            ("product.stock_returned", 10, moved(2, 5)),
+        ]);
+    }
+
+    #[test]
+    fn who_comes_too_late_for_a_cancelled_order_is_told_whether_a_refund_is_due() {
+        for (paid, past) in [(false, vec![]), (true, vec![bare("order.pay", 20)])] {
+            let cancelled = past.into_iter().chain([bare("order.cancel", 20)]);
+            let past = shop_and([create_order(20, 1, &[(10, 1)])].into_iter().chain(cancelled));
+            given(past).when(bare("order.pay", 20)).then_refused(
+                Refused,
+                "wrong_status",
+                json!({ "order": id(20), "status": "cancelled", "allowed": ["placed"], "refund_due": paid }),
+            );
+        }
+    }
+
+    /// The cancellation of an order for two pieces of product 10, as it was stored before there was a reason.
+    fn cancelled_v1(refund_due: bool) -> Value {
+        let lines = json!([line(10, "A", 2, 250)]);
+        json!({ "user": id(1), "placed_at": now(), "lines": lines, "total": gbp(500), "refund_due": refund_due })
+    }
+
+    fn cancelled(refund_due: bool, reason: Value) -> Value {
+        let mut payload = cancelled_v1(refund_due);
+        payload["reason"] = reason;
+        payload
+    }
+
+    #[test]
+    fn a_cancellation_of_schema_1_has_no_reason() {
+        for refund_due in [false, true] {
+            let stored = given_stored("order.cancelled", 1, cancelled_v1(refund_due));
+            stored.when_read().then(cancelled(refund_due, Value::Null));
+        }
+        given_stored("order.cancelled", 1, cancelled(false, Value::Null)).when_read().then_undecodable();
     }
 
     #[test]
@@ -757,6 +846,7 @@ mod tests {
                     "lines": [line(10, "A", 5, 250)],
                     "total": gbp(1250),
                     "refund_due": false,
+                    "reason": null,
                 }),
             ),
             ("product.stock_returned", 10, moved(5, 9)),
@@ -776,6 +866,7 @@ mod tests {
                     "lines": [line(10, "A", 2, 250), line(11, "B", 1, 250)],
                     "total": gbp(750),
                     "refund_due": false,
+                    "reason": null,
                 }),
             ),
             ("product.stock_returned", 11, moved(1, 3)),
@@ -820,7 +911,10 @@ mod tests {
                 if allowed.contains(verb) {
                     outcome.then_accepted();
                 } else {
-                    let details = json!({ "order": id(20), "status": status, "allowed": from });
+                    let mut details = json!({ "order": id(20), "status": status, "allowed": from });
+                    if status == "cancelled" {
+                        details["refund_due"] = json!(false);
+                    }
                     outcome.then_refused(Refused, "wrong_status", details);
                 }
             }
@@ -834,7 +928,7 @@ mod tests {
             let past = shop_and([create_order(20, 1, &[(10, 1)])]);
             let Some(Order::Placed(placed)) = given(past).state::<Order>(20) else { panic!("the order is placed") };
             let Placed { user, placed_at, lines, total } = placed.clone();
-            let cancelled = Cancelled { user, placed_at, lines, total, refund_due: false };
+            let cancelled = Cancelled { user, placed_at, lines, total, refund_due: true, reason: None };
             [
                 Event::Placed(placed),
                 Event::Paid(Paid {}),
@@ -853,7 +947,8 @@ mod tests {
         assert_eq!(after(Some(&placed)), ["placed", "paid", "placed", "cancelled", "placed"]);
         assert_eq!(after(Some(&paid)), ["paid", "paid", "shipped", "cancelled", "paid"]);
         assert_eq!(after(Some(&Order::Shipped)), ["shipped", "shipped", "shipped", "shipped", "deleted"]);
-        assert_eq!(after(Some(&Order::Cancelled)), ["cancelled", "cancelled", "cancelled", "cancelled", "deleted"]);
+        let cancelled = Order::Cancelled { refund_due: true };
+        assert_eq!(after(Some(&cancelled)), ["cancelled", "cancelled", "cancelled", "cancelled", "deleted"]);
         assert_eq!(after(Some(&Order::Deleted)), ["deleted"; 5]);
     }
 

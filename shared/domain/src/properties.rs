@@ -391,9 +391,7 @@ fn replaying_the_events_leads_to_the_same_states() {
     for_any_history(|history| {
         let mut replayed: BTreeMap<Id, State> = BTreeMap::new();
         for Recorded { id, event, .. } in history.events() {
-            let stored = event.encode().unwrap();
-            let event = Event::decode(event.aggregate(), event.name(), event.schema(), &stored).unwrap();
-            let after = State::evolve(replayed.remove(id), &event).unwrap();
+            let after = State::evolve(replayed.remove(id), &stored_and_read(event)).unwrap();
             replayed.insert(*id, after);
         }
         let states: BTreeMap<_, _> = history.states().into_iter().map(|(id, (_, state))| (id, state)).collect();
@@ -459,6 +457,51 @@ fn batches_that_load_only_what_they_touch_lead_to_the_same_results() {
         let living = states.iter().flat_map(|(id, (_, state))| state.claims().into_iter().map(|claim| (claim, *id)));
         assert_eq!(*stored.claims(), living.collect());
     });
+}
+
+/// What a program of another version stored is folded anew from the events, and makes no difference.
+#[test]
+fn states_that_are_folded_anew_lead_to_the_same_results() {
+    for_any_steps(|steps| {
+        let mut stored = InMemoryJournal::default();
+        let mut journal: BTreeMap<Id, Vec<Recorded>> = BTreeMap::new();
+        for batch in steps.split_inclusive(|step| step.ends_batch) {
+            let commands = || batch.iter().map(|step| &step.command);
+            let mut loaded = stored.load(commands());
+            let mut anew = Aggregates::default();
+            for (id, version, _) in loaded.clone().into_states() {
+                let events = &journal[&id];
+                assert_eq!(events.len() as u64, version);
+                let folded = events
+                    .iter()
+                    .fold(None, |before, recorded| State::evolve(before, &stored_and_read(&recorded.event)));
+                anew.load_folded(id, version, folded.unwrap());
+            }
+            let held = |claim: Claim| Some((stored.claims().get(&claim).copied()?, claim));
+            commands().flat_map(Command::claims).filter_map(held).for_each(|(id, claim)| anew.load_claim(claim, id));
+            for Step { command, expected_version, .. } in batch.iter().cloned() {
+                let result = loaded.execute(command.clone(), expected_version, now());
+                assert_eq!(anew.execute(command, expected_version, now()), result);
+                for recorded in result.into_iter().flatten() {
+                    journal.entry(recorded.id).or_default().push(recorded);
+                }
+            }
+            assert_eq!(anew.released_claims().collect::<Vec<_>>(), loaded.released_claims().collect::<Vec<_>>());
+            assert_eq!(anew.taken_claims().collect::<Vec<_>>(), loaded.taken_claims().collect::<Vec<_>>());
+            let states = |aggregates: &Aggregates| -> BTreeMap<Id, (u64, Vec<u8>)> {
+                let states = aggregates.clone().into_states();
+                states.map(|(id, version, state)| (id, (version, state.encode().unwrap()))).collect()
+            };
+            assert_eq!(states(&anew), states(&loaded));
+            assert_eq!(anew.changed().count(), states(&anew).len(), "all are stored");
+            stored.store(&loaded);
+        }
+    });
+}
+
+/// The event as it is read from the journal.
+fn stored_and_read(event: &Event) -> Event {
+    Event::decode(event.aggregate(), event.name(), event.schema(), &event.encode().unwrap()).unwrap()
 }
 
 /// Texts that are JSON, or nearly so.

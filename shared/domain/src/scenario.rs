@@ -1,14 +1,14 @@
 //! The language of the unit tests: *given* earlier commands, *when* a command is executed, *then* it leads to these
-//! events or is refused with this code. Tests are written in the names and JSON of the wire, so that they also pin
-//! those.
+//! events or is refused with this code; and *given* an event as it was stored, *when* it is read, *then* it has this
+//! payload. Tests are written in the names and JSON of the wire, so that they also pin those.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use crate::{
-    Aggregates, Changed, Claim, Command, Id, Kind, Malformed, Recorded, Rejection, RejectionKind, State, Timestamp,
-    commands, rejections,
+    Aggregates, Changed, Claim, Command, Event, Id, Kind, Malformed, Recorded, Rejection, RejectionKind, State,
+    Timestamp, Undecodable, commands, rejections,
 };
 
 /// The time at which all commands are executed: 2026-01-31T09:30:00.000Z.
@@ -66,7 +66,7 @@ pub(crate) fn create_order(n: u128, user: u128, lines: &[(u128, i64)]) -> Comman
 /// The journal's tables, in memory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct InMemoryJournal {
-    aggregates: BTreeMap<Id, (u64, &'static str, Vec<u8>)>,
+    aggregates: BTreeMap<Id, (u64, &'static str, i16, Vec<u8>)>,
     claims: BTreeMap<Claim, Id>,
 }
 
@@ -98,8 +98,8 @@ impl InMemoryJournal {
     }
 
     pub(crate) fn state(&self, id: Id) -> Option<(u64, State)> {
-        let (version, kind, json) = self.aggregates.get(&id)?;
-        Some((*version, State::decode(kind, json).unwrap()))
+        let (version, kind, form, json) = self.aggregates.get(&id)?;
+        Some((*version, State::decode(kind, *form, json).unwrap()))
     }
 
     pub(crate) fn states(&self) -> BTreeMap<Id, (u64, State)> {
@@ -112,7 +112,7 @@ impl InMemoryJournal {
 
     pub(crate) fn store(&mut self, batch: &Aggregates) {
         for Changed { id, stored_version, version, state } in batch.changed() {
-            let stored = (version, state.aggregate(), state.encode().unwrap());
+            let stored = (version, state.aggregate(), state.form(), state.encode().unwrap());
             let before = self.aggregates.insert(id, stored).map_or(0, |(version, ..)| version);
             assert_eq!(
                 before, stored_version,
@@ -228,6 +228,39 @@ impl Outcome {
         assert_eq!(Value::Object(rejection.details), details);
         assert!(!rejection.message.is_empty());
         assert_eq!(self.after, self.before);
+    }
+}
+
+/// An event as it was stored, perhaps under an older schema.
+pub(crate) struct GivenStored {
+    name: &'static str,
+    schema: i16,
+    payload: Value,
+}
+
+/// An event `<aggregate>.<event>` as it was stored under this schema.
+pub(crate) fn given_stored(name: &'static str, schema: i16, payload: Value) -> GivenStored {
+    GivenStored { name, schema, payload }
+}
+
+impl GivenStored {
+    pub(crate) fn when_read(self) -> Read {
+        let (kind, name) = self.name.split_once('.').unwrap();
+        Read(Event::decode(kind, name, self.schema, self.payload.to_string().as_bytes()))
+    }
+}
+
+pub(crate) struct Read(Result<Event, Undecodable>);
+
+impl Read {
+    /// Expects exactly this payload of the present schema.
+    pub(crate) fn then(self, expected: Value) {
+        assert_eq!(serde_json::from_slice::<Value>(&self.0.unwrap().encode().unwrap()).unwrap(), expected);
+    }
+
+    /// Expects that the payload does not have the schema under which it was stored.
+    pub(crate) fn then_undecodable(self) {
+        assert!(matches!(self.0, Err(Undecodable::Payload(_))), "{:?}", self.0);
     }
 }
 

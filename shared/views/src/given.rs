@@ -123,7 +123,7 @@ pub fn cancelled(placed: &Recorded, version: u64, refund_due: bool) -> Recorded 
     else {
         panic!("{placed:?}");
     };
-    let cancelled = order::Cancelled { user, placed_at, lines, total, refund_due };
+    let cancelled = order::Cancelled { user, placed_at, lines, total, refund_due, reason: None };
     Recorded { version, event: Event::Order(order::Event::Cancelled(cancelled)), ..*placed }
 }
 

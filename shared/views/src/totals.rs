@@ -41,7 +41,7 @@ impl<'a> OrderDelta<'a> {
             order::Event::Placed(order::Placed { user, placed_at, lines, total }) => {
                 Some(Self { operation: Operation::Add, user: *user, placed_at: *placed_at, lines, total: *total })
             }
-            order::Event::Cancelled(order::Cancelled { user, placed_at, lines, total, refund_due: _ }) => {
+            order::Event::Cancelled(order::Cancelled { user, placed_at, lines, total, refund_due: _, reason: _ }) => {
                 Some(Self { operation: Operation::Subtract, user: *user, placed_at: *placed_at, lines, total: *total })
             }
             order::Event::Paid(_) | order::Event::Shipped(_) | order::Event::Deleted(_) => None,
