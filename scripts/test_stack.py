@@ -600,7 +600,8 @@ NATS_ROLES = [
     (
         "command",
         "evt.a.b evt.cmd.b evt.qry.b evt.view.a.checkpoint t1.evt.a.b journal.committed t1.journal.committed _INBOX.x "
-        "$JS.API.STREAM.CREATE.EVENTS_t1 $JS.API.STREAM.INFO.EVENTS $JS.API.STREAM.MSG.GET.EVENTS $SRV.STATS",
+        "$JS.API.STREAM.CREATE.EVENTS_t1 $JS.API.STREAM.DELETE.EVENTS $JS.API.STREAM.INFO.EVENTS "
+        "$JS.API.STREAM.MSG.GET.EVENTS $SRV.STATS",
         "cmd.>:q t1.cmd.>:q ops.>:q t1.ops.>:q _INBOX.command.> journal.committed t1.journal.committed $SRV.PING.command _INBOX_command.>",
     ),
     (
@@ -634,7 +635,7 @@ NATS_ROLES = [
 ]
 NO_ROLE = (
     "ops.a.b t1.ops.a.b other $SYS.REQ.SERVER.N1.RELOAD $SYS.REQ.SERVER.N1.KICK $SYS.REQ.SERVER.N1.LDM $SYS.ACCOUNT.A1.CONNECT "
-    "_INBOX_command.x _INBOX_projection.x _INBOX_query.x $JS.API.STREAM.DELETE.EVENTS "
+    "_INBOX_command.x _INBOX_projection.x _INBOX_query.x "
     "$JS.API.STREAM.PURGE.EVENTS $JS.API.STREAM.UPDATE.EVENTS $JS.API.STREAM.MSG.DELETE.EVENTS "
     "$JS.API.CONSUMER.CREATE.EVENTS $JS.API.CONSUMER.DURABLE.CREATE.EVENTS.c $JS.ACK.EVENTS.c.1.1.1.1.1 "
     # With a wildcard for the domain, this would read the messages of the consumer `c`.

@@ -107,7 +107,7 @@ pub async fn checkpoints(system: &System) -> BTreeMap<String, u64> {
 pub async fn caught_up(system: &System) {
     let head = system.head().await;
     eventually("all views have caught up", async || {
-        let there = checkpoints(system).await.values().filter(|position| **position >= head).count();
+        let there = checkpoints(system).await.values().filter(|position| **position == head).count();
         (there == views::names().len()).then_some(())
     })
     .await;

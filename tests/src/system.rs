@@ -304,9 +304,11 @@ impl System {
             arguments.extend(["--nats-url".to_owned(), self.stack.url(nats).to_owned()]);
         }
         arguments.extend(["--subject-prefix".to_owned(), self.prefix.clone()]);
-        arguments.extend(["--stream".to_owned(), self.stream()]);
+        if !extra.contains(&"--stream") {
+            arguments.extend(["--stream".to_owned(), self.stream()]);
+        }
         arguments.extend(store);
-        if role != "command" {
+        if role != "command" && !extra.contains(&"--database") {
             arguments.extend(["--database".to_owned(), self.prefix.clone()]);
         }
         // On a slow machine a view may take longer than clients would wait, which most tests are not about.

@@ -82,9 +82,9 @@ async fn every_command_has_help_with_exit_codes_and_completions_name_it() {
     let help = run(system.watershed(&["--help"]));
     let commands = help.out.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
     let commands: Vec<&str> = commands.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
-    assert_eq!(commands, ["status", "call", "events", "completions", "help"]);
+    assert_eq!(commands, ["status", "call", "events", "journal", "completions", "help"]);
     assert!(help.out.contains("Exit codes:") && help.code == 0);
-    for command in ["status", "call", "events"] {
+    for command in ["status", "call", "events", "journal"] {
         let help = run(system.watershed(&[command, "--help"]));
         assert!(help.out.contains("Exit codes:") && help.code == 0, "{help:?}");
         assert!(help.out.lines().all(|line| line.chars().count() <= 100), "{}", help.out);

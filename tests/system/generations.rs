@@ -228,8 +228,6 @@ async fn what_a_program_of_before_has_built_is_taken_over() {
         leases.insert_one(doc! {"_id": view, "term": term}).await.unwrap();
     }
     leases.delete_many(doc! {"_id": {"$regex": "@"}}).await.unwrap();
-    let checkpoints = views.collection::<Document>(layout::CHECKPOINTS);
-    checkpoints.update_many(doc! {}, doc! {"$unset": {"uuid": ""}}).await.unwrap();
 
     let _projection = system.projection().await;
     system.product(1).await;

@@ -9,6 +9,7 @@ mod commands;
 mod generations;
 mod hostile;
 mod idempotency;
+mod identity;
 mod load;
 mod monitor;
 mod outages;

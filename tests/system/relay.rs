@@ -279,7 +279,7 @@ pub async fn assert_stream_is_journal(system: &System) {
     }
 }
 
-async fn messages(system: &System) -> Vec<jetstream::Message> {
+pub async fn messages(system: &System) -> Vec<jetstream::Message> {
     let last = last_sequence(system).await;
     let consumer = stream(system).await.unwrap().create_consumer(OrderedConfig::default()).await.unwrap();
     let messages = consumer.messages().await.unwrap();

@@ -14,15 +14,19 @@
 //! 5. Once the transaction has committed, the lane passes the events to the `handover`, which keeps them in memory for
 //!    the relay of the same replica, or wakes the relay in another; and the lane answers the requesters.
 //! 6. The `relay` publishes the events to the stream in the order of their positions. `outbox` turns them into
-//!    messages; what did not come through the handover, it reads from the journal.
+//!    messages; what did not come through the handover, it reads from the journal. `identity` tells whether the stream
+//!    is this journal's.
 //!
 //! `ledger` deletes old entries of the command ledger, `migrations` keeps the schema up to date, and `postgres` knows
 //! whether the server is up. `metrics` counts what the others do, `observer` looks at journal and stream for it, and
-//! `operations` has what an operator can ask this service.
+//! `operations` has what an operator can ask this service; `branching` is the one that goes on with a journal that was
+//! restored.
 
 mod batch;
+mod branching;
 mod config;
 mod handover;
+mod identity;
 mod intake;
 mod journal;
 mod lane;
@@ -202,7 +206,7 @@ async fn serve(
     let context = operations::Context {
         postgres: postgres.clone(),
         nats: nats.clone(),
-        stream: config.nats.stream.clone(),
+        config: config.clone(),
         monitor: monitor.clone(),
     };
     let mut endpoints = operations::endpoints(&Arc::new(context), tasks);

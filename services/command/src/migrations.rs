@@ -16,6 +16,7 @@ const MIGRATIONS: &[(i32, Migration)] = &[
     (2, Migration::Statements(include_str!("../migrations/0002_identity.sql"))),
     // Addresses used to be compared in lower case, and SKUs as they were; now both are compared by how they look.
     (3, Migration::RebuildClaims),
+    (4, Migration::Statements(include_str!("../migrations/0004_lineage.sql"))),
     (5, Migration::Statements(include_str!("../migrations/0005_forms.sql"))),
 ];
 

@@ -3,14 +3,14 @@
 
 use std::time::SystemTime;
 
-use async_nats::{HeaderMap, jetstream::message::StreamMessage};
+use anyhow::Context;
+use async_nats::{HeaderMap, HeaderName, jetstream::message::StreamMessage};
 use bytes::Bytes;
 use domain::{Id, Timestamp};
 use tokio_postgres::{Client, Error, Row};
-use uuid::Uuid;
-use wire::{Envelope, Subjects, event_headers};
+use wire::{BRANCH, Branch, Envelope, Lineage, Subjects, event_headers};
 
-use crate::{handover::Committed, journal::unsigned};
+use crate::{handover::Committed, journal::unsigned, postgres::with_timeout};
 
 /// The largest number of events that are read at once.
 const MOST_EVENTS: i64 = 500;
@@ -27,29 +27,47 @@ pub struct OutgoingEvent {
 }
 
 impl OutgoingEvent {
-    /// Whether the stream's message is this event. Headers that only controlled its publishing are ignored.
+    /// Whether the stream's message is this event. Headers that only controlled its publishing are ignored. A message
+    /// from before there were branches names none.
     pub fn matches(&self, message: &StreamMessage) -> bool {
-        let same = |name: &async_nats::HeaderName| self.headers.get(name.clone()) == message.headers.get(name.clone());
+        let branch = message.headers.get(BRANCH);
+        self.is_same_event(message) && (branch.is_none() || branch == self.headers.get(BRANCH))
+    }
+
+    /// Whether the stream's message is this event, in whichever branch of the journal.
+    pub fn is_same_event(&self, message: &StreamMessage) -> bool {
+        let is_branch = |name: &HeaderName| AsRef::<str>::as_ref(name) == BRANCH;
+        let same = |name: &HeaderName| self.headers.get(name.clone()) == message.headers.get(name.clone());
         *self.subject == *message.subject
             && self.payload == message.payload
-            && self.headers.iter().all(|(name, _)| same(name))
+            && self.headers.iter().all(|(name, _)| is_branch(name) || same(name))
     }
 }
 
 /// What all messages of one journal have in common.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// The journal's identity.
-    pub journal: Uuid,
+    pub lineage: Lineage,
     pub subjects: Subjects,
 }
 
 impl Origin {
-    pub async fn read(client: &Client, subjects: &Subjects) -> Result<Self, Error> {
-        let journal = client.query_one("select journal from journal_head", &[]).await?.try_get(0)?;
-        Ok(Self { journal, subjects: subjects.clone() })
+    pub async fn read(client: &Client, subjects: &Subjects) -> anyhow::Result<Self> {
+        let rows = with_timeout(client.query(LINEAGE, &[])).await?;
+        let first = rows.first().context("the journal has no branch")?;
+        let branch = |row: &Row| {
+            Ok(Branch { id: row.try_get(2)?, parent: row.try_get(3)?, position: unsigned(row.try_get(4)?) })
+        };
+        let branches = rows.iter().map(branch).collect::<Result<_, Error>>()?;
+        let lineage = Lineage::new(first.try_get(0)?, first.try_get(1)?, branches)?;
+        Ok(Self { lineage, subjects: subjects.clone() })
     }
 }
+
+const LINEAGE: &str = "
+    select journal, journal_head.branch, known.branch, known.parent, known.position
+    from journal_head, journal_branches as known
+    order by known.number";
 
 /// The last position of the journal.
 pub async fn head(client: &Client) -> Result<u64, Error> {
@@ -58,8 +76,18 @@ pub async fn head(client: &Client) -> Result<u64, Error> {
 
 /// The next events after the position.
 pub async fn read(client: &Client, origin: &Origin, after: u64) -> Result<Vec<OutgoingEvent>, Error> {
+    read_at_most(client, origin, after, MOST_EVENTS).await
+}
+
+/// The event at the position; `None` if the journal does not have it.
+pub async fn read_one(client: &Client, origin: &Origin, position: u64) -> Result<Option<OutgoingEvent>, Error> {
+    let read = read_at_most(client, origin, position.saturating_sub(1), 1).await?;
+    Ok(read.into_iter().find(|event| event.position == position))
+}
+
+async fn read_at_most(client: &Client, origin: &Origin, after: u64, most: i64) -> Result<Vec<OutgoingEvent>, Error> {
     let after = i64::try_from(after).unwrap_or(i64::MAX);
-    let rows = client.query(NEXT, &[&after, &MOST_EVENTS, &MOST_BYTES]).await?;
+    let rows = client.query(NEXT, &[&after, &most, &MOST_BYTES]).await?;
     rows.iter().map(|row| outgoing(row, origin)).collect()
 }
 
@@ -68,7 +96,8 @@ pub fn from_committed(committed: Committed, origin: &Origin) -> impl Iterator<It
     let Committed { at, events, after } = committed;
     (after + 1..).zip(events).map(move |(position, event)| {
         let envelope = Envelope {
-            journal: origin.journal,
+            journal: origin.lineage.journal(),
+            branch: origin.lineage.branch_at(position),
             position,
             id: Id(event.id),
             version: event.version,
@@ -105,7 +134,8 @@ fn outgoing(row: &Row, origin: &Origin) -> Result<OutgoingEvent, Error> {
     let millis = at.duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_millis()).unwrap_or_default();
     let position = unsigned(row.try_get(10)?);
     let envelope = Envelope {
-        journal: origin.journal,
+        journal: origin.lineage.journal(),
+        branch: origin.lineage.branch_at(position),
         position,
         id: Id(row.try_get(1)?),
         version: unsigned(row.try_get(2)?),

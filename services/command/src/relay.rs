@@ -21,7 +21,7 @@ use async_nats::{
         self, Context,
         publish::PublishAck,
         response::Response,
-        stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType},
+        stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType, Stream},
     },
 };
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
@@ -37,6 +37,7 @@ use wire::{TRACEPARENT, recorded_at};
 use crate::{
     Config,
     handover::{Handover, Next},
+    identity::{self, KnownStream, Misaligned},
     metrics::{Metrics, RelayState},
     outbox::{self, Origin, OutgoingEvent},
     postgres::{self, Postgres, with_timeout},
@@ -113,21 +114,6 @@ impl StreamState {
     }
 }
 
-/// Why the relay publishes nothing: an operating mistake, which only a person can correct.
-#[derive(Debug, thiserror::Error)]
-pub enum Misaligned {
-    #[error(
-        "the stream is ahead of the journal: its last sequence is {stream}, the journal's last position {journal}. \
-         Either the journal was restored from an old backup, or this is another journal's stream"
-    )]
-    Ahead { stream: u64, journal: u64 },
-    #[error(
-        "the stream's message {0} is not the journal's event {0}: somebody else has published into the stream, or the \
-         stream is another journal's, or an older version's. Delete the stream: it is then recreated from the journal"
-    )]
-    Foreign(u64),
-}
-
 impl Relay {
     pub fn new(
         config: Config,
@@ -171,7 +157,7 @@ impl Relay {
             self.metrics.set_relay(RelayState::Failing(reason.clone()));
             if log_throttle.is_due(&reason) {
                 match failed.downcast_ref::<Misaligned>() {
-                    Some(_) => tracing::error!(%reason, "the relay has stopped: it publishes no events"),
+                    Some(misaligned) => misaligned.log(&reason),
                     None => tracing::warn!(%reason, "the relay was interrupted, retrying"),
                 }
             }
@@ -190,7 +176,7 @@ impl Relay {
         if stop.run_until_cancelled(self.nats.up()).await.is_none() {
             return Ok(());
         }
-        let client = self.connect().await?;
+        let client = connect(&self.config, &format!("{CONNECTION}{}", self.replica)).await?;
         while !try_lock(&client).await? {
             self.metrics.set_relay(RelayState::Standby);
             if stop.run_until_cancelled(tokio::time::sleep(STANDBY_POLL)).await.is_none() {
@@ -203,7 +189,7 @@ impl Relay {
         let acknowledgements = self.nats.client.subscribe(inbox.clone()).await?;
         // This comes before the journal is read, so that events which are committed afterwards are handed over.
         self.handover.set_relay_is_here(true);
-        let origin = with_timeout(Origin::read(&client, &self.nats.subjects)).await?;
+        let origin = Origin::read(&client, &self.nats.subjects).await?;
         let last = self.while_connected(self.align(&client, &origin)).await?;
         self.acknowledged = last;
         let mut stream = StreamState {
@@ -220,6 +206,8 @@ impl Relay {
         tracing::info!(position = last, "this replica runs the relay");
         let mut is_stopping = false;
         loop {
+            // Whoever holds the lock now may have begun another branch of the journal.
+            ensure!(!client.is_closed(), "the connection to PostgreSQL was lost, and the lock with it");
             self.publish_all(&client, &mut stream).await?;
             if stream.acknowledged < stream.last {
                 let handover = self.handover.clone();
@@ -237,7 +225,6 @@ impl Relay {
             if is_stopping {
                 return Ok(());
             }
-            ensure!(!client.is_closed(), "the connection to PostgreSQL was lost, and the lock with it");
             tokio::select! {
                 () = stop.cancelled() => (is_stopping, stream.is_behind) = (true, true),
                 () = self.handover.notified() => {}
@@ -333,12 +320,18 @@ impl Relay {
 
     /// Makes sure that the stream exists and is this journal's; returns its last sequence.
     async fn align(&self, client: &Client, origin: &Origin) -> anyhow::Result<u64> {
-        let created = self.jetstream.get_or_create_stream(self.stream_config()).await;
+        let head = with_timeout(outbox::head(client)).await?;
+        let created = self.jetstream.get_or_create_stream(stream_config(&self.config, origin, head)).await;
         let stream = created.context("the stream cannot be looked up or created")?;
-        let last = stream.get_info().await?.state.last_sequence;
-        let journal = with_timeout(outbox::head(client)).await?;
-        if last > journal {
-            return Err(Misaligned::Ahead { stream: last, journal }.into());
+        let (name, lineage) = (&self.config.nats.stream, &origin.lineage);
+        let info = stream.get_info().await?;
+        let known = identity::check_metadata(name, &info.config.metadata, lineage)?;
+        let last = info.state.last_sequence;
+        // Meanwhile a relay that has lost the lock may have published what was committed.
+        let head = with_timeout(outbox::head(client)).await?;
+        if last > head {
+            let published = stream.get_raw_message(last).await.context("the stream's last message cannot be read")?;
+            return Err(known.ahead(last, head, &published).into());
         }
         // At most as many of our messages as were in flight can follow a foreign one. Those that were acknowledged to
         // this replica need not be compared again, except the last, unless the stream is shorter now and so another
@@ -350,7 +343,7 @@ impl Relay {
             recorded.retain(|recorded| recorded.position <= last);
             compared = recorded.last().context("the stream has events that the journal does not have")?.position;
             for some in recorded.chunks(COMPARE_CONCURRENCY) {
-                try_join_all(some.iter().map(|recorded| compare(&stream, recorded))).await?;
+                try_join_all(some.iter().map(|recorded| compare(&stream, &known, recorded))).await?;
             }
         }
         Ok(last)
@@ -369,39 +362,42 @@ impl Relay {
         }
         Ok(())
     }
+}
 
-    fn stream_config(&self) -> StreamConfig {
-        StreamConfig {
-            name: self.config.nats.stream.clone(),
-            description: Some("The events of the journal: the sequence is the position".to_owned()),
-            subjects: vec![self.nats.subjects.events()],
-            retention: RetentionPolicy::Limits,
-            discard: DiscardPolicy::New,
-            storage: StorageType::File,
-            num_replicas: self.config.stream_replicas,
-            // Deleting or purging messages would leave a gap between two positions.
-            deny_delete: true,
-            deny_purge: true,
-            ..StreamConfig::default()
-        }
-    }
-
-    async fn connect(&self) -> anyhow::Result<Client> {
-        let mut settings = postgres::settings(&self.config.postgres_url()?)?;
-        settings.application_name(format!("{CONNECTION}{}", self.replica));
-        let (client, connection) = with_timeout(settings.connect(NoTls)).await?;
-        // The task ends with the client. If it fails, so does the client's next statement.
-        tokio::spawn(connection);
-        Ok(client)
+/// The settings of the stream, when the journal is at the position `head`.
+pub fn stream_config(config: &Config, origin: &Origin, head: u64) -> StreamConfig {
+    StreamConfig {
+        name: config.nats.stream.clone(),
+        description: Some("The events of the journal: the sequence is the position".to_owned()),
+        subjects: vec![origin.subjects.events()],
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        storage: StorageType::File,
+        num_replicas: config.stream_replicas,
+        // Deleting or purging messages would leave a gap between two positions. The stream as a whole can be deleted.
+        deny_delete: true,
+        deny_purge: true,
+        metadata: origin.lineage.to_metadata(head),
+        ..StreamConfig::default()
     }
 }
 
+/// A connection of its own, which shows by its name who holds the lock.
+pub async fn connect(config: &Config, name: &str) -> anyhow::Result<Client> {
+    let mut settings = postgres::settings(&config.postgres_url()?)?;
+    settings.application_name(name);
+    let (client, connection) = with_timeout(settings.connect(NoTls)).await?;
+    // The task ends with the client. If it fails, so does the client's next statement.
+    tokio::spawn(connection);
+    Ok(client)
+}
+
 /// # Errors
-/// [`Misaligned::Foreign`] if the stream has another message in the place of the event.
-async fn compare(stream: &jetstream::stream::Stream, recorded: &OutgoingEvent) -> anyhow::Result<()> {
+/// [`Misaligned`] if the stream has another message in the place of the event.
+async fn compare(stream: &Stream, known: &KnownStream<'_>, recorded: &OutgoingEvent) -> anyhow::Result<()> {
     let published = stream.get_raw_message(recorded.position).await;
     let published = published.with_context(|| format!("message {} of the stream cannot be read", recorded.position))?;
-    if recorded.matches(&published) { Ok(()) } else { Err(Misaligned::Foreign(recorded.position).into()) }
+    if recorded.matches(&published) { Ok(()) } else { Err(known.other(recorded, &published).into()) }
 }
 
 /// The trace of an event that is about to be published.
@@ -409,7 +405,8 @@ fn trace_of(tracer: &Tracer, headers: &HeaderMap) -> Option<TraceContext> {
     tracer.of_event(headers.get(TRACEPARENT).map(HeaderValue::as_str), age(recorded_at(headers)?))
 }
 
-async fn try_lock(client: &Client) -> anyhow::Result<bool> {
+/// Takes the lock, unless another connection holds it.
+pub async fn try_lock(client: &Client) -> anyhow::Result<bool> {
     let row = with_timeout(client.query_one("select pg_try_advisory_lock($1)", &[&LOCK])).await?;
     Ok(row.try_get(0)?)
 }

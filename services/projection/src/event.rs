@@ -9,7 +9,9 @@ use async_nats::{HeaderValue, Message};
 use domain::Recorded;
 use uuid::Uuid;
 use views::Inapplicable;
-use wire::{AGGREGATE_ID, Subjects, TRACEPARENT, decode_event};
+use wire::{AGGREGATE_ID, Subjects, TRACEPARENT, decode_event, mark_of};
+
+use crate::history::Standing;
 
 /// A view is catching up while the stream has more than this many events to come. Nobody waits for the next one then,
 /// so that throughput counts for more than latency.
@@ -78,6 +80,12 @@ impl StreamMessage {
             return Ok(None);
         }
         self.decoded.get_or_init(|| self.decode(subjects)).as_ref().map(Some).map_err(Clone::clone)
+    }
+
+    /// Where somebody stands who has read up to this message.
+    pub fn standing(&self) -> Standing {
+        let mark = mark_of(self.raw.headers.as_ref());
+        Standing { position: self.position, journal: Some(self.journal), mark }
     }
 
     /// The event's subject.

@@ -154,6 +154,14 @@ impl Catalog {
         }
     }
 
+    /// Marks a generation that is of no use any more to be dropped.
+    ///
+    /// # Errors
+    /// If MongoDB is unavailable.
+    pub async fn give_up(&self, view: &str, number: i32, state: State) -> Result<(), Error> {
+        self.set_state(view, number, &[state], &dropping()).await.map(drop)
+    }
+
     /// Keeps what a comparison has found, and says what became of the newer generation.
     ///
     /// # Errors

@@ -28,7 +28,8 @@ use views::{
 use crate::{
     comparison::{Snapshot, Values},
     event::Unapplied,
-    generations::{Catalog, Stopped, Switch},
+    generations::{Catalog, Change, Refusal, Stopped, Switch},
+    history::Mismatch,
     lease::Lease,
     metrics::{BuildGuard, LeadingGuard},
     projector::{Projector, Purpose, Resources},
@@ -80,8 +81,19 @@ pub async fn lead<V: View>(resources: &Resources, lease: &Lease, number: i32, st
         }
         resources.metrics.of::<V>().failing(describe(&error));
         leader.building.iter().for_each(|building| building.set_failing(Some(describe(&error))));
-        if let Some(damaged) = error.downcast_ref::<Damaged>() {
-            leader.set_problem::<V>(Some(&damaged.to_string())).await;
+        match error.downcast_ref() {
+            Some(ReadError::Mismatch(refused @ Mismatch::Refused(_))) => {
+                leader.set_problem::<V>(Some(&refused.to_string())).await;
+            }
+            Some(ReadError::Mismatch(beyond @ Mismatch::BeyondFork { .. })) => {
+                leader.begin_anew::<V>(&beyond.to_string()).await;
+            }
+            Some(_) => {}
+            None => {
+                if let Some(damaged) = error.downcast_ref::<Damaged>() {
+                    leader.set_problem::<V>(Some(&damaged.to_string())).await;
+                }
+            }
         }
         log(V::NAME, number, &error, &mut leader.retry);
         if stop.run_until_cancelled(leader.retry.wait()).await.is_none() {
@@ -105,7 +117,20 @@ fn log(view: &str, generation: i32, error: &anyhow::Error, retry: &mut RetryStat
         return;
     }
     match error.downcast_ref() {
-        Some(ReadError::NoStream(_) | ReadError::NoConsumer(..) | ReadError::Lost(_)) => {
+        Some(ReadError::Mismatch(Mismatch::Refused(_))) => {
+            tracing::error!(
+                view,
+                generation,
+                reason = text,
+                "the view is of another history than the stream, nothing is served from it"
+            );
+        }
+        Some(
+            ReadError::NoStream(_)
+            | ReadError::NoConsumer(..)
+            | ReadError::Lost(_)
+            | ReadError::Mismatch(Mismatch::Short { .. } | Mismatch::BeyondFork { .. }),
+        ) => {
             tracing::warn!(view, generation, reason = text, "the view cannot read the stream, trying again");
         }
         Some(ReadError::Gap { .. } | ReadError::Foreign(_)) | None => {
@@ -216,6 +241,34 @@ impl Leader<'_> {
         };
         build.projector.close().await;
         ended
+    }
+
+    /// Lets a new generation be built in the place of this one, whose last events the journal has left.
+    async fn begin_anew<V: View>(&self, reason: &str) {
+        let Resources { catalog, .. } = self.resources;
+        let begin = async {
+            let view = catalog.of(V::NAME).await?;
+            match view.as_ref().and_then(|view| view.find(self.number)).map(|generation| generation.state) {
+                Some(State::Serving) => {
+                    catalog.set_problem(V::NAME, self.number, Some(&format!("it is built anew: {reason}"))).await?;
+                    if let Change::Done(_) = catalog.rebuild(V::NAME, V::VERSION, false).await? {
+                        tracing::warn!(
+                            view = V::NAME,
+                            generation = self.number,
+                            reason,
+                            "the journal has left the branch of the view, which is built anew"
+                        );
+                    }
+                }
+                Some(state) if state.is_led() => catalog.give_up(V::NAME, self.number, state).await?,
+                _ => {}
+            }
+            Ok::<_, Refusal>(())
+        };
+        if let Err(error) = begin.await {
+            let generation = self.number;
+            tracing::warn!(view = V::NAME, generation, %error, "cannot begin to build the view anew, trying again");
+        }
     }
 
     async fn set_problem<V: View>(&self, problem: Option<&str>) {
@@ -336,7 +389,8 @@ impl<V: View> Build<'_, V> {
         let Resources { database, catalog, .. } = self.resources;
         let store = Store::open::<V>(database, serving, true).await?;
         let mut session = database.client().start_session().await?;
-        let TakenOver { position, digest, .. } = store.take_over(&mut session, term).await?;
+        let TakenOver { standing, digest } = store.take_over(&mut session, term).await?;
+        let position = standing.position;
         // It does not give way: the serving generation waits for it.
         self.projector.advance_to(position, 1.0, self.retry).await?;
         anyhow::ensure!(self.projector.position() == position, "the serving generation was set back");

@@ -3,9 +3,11 @@
 //!
 //! One event on its way from the stream to the announced checkpoint:
 //!
-//! 1. `lease` and `election` decide which replica leads each generation of a view. `leader` keeps a generation up to
-//!    date, or builds it until it takes the place of the one before (`generations`); for either, `projector` runs.
+//! 1. `lease` and `election` decide which replica leads each generation of a view, once `ownership` has found that the
+//!    views are the stream's. `leader` keeps a generation up to date, or builds it until it takes the place of the one
+//!    before (`generations`); for either, `projector` runs.
 //! 2. `reader` pulls the message from JetStream, in the order of the positions, as an `event::StreamMessage`.
+//!    `history` tells whether the stream is the one that was read before.
 //! 3. `shared_reader` keeps the message in a window, from which the subscription of each view takes it.
 //! 4. `projector` decodes the event (which happens once for all views), and asks the view which documents the event
 //!    changes. `store` loads those that are not in memory.
@@ -27,11 +29,13 @@ mod election;
 mod event;
 mod fold;
 mod generations;
+mod history;
 mod leader;
 mod lease;
 mod metrics;
 mod observer;
 mod operations;
+mod ownership;
 mod projector;
 mod reader;
 mod retry_state;
@@ -152,8 +156,13 @@ async fn serve_until(config: Config, shutdown: CancellationToken) -> anyhow::Res
         stop.cancel();
         ended
     };
-    let (ended, in_time) =
-        tokio::join!(stopping, ends_within(config.replica.shutdown_deadline(), &stop, election.run(&stop)));
+    let leading = async {
+        let owned = ownership::wait(&nats, &config.nats.stream, &resources.database, &resources.leases, &monitor);
+        if stop.run_until_cancelled(owned).await.is_some() {
+            election.run(&stop).await;
+        }
+    };
+    let (ended, in_time) = tokio::join!(stopping, ends_within(config.replica.shutdown_deadline(), &stop, leading));
     if !in_time {
         tracing::warn!("stopped at the deadline, with batches unwritten or leases unreleased");
     }
@@ -185,18 +194,13 @@ async fn ends_within(deadline: Duration, stop: &CancellationToken, work: impl Fu
     }
 }
 
-/// Makes sure that each view has a generation of this program's version, and starts the writers: those of the generations
-/// that serve, and those of the others.
+/// Starts the writers: those of the generations that serve, and those of the others.
 async fn prepare(database: &Database, server: &str, durations: &Histogram) -> (Writers, Writers) {
-    let (catalog, mut retry) = (Catalog::new(database), RetryState::default());
+    let mut retry = RetryState::default();
     loop {
-        let prepared = async {
-            for (view, version) in views::versions() {
-                catalog.ensure(view, version).await?;
-            }
-            Ok((Writers::start(database, durations).await?, Writers::start(database, durations).await?))
-        };
-        match prepared.await {
+        let writers =
+            async { Ok((Writers::start(database, durations).await?, Writers::start(database, durations).await?)) };
+        match writers.await {
             Ok(writers) => return writers,
             Err(error) => {
                 let error: mongodb::error::Error = error;

@@ -52,6 +52,8 @@ pub struct Leading {
     /// The position up to which queries see the view; `None` until it was taken over.
     pub position: Option<u64>,
     moved_at: Instant,
+    /// Whether the view fits the stream; `None` until that was compared.
+    fits: Option<bool>,
     /// Why the view does not move.
     failing: Option<String>,
     /// Seconds for which the oldest event that is not visible has been recorded; `None` if that is not known.
@@ -204,6 +206,7 @@ impl ViewMetrics {
             generation: 0,
             position: None,
             moved_at: Instant::now(),
+            fits: None,
             failing: None,
             lag: None,
             events_per_second: 0.0,
@@ -245,6 +248,11 @@ impl ViewMetrics {
         }
     }
 
+    /// Says whether the view fits the stream.
+    pub fn compared(&self, fits: bool) {
+        self.change(|leading| leading.fits = Some(fits));
+    }
+
     pub fn failing(&self, reason: String) {
         self.change(|leading| leading.failing = Some(reason));
     }
@@ -281,7 +289,7 @@ impl ViewMetrics {
         Some(json!({
             "view": self.view, "generation": leading.generation, "version": self.version, "term": leading.term,
             "position": leading.position, "lag_events": lag_events, "lag_seconds": leading.lag.map(rounded),
-            "events_per_second": rounded(leading.events_per_second), "state": state, "reason": leading.failing,
+            "events_per_second": rounded(leading.events_per_second), "state": state, "reason": leading.failing, "fits": leading.fits,
         }))
     }
 

@@ -18,14 +18,14 @@ use runtime::{
 };
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
-use views::{Digest, View};
+use views::{Digest, View, layout};
 use wire::{Foreign, generation_header};
 
 use crate::{
     event::{Size, StreamMessage, Unapplied},
     fold::Fold,
     generations::Catalog,
+    history::{Mismatch, Standing},
     lease::{Lease, Leases},
     metrics::{Metrics, ViewMetrics},
     reader::ReadError,
@@ -162,8 +162,8 @@ struct TracedEvent {
 
 /// How far the view has come.
 struct Progress {
-    /// The journal that the events come from; `None` before the first event.
-    journal: Option<Uuid>,
+    /// The last event that was folded.
+    standing: Standing,
     /// The stored checkpoint.
     stored: u64,
     /// The position of the last event that was folded.
@@ -224,12 +224,13 @@ impl<'a, V: View> Projector<'a, V> {
         ensure!(leases.record_session(lease, &own).await?, "the lease was lost");
         let store = Store::open::<V>(database, generation, purpose == Purpose::Live).await?;
         // A batch of this generation that was still being written is now either stored, or never will be.
-        let TakenOver { position: stored, journal, digest } =
-            store.take_over(&mut *writer.session().await, lease.term).await?;
+        let TakenOver { standing, digest } = store.take_over(&mut *writer.session().await, lease.term).await?;
+        let stored = standing.position;
         if purpose == Purpose::Live {
             metrics.taken_over(generation, stored);
         }
-        let subscription = reader.subscribe(V::NAME, stored, !is_recovering).await?;
+        compare(reader, &metrics, &layout::collection(V::NAME, generation), &standing).await?;
+        let subscription = reader.subscribe(V::NAME, standing, !is_recovering).await?;
         let healthy_at = Some(Instant::now() + HEALTHY_AFTER);
         let mut projector = Self {
             resources,
@@ -241,7 +242,7 @@ impl<'a, V: View> Projector<'a, V> {
             subscription,
             fold: Fold::new(digest),
             output: Output { writer, store: Arc::new(store), term: lease.term, state: WriteState::Idle },
-            progress: Progress { journal, stored, folded: stored, announced: None },
+            progress: Progress { standing, stored, folded: stored, announced: None },
             open_batch: Size::default(),
             oldest: None,
             traced: Vec::new(),
@@ -383,6 +384,8 @@ impl<'a, V: View> Projector<'a, V> {
             }
             self.progress.folded = *position;
         }
+        let folded = messages.iter().rev().find(|message| message.position == self.progress.folded);
+        self.progress.standing = folded.map_or(self.progress.standing, |message| message.standing());
         self.open_batch.bytes += (self.fold.document_count() - documents_before) * DOCUMENT_OVERHEAD;
         self.is_catching_up = !V::BATCH_WINDOW.is_zero() && messages.last().is_some_and(|last| last.is_catching_up());
         if self.progress.folded > self.progress.stored {
@@ -397,7 +400,7 @@ impl<'a, V: View> Projector<'a, V> {
         let mut events = Vec::with_capacity(messages.len());
         for message in messages {
             let position = message.position;
-            let journal = *self.progress.journal.get_or_insert(message.journal);
+            let journal = *self.progress.standing.journal.get_or_insert(message.journal);
             if journal != message.journal {
                 let reason = format!("it comes from the journal {}, the view from {journal}", message.journal);
                 return (events, Some(ReadError::from(Foreign { position, reason }).into()));
@@ -500,10 +503,10 @@ impl<'a, V: View> Projector<'a, V> {
     /// Seals the open batch, and starts to write it.
     fn write(&mut self, permit: WritePermit) -> anyhow::Result<()> {
         let Output { store, term, .. } = &self.output;
-        let Progress { journal, stored: from, folded: to, .. } = self.progress;
+        let Progress { standing, stored: from, folded: to, .. } = self.progress;
         let rate = (self.purpose == Purpose::Build).then(|| self.rate.at(to));
         let (writes, digest) = (self.fold.seal()?, self.fold.digest());
-        let batch = Batch { store: Arc::clone(store), from, to, term: *term, journal, rate, digest, writes };
+        let batch = Batch { store: Arc::clone(store), from, to, term: *term, standing, rate, digest, writes };
         let (documents, oldest) = (batch.writes.len(), self.oldest.take());
         let (traced, sealed) = (std::mem::take(&mut self.traced), SystemTime::now());
         let written = WrittenBatch { to, events: to - from, documents, oldest, traced, sealed };
@@ -559,6 +562,28 @@ impl<'a, V: View> Projector<'a, V> {
             let _ = client.publish_with_headers(subject, headers, position.to_string().into()).await;
             self.progress.announced = Some(position);
         }
+    }
+}
+
+/// Compares a generation with the stream.
+///
+/// # Errors
+/// If it does not fit the stream. Others if a server is unavailable.
+async fn compare(reader: &SharedReader, metrics: &ViewMetrics, name: &str, standing: &Standing) -> anyhow::Result<()> {
+    // What has not been begun fits any stream, also one that is not there yet.
+    if standing.position == 0 {
+        return Ok(());
+    }
+    match reader.compare(standing).await {
+        Ok(_) => {
+            metrics.compared(true);
+            Ok(())
+        }
+        Err(ReadError::Mismatch(Mismatch::Refused(reason))) => {
+            metrics.compared(false);
+            Err(ReadError::from(Mismatch::Refused(format!("{name} does not fit the stream: {reason}"))).into())
+        }
+        Err(other) => Err(other.into()),
     }
 }
 

@@ -25,9 +25,12 @@ use futures_util::{FutureExt, StreamExt};
 use runtime::Nats;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
-use wire::{Foreign, journal_of};
+use wire::{Foreign, Lineage, mark_of};
 
-use crate::event::{Size, StreamMessage};
+use crate::{
+    event::{Size, StreamMessage},
+    history::{self, Mismatch, Standing, StreamHistory},
+};
 
 /// The server sends a heartbeat this often while it has no message. A consumer that stays silent for twice as long is
 /// taken for lost.
@@ -58,10 +61,11 @@ pub enum ReadError {
     #[error("position {position} came after {last}")]
     Gap { last: u64, position: u64 },
     /// Somebody else has published into the stream.
-    #[error(
-        "{0}. No event after it is read until the stream is repaired: delete the stream, and it is rebuilt from the journal"
-    )]
+    #[error("{0}. No event after it is read until the stream is repaired: see the log of the command service's relay")]
     Foreign(#[from] Foreign),
+    /// The stream is not the one that was read before.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
 }
 
 pub struct Reader {
@@ -72,8 +76,12 @@ pub struct Reader {
     /// How often the connection had been lost when the reader was opened. Another loss ends its pull requests.
     losses: u64,
     requests: PullRequests,
-    /// The position of the last event that was returned.
-    position: u64,
+    /// The lineage of the journal, as the stream told it when the reader was opened.
+    lineage: Option<Lineage>,
+    /// The last event that was returned.
+    standing: Standing,
+    /// The event at `standing` has yet to come from the consumer, and to be compared.
+    is_comparing: bool,
     /// An error that is held back until the events before it have been returned.
     failed: Option<ReadError>,
 }
@@ -93,11 +101,11 @@ struct PullRequests {
 }
 
 impl Reader {
-    /// Opens a reader that returns the events after a position. Waits while NATS is unavailable.
+    /// Opens a reader that returns the events after those that were read before. Waits while NATS is unavailable.
     ///
     /// # Errors
-    /// If the stream does not exist (yet), or NATS does not answer.
-    pub async fn open(nats: &Nats, stream: &str, name: &str, after: u64) -> Result<Self, ReadError> {
+    /// If the stream does not exist (yet) or is another one than was read before, or if NATS does not answer.
+    pub async fn open(nats: &Nats, stream: &str, name: &str, after: &Standing) -> Result<Self, ReadError> {
         nats.up().await;
         let losses = nats.losses();
         tokio::select! {
@@ -107,13 +115,17 @@ impl Reader {
         }
     }
 
-    async fn open_now(nats: &Nats, stream: &str, name: &str, after: u64, losses: u64) -> Result<Self, ReadError> {
+    async fn open_now(nats: &Nats, stream: &str, name: &str, after: &Standing, losses: u64) -> Result<Self, ReadError> {
+        let StreamHistory { lineage, .. } = history::compare(nats, stream, after).await?;
+        // The stream may be replaced before the consumer reads it, so the consumer shows the last event once more.
+        let is_comparing = after.mark.is_some();
+        let start_sequence = if is_comparing { after.position } else { after.position + 1 };
         let config = pull::Config {
             // The name is unique: a reused one could belong to a consumer at another place in the stream.
             name: Some(format!("{name}-{}", Uuid::now_v7())),
             description: Some(format!("Reads for the projection service ({name}), without acknowledgements")),
             // Where the stream ends before this sequence, the server starts behind its end: see `Verdict::Duplicate`.
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
             ack_policy: AckPolicy::None,
             inactive_threshold: INACTIVE_THRESHOLD,
             memory_storage: true,
@@ -146,7 +158,9 @@ impl Reader {
             name: name.to_owned(),
             losses,
             requests,
-            position: after,
+            lineage,
+            standing: *after,
+            is_comparing,
             failed: None,
         })
     }
@@ -161,7 +175,7 @@ impl Reader {
             return Err(error);
         }
         if self.requests.last_active.elapsed() > REQUEST_EXPIRY {
-            *self = Self::open(&self.nats, &self.stream, &self.name, self.position).await?;
+            *self = Self::open(&self.nats, &self.stream, &self.name, &self.standing).await?;
         }
         self.wait(room).await
     }
@@ -191,12 +205,15 @@ impl Reader {
                 }
             }
         }
+        if let Some(last) = messages.last() {
+            self.standing = last.standing();
+        }
         Ok(messages)
     }
 
-    /// The position of the last event that was returned.
-    pub fn position(&self) -> u64 {
-        self.position
+    /// The last event that was returned.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
     }
 
     /// Deletes the consumer. The server would otherwise go on looking for its messages until it counts as inactive.
@@ -213,15 +230,20 @@ impl Reader {
         loop {
             let message = self.requests.next().await?;
             let Info { stream_sequence: position, pending, .. } = message.info().map_err(lost)?;
-            match Verdict::of(self.position, position) {
+            let headers = message.message.headers.as_ref();
+            match Verdict::of(self.standing.position, position) {
+                Verdict::Duplicate if self.is_comparing && position == self.standing.position => {
+                    history::compare_marks(&self.standing, mark_of(headers))?;
+                    self.is_comparing = false;
+                }
                 Verdict::Duplicate => {}
                 Verdict::Next => {
-                    let raw = message.message;
-                    let journal = journal_of(position, raw.headers.as_ref())?;
-                    self.position = position;
-                    return Ok(StreamMessage::new(position, journal, pending, raw));
+                    let journal = history::journal_in(self.lineage.as_ref(), position, headers)?;
+                    self.standing = Standing { position, journal: Some(journal), mark: None };
+                    self.is_comparing = false;
+                    return Ok(StreamMessage::new(position, journal, pending, message.message));
                 }
-                Verdict::Gap => return Err(ReadError::Gap { last: self.position, position }),
+                Verdict::Gap => return Err(ReadError::Gap { last: self.standing.position, position }),
             }
         }
     }

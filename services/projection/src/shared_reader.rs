@@ -1,8 +1,9 @@
 //! Reads the stream once for all views of this replica, as long as they are near each other. A view that is far behind,
 //! or recovering from an error, has a dedicated reader and holds nobody up.
 //!
-//! The invariant is that of a reader: each view gets the events in the order of their positions, none twice and none
-//! left out.
+//! The invariants are those of a reader: each view gets the events in the order of their positions, none twice and none
+//! left out; and it goes on only behind the event at which it stands. A view that stands on another event than the
+//! window has at that position gets a dedicated reader, which compares with the stream, and says what is wrong.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,6 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     event::{Size, StreamMessage},
+    history::{self, Standing, StreamHistory},
     reader::{ReadError, Reader},
 };
 
@@ -46,6 +48,8 @@ pub struct SharedReader {
 #[derive(Default)]
 struct State {
     window: Window,
+    /// How many windows were begun at the position of a view that joined, each with another reader.
+    windows: u64,
     /// The position of each subscription that shares the reader.
     positions: HashMap<u64, u64>,
     last_subscription: u64,
@@ -59,8 +63,10 @@ struct State {
 /// A run of consecutive events.
 #[derive(Default)]
 struct Window {
-    /// The position before the first event.
-    start: u64,
+    /// Where the window began; its position is that before the first event.
+    start: Standing,
+    /// The event before the first one, if it was in the window.
+    evicted: Option<Arc<StreamMessage>>,
     events: VecDeque<Arc<StreamMessage>>,
     bytes: usize,
 }
@@ -69,10 +75,12 @@ struct Window {
 pub struct Subscription {
     shared: Arc<SharedReader>,
     view: &'static str,
-    /// The position of the last event that was returned.
-    position: u64,
+    /// The last event that was returned.
+    standing: Standing,
     /// Identifies the subscription while it shares the reader.
     id: Option<u64>,
+    /// The number of the window that is known to follow `standing`.
+    compared: Option<u64>,
     dedicated: Option<Reader>,
     may_join: bool,
 }
@@ -96,27 +104,37 @@ impl SharedReader {
         }
     }
 
-    /// Subscribes a view to the events after a position. Unless it `may_join` the others, it gets a dedicated reader.
+    /// Subscribes a view to the events after those that it has read. Unless it `may_join` the others, it gets a
+    /// dedicated reader.
     ///
     /// # Errors
-    /// If the stream does not exist (yet), or NATS does not answer.
+    /// If the stream does not exist (yet) or is another one than was read before, or if NATS does not answer.
     pub async fn subscribe(
         self: &Arc<Self>,
         view: &'static str,
-        after: u64,
+        after: Standing,
         may_join: bool,
     ) -> Result<Subscription, ReadError> {
         let shared = Arc::clone(self);
-        let mut subscription = Subscription { shared, view, position: after, id: None, dedicated: None, may_join };
+        let mut subscription =
+            Subscription { shared, view, standing: after, id: None, compared: None, dedicated: None, may_join };
         if !subscription.join(true) {
-            subscription.dedicated = Some(Reader::open(&self.nats, &self.stream, view, after).await?);
+            subscription.dedicated = Some(Reader::open(&self.nats, &self.stream, view, &after).await?);
         }
         Ok(subscription)
     }
 
-    /// Reads the events after a position into the window, until it is stopped.
-    async fn fill(self: Arc<Self>, after: u64, stop: CancellationToken) {
-        let opened = stop.run_until_cancelled(Reader::open(&self.nats, &self.stream, "views", after)).await;
+    /// Compares what a view has read with the stream.
+    ///
+    /// # Errors
+    /// As [`history::compare`].
+    pub async fn compare(&self, standing: &Standing) -> Result<StreamHistory, ReadError> {
+        history::compare(&self.nats, &self.stream, standing).await
+    }
+
+    /// Reads the events after those before into the window, until it is stopped.
+    async fn fill(self: Arc<Self>, after: Standing, stop: CancellationToken) {
+        let opened = stop.run_until_cancelled(Reader::open(&self.nats, &self.stream, "views", &after)).await;
         let mut reader = match opened {
             None => return,
             Some(Ok(reader)) => reader,
@@ -211,11 +229,11 @@ impl Subscription {
     async fn next_dedicated(&mut self, room: Size) -> Result<Vec<Arc<StreamMessage>>, ReadError> {
         let SharedReader { nats, stream, .. } = &*self.shared;
         if self.dedicated.is_none() {
-            self.dedicated = Some(Reader::open(nats, stream, self.view, self.position).await?);
+            self.dedicated = Some(Reader::open(nats, stream, self.view, &self.standing).await?);
         }
         let Some(dedicated) = &mut self.dedicated else { return Ok(vec![]) };
         let messages = dedicated.next(room).await?;
-        self.position = dedicated.position();
+        self.standing = *dedicated.standing();
         if self.join(false)
             && let Some(dedicated) = self.dedicated.take()
         {
@@ -232,10 +250,19 @@ impl Subscription {
         {
             return Err(error.clone());
         }
-        let found = state.window.after(self.position, room);
-        if let Found::Events(events) = &found {
-            self.position += events.len() as u64;
-            state.positions.insert(id, self.position);
+        if self.compared != Some(state.windows) {
+            match state.window.follows(&self.standing) {
+                Some(true) => self.compared = Some(state.windows),
+                None if self.standing.position > state.window.end() => return Ok(Found::NotYet),
+                Some(false) | None => return Ok(Found::Evicted),
+            }
+        }
+        let found = state.window.after(self.standing.position, room);
+        if let Found::Events(events) = &found
+            && let Some(last) = events.last()
+        {
+            self.standing = last.standing();
+            state.positions.insert(id, self.standing.position);
             state.evict();
             drop(state);
             self.shared.consumed.notify_waiters();
@@ -250,23 +277,27 @@ impl Subscription {
             return false;
         }
         let mut state = self.shared.state();
-        let (start, end) = (state.window.start, state.window.end());
-        let is_in_reach = self.position >= start && self.position <= end + if new { JOIN_DISTANCE } else { 0 };
+        let (start, end, position) = (state.window.start.position, state.window.end(), self.standing.position);
+        let follows = state.window.follows(&self.standing);
+        let is_near = position >= start && position <= end + if new { JOIN_DISTANCE } else { 0 };
+        let is_in_reach = is_near && follows != Some(false);
         if !is_in_reach {
-            let is_waited_for = new && self.position < start && start - self.position <= JOIN_DISTANCE;
+            let is_waited_for = new && position < start && start - position <= JOIN_DISTANCE;
             if !is_waited_for && !state.positions.is_empty() {
                 return false;
             }
-            state.window = Window { start: self.position, ..Window::default() };
+            state.window = Window { start: self.standing, ..Window::default() };
+            state.windows += 1;
         }
+        self.compared = (!is_in_reach || follows == Some(true)).then_some(state.windows);
         if !is_in_reach || state.stop.is_none() {
             let stop = CancellationToken::new();
-            tokio::spawn(Arc::clone(&self.shared).fill(state.window.end(), stop.clone()));
+            tokio::spawn(Arc::clone(&self.shared).fill(state.window.last(), stop.clone()));
             state.stop = Some(stop.drop_guard());
         }
         state.last_subscription += 1;
         let id = state.last_subscription;
-        state.positions.insert(id, self.position);
+        state.positions.insert(id, position);
         drop(state);
         if !is_in_reach {
             // Some views may now be behind the window, or ahead of it.
@@ -282,7 +313,7 @@ impl Subscription {
             state.positions.remove(&id);
             if state.positions.is_empty() {
                 state.stop = None;
-                state.window = Window { start: state.window.end(), ..Window::default() };
+                state.window = Window { start: state.window.last(), ..Window::default() };
             }
             drop(state);
             // This may have been the slowest view.
@@ -301,21 +332,40 @@ impl State {
     /// Evicts the events that all views have had.
     fn evict(&mut self) {
         let slowest = self.positions.values().copied().min().unwrap_or(u64::MAX);
-        while self.window.bytes > RETAINED_BYTES && self.window.start < slowest && self.window.evict_first() {}
+        while self.window.bytes > RETAINED_BYTES && self.window.start.position < slowest && self.window.evict_first() {}
     }
 
     fn fail(&mut self, error: ReadError) {
         self.failed = Some((self.last_subscription, error));
         self.positions.clear();
         self.stop = None;
-        self.window = Window { start: self.window.end(), ..Window::default() };
+        self.window = Window { start: self.window.last(), ..Window::default() };
     }
 }
 
 impl Window {
     /// The position of the last event.
     fn end(&self) -> u64 {
-        self.start + self.events.len() as u64
+        self.start.position + self.events.len() as u64
+    }
+
+    /// The last event.
+    fn last(&self) -> Standing {
+        self.events.back().map_or_else(|| self.before(), |last| last.standing())
+    }
+
+    /// The event before the first one.
+    fn before(&self) -> Standing {
+        self.evicted.as_ref().map_or(self.start, |evicted| evicted.standing())
+    }
+
+    /// Whether the event at which somebody stands is the one that the window has there; `None` if it does not have that
+    /// position yet, or any more.
+    fn follows(&self, standing: &Standing) -> Option<bool> {
+        let offset = usize::try_from(standing.position.checked_sub(self.start.position)?).ok()?;
+        let found = if offset == 0 { self.before() } else { self.events.get(offset - 1)?.standing() };
+        let is_known = found.mark.is_some() && standing.mark.is_some();
+        Some(found.mark == standing.mark || !is_known)
     }
 
     /// Appends the messages that follow the window's end, and drops those that were read for an earlier window.
@@ -329,10 +379,8 @@ impl Window {
     }
 
     fn after(&self, position: u64, room: Size) -> Found {
-        if position < self.start {
-            return Found::Evicted;
-        }
-        let first = usize::try_from(position - self.start).unwrap_or(usize::MAX);
+        let Some(first) = position.checked_sub(self.start.position) else { return Found::Evicted };
+        let first = usize::try_from(first).unwrap_or(usize::MAX);
         let mut bytes = 0;
         let fits = |message: &&Arc<StreamMessage>| {
             let fits = bytes < room.bytes;
@@ -349,26 +397,41 @@ impl Window {
 
     fn evict_first(&mut self) -> bool {
         let Some(first) = self.events.pop_front() else { return false };
-        self.start += 1;
+        self.start.position += 1;
         self.bytes -= first.bytes();
+        self.evicted = Some(first);
         true
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use async_nats::Message;
+    use async_nats::{HeaderMap, Message};
 
     use super::*;
 
     const ROOM: Size = Size { events: 100, bytes: 1_000 };
 
     fn message(position: u64) -> StreamMessage {
+        message_of(position, 1)
+    }
+
+    /// The message at a position of one history or another.
+    fn message_of(position: u64, history: u64) -> StreamMessage {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            (wire::JOURNAL, uuid::Uuid::nil().to_string()),
+            (wire::AGGREGATE_ID, uuid::Uuid::from_u128(history.into()).to_string()),
+            (wire::AGGREGATE_VERSION, position.to_string()),
+            (wire::RECORDED_AT, "2026-01-31T09:30:00.000Z".to_owned()),
+        ] {
+            headers.insert(name, value);
+        }
         let raw = Message {
             subject: "evt.user.updated".into(),
             reply: None,
             payload: "".into(),
-            headers: None,
+            headers: Some(headers),
             status: None,
             description: None,
             length: 100,
@@ -377,6 +440,7 @@ mod tests {
     }
 
     fn window(start: u64, positions: std::ops::RangeInclusive<u64>) -> Window {
+        let start = Standing { position: start, ..Standing::default() };
         let mut window = Window { start, ..Window::default() };
         window.append(positions.map(message).collect());
         window
@@ -417,11 +481,30 @@ mod tests {
         let mut state = State { window: window(0, 1..=10_000), ..State::default() };
         state.positions = HashMap::from([(1, 9_999), (2, 4_000)]);
         state.evict();
-        assert_eq!(state.window.start, 4_000);
+        assert_eq!(state.window.before(), message(4_000).standing());
         assert_eq!(state.window.bytes, 600_000);
         state.positions.insert(2, 10_000);
         state.evict();
         assert!(state.window.bytes <= RETAINED_BYTES && state.window.bytes > RETAINED_BYTES - 200);
         assert_eq!(state.window.end(), 10_000);
+    }
+
+    #[test]
+    fn a_window_follows_only_the_event_that_it_has_at_the_position() {
+        let mut window = window(10, 11..=15);
+        for position in 11..=15 {
+            assert_eq!(window.follows(&message(position).standing()), Some(true));
+            assert_eq!(window.follows(&message_of(position, 2).standing()), Some(false), "{position}");
+        }
+        let unknown = |position| Standing { position, ..Standing::default() };
+        assert_eq!(window.follows(&unknown(12)), Some(true), "a checkpoint of before cannot be compared");
+        assert_eq!(window.follows(&message(16).standing()), None);
+        assert_eq!(window.follows(&message(9).standing()), None);
+        assert!(window.evict_first() && window.evict_first());
+        assert_eq!(window.follows(&message(11).standing()), None);
+        assert_eq!(window.follows(&message(12).standing()), Some(true));
+        assert_eq!(window.follows(&message_of(12, 2).standing()), Some(false));
+        while window.evict_first() {}
+        assert_eq!(window.last(), message(15).standing());
     }
 }

@@ -15,13 +15,16 @@ use mongodb::{
 };
 use runtime::{Monitor, mongodb_driver};
 use tokio::time::sleep;
-use uuid::Uuid;
 use views::{
     Digest, View,
     layout::{self, Checkpoint},
 };
+use wire::EventMark;
 
-use crate::document_write::{self, DocumentWrite};
+use crate::{
+    document_write::{self, DocumentWrite},
+    history::Standing,
+};
 
 const POOL_SIZE: u32 = 64;
 const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -42,7 +45,7 @@ pub struct Store {
     checkpoints: Collection<Checkpoint>,
     pub generation: i32,
     version: i32,
-    /// The identifier of the collection.
+    /// The identifier that the server has given to the collection. One that was dropped and made again has another.
     uuid: bson::Uuid,
     /// The names of the indexes that the queries need.
     indexes: Vec<String>,
@@ -62,8 +65,8 @@ pub struct Batch {
     pub to: u64,
     /// The term of the writer's lease.
     pub term: i64,
-    /// The journal that the events come from.
-    pub journal: Option<Uuid>,
+    /// The last event of the batch.
+    pub standing: Standing,
     /// Events per second, of a generation that is being built.
     pub rate: Option<f64>,
     /// The digest after the batch; `None` if it is unknown.
@@ -73,10 +76,8 @@ pub struct Batch {
 
 /// Where a writer goes on.
 pub struct TakenOver {
-    /// The stored checkpoint.
-    pub position: u64,
-    /// The journal that the view's events come from; `None` before the first event.
-    pub journal: Option<Uuid>,
+    /// The last event in the stored documents.
+    pub standing: Standing,
     /// The digest of the stored documents; `None` if it is unknown.
     pub digest: Option<Digest>,
 }
@@ -126,9 +127,6 @@ impl Store {
         let damaged = |what: String| Damaged(what, V::NAME);
         let begun = checkpoints.find_one(doc! { "_id": &name }).await?;
         let uuid = match (uuid(database, &name).await?, &begun) {
-            (Some(found), Some(Checkpoint { uuid: Some(uuid), .. })) if found != *uuid => {
-                return Err(damaged(format!("the collection {name} was dropped, and is another one now")).into());
-            }
             (None, _) if serves || begun.is_some() => {
                 return Err(damaged(format!("the collection {name} was dropped")).into());
             }
@@ -166,11 +164,7 @@ impl Store {
         }
         let digest = Digest::default().to_string();
         let new = doc! { "position": 0_i64, "version": V::VERSION, "term": 0_i64, "digest": digest };
-        store
-            .checkpoints
-            .update_one(doc! { "_id": &name }, doc! { "$setOnInsert": new, "$set": { "uuid": uuid } })
-            .upsert(true)
-            .await?;
+        store.checkpoints.update_one(doc! { "_id": &name }, doc! { "$setOnInsert": new }).upsert(true).await?;
         Ok(store)
     }
 
@@ -215,12 +209,11 @@ impl Store {
             .return_document(ReturnDocument::After)
             .session(session)
             .await?;
-        if let Some(Checkpoint { position, journal, digest, .. }) = taken_over {
-            let journal = journal.map(|journal| journal.parse()).transpose()?;
+        if let Some(checkpoint) = taken_over {
             // A program that computed no digests may have begun the generation, but without an event there is no
             // document.
-            let digest = digest.or_else(|| (position == 0).then(Digest::default));
-            return Ok(TakenOver { position: u64::try_from(position)?, journal, digest });
+            let digest = checkpoint.digest.or_else(|| (checkpoint.position == 0).then(Digest::default));
+            return Ok(TakenOver { standing: standing(&checkpoint)?, digest });
         }
         let found =
             self.checkpoints.find_one(doc! { "_id": name }).await?.context("the checkpoint has been deleted")?;
@@ -279,10 +272,10 @@ pub async fn commit(session: &mut ClientSession, batches: &[Batch]) -> anyhow::R
 
 async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result<()> {
     let mut checkpoint_updates = RawArrayBuf::new();
-    for Batch { store, from, to, term, journal, rate, digest, .. } in batches {
+    for Batch { store, from, to, term, standing, rate, digest, .. } in batches {
         let (from, to) = (i64::try_from(*from)?, i64::try_from(*to)?);
         let mut checkpoint = rawdoc! { "position": to };
-        if let Some(journal) = journal {
+        if let Some(journal) = standing.journal {
             checkpoint.append(cstr!("journal"), journal.to_string());
         }
         if let Some(rate) = rate {
@@ -291,9 +284,19 @@ async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result
         if let Some(digest) = digest {
             checkpoint.append(cstr!("digest"), digest.to_string());
         }
+        let mut update = RawDocumentBuf::new();
+        if let Some(EventMark { aggregate, version, at, branch }) = standing.mark {
+            checkpoint.append(cstr!("branch"), branch.to_string());
+            let (aggregate, at) = (aggregate.to_string(), at.to_string());
+            let event = rawdoc! { "aggregate": aggregate, "version": i64::try_from(version)?, "recorded_at": at };
+            checkpoint.append(cstr!("event"), event);
+        } else {
+            update.append(cstr!("$unset"), rawdoc! { "branch": "", "event": "" });
+        }
+        update.append(cstr!("$set"), checkpoint);
         checkpoint_updates.push(rawdoc! {
             "q": { "_id": store.documents.name(), "position": from, "term": *term },
-            "u": { "$set": checkpoint },
+            "u": update,
         });
     }
     let command = rawdoc! { "update": layout::CHECKPOINTS, "updates": checkpoint_updates };
@@ -306,6 +309,22 @@ async fn write(session: &mut ClientSession, batches: &[Batch]) -> anyhow::Result
         }
     }
     Ok(())
+}
+
+/// The last event in a view.
+fn standing(checkpoint: &Checkpoint) -> anyhow::Result<Standing> {
+    let Checkpoint { position, journal, branch, event, .. } = checkpoint;
+    let mark = match event.as_ref().zip(branch.as_ref()) {
+        Some((layout::EventMark { aggregate, version, recorded_at }, branch)) => Some(EventMark {
+            aggregate: aggregate.parse()?,
+            version: u64::try_from(*version)?,
+            at: recorded_at.parse()?,
+            branch: branch.parse()?,
+        }),
+        None => None,
+    };
+    let journal = journal.as_ref().map(|journal| journal.parse()).transpose()?;
+    Ok(Standing { position: u64::try_from(*position)?, journal, mark })
 }
 
 /// Whether the error means that MongoDB is unavailable, so that no batch is to blame.

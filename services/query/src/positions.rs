@@ -365,9 +365,10 @@ mod tests {
             version: 1,
             term: 1,
             journal: None,
-            uuid: None,
             rate: None,
             digest: None,
+            branch: None,
+            event: None,
         };
         let checkpoints = [checkpoint("orders@1", 9), checkpoint("orders@2", 7), checkpoint("users@2", 8)];
         let generation = |number, version, state, problem: Option<&str>| Generation {

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
-use wire::{Code, Failure, Subjects};
+use wire::{Code, Failure, RequestHeaders, Subjects};
 
 use crate::micro::{Endpoint, EndpointDescription, Reply, Request, Response};
 
@@ -24,6 +24,12 @@ pub trait Operation: DeserializeOwned + JsonSchema + Send + 'static {
 
     /// What the service's operations work on.
     type Context: Send + Sync + 'static;
+
+    /// Takes note of who asks, if the header `Actor` tells.
+    #[must_use]
+    fn asked_by(self, _actor: Option<String>) -> Self {
+        self
+    }
 
     /// Returns the body of the reply.
     ///
@@ -45,7 +51,7 @@ pub fn endpoint<O: Operation>(subjects: &Subjects, context: &Arc<O::Context>, ta
         let (context, permit) = (Arc::clone(&context), Arc::clone(&running).try_acquire_owned());
         tasks.spawn(async move {
             let response = match &permit {
-                Ok(_) => run::<O>(&request.payload, &context).await,
+                Ok(_) => run::<O>(&request.headers, &request.payload, &context).await,
                 Err(_) => Err(Failure::new(Code::Overloaded, "this operation is being run several times already")),
             };
             request.respond(response).await;
@@ -54,8 +60,9 @@ pub fn endpoint<O: Operation>(subjects: &Subjects, context: &Arc<O::Context>, ta
     Endpoint { description, handle: Box::new(handle) }
 }
 
-async fn run<O: Operation>(payload: &[u8], context: &O::Context) -> Response {
+async fn run<O: Operation>(headers: &[u8], payload: &[u8], context: &O::Context) -> Response {
+    let RequestHeaders { actor, .. } = RequestHeaders::parse(headers)?;
     let operation: O = domain::parse(payload)?;
-    let body = operation.run(context).await?;
+    let body = operation.asked_by(actor).run(context).await?;
     Ok(Reply { position: None, body: body.to_string().into() })
 }

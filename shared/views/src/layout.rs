@@ -1,7 +1,7 @@
 //! The layout of views in MongoDB: the collections and records that the projection service writes and the query service
 //! reads, besides the documents of the views.
 
-use bson::{DateTime, Uuid};
+use bson::DateTime;
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
@@ -118,9 +118,6 @@ pub struct Checkpoint {
     /// The identity of the journal that the events are from; absent until it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<String>,
-    /// The identifier that the server gave to the collection. A collection that was dropped and made again has another.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uuid: Option<Uuid>,
     /// How many events per second it was built at; absent unless it is being built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
@@ -128,6 +125,23 @@ pub struct Checkpoint {
     /// has written some of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// The branch of the journal that the last event is from; absent as long as `event` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// The event at the position; absent at position 0, and in checkpoints of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<EventMark>,
+}
+
+/// Tells an event from another at the same position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventMark {
+    /// The identifier of its aggregate.
+    pub aggregate: String,
+    /// The version of its aggregate.
+    pub version: i64,
+    /// When it was recorded, in RFC 3339.
+    pub recorded_at: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde demands a reference")]

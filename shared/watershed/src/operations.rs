@@ -31,5 +31,6 @@ operations! {
     Status(status)
     Call(call)
     Events(events)
+    Journal(journal)
     Completions(completions)
 }

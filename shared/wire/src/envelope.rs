@@ -1,6 +1,8 @@
 //! The form of an event in the stream: the payload is the event's own JSON, everything else is in headers, and the
 //! stream sequence is the position.
 
+use std::fmt;
+
 use async_nats::{HeaderMap, HeaderValue};
 use domain::{Event, Id, Recorded, Timestamp, Undecodable};
 use uuid::Uuid;
@@ -11,6 +13,8 @@ use crate::{ACTOR, POSITION, Subjects, TRACEPARENT, headers::header_text};
 pub const AGGREGATE_ID: &str = "Aggregate-Id";
 /// Header of an event: the identity of the journal that it comes from.
 pub const JOURNAL: &str = "Journal";
+/// Header of an event: the branch of the journal. Events from before there were branches do not have it.
+pub const BRANCH: &str = "Branch";
 /// Header of an event: the aggregate's version after it.
 pub const AGGREGATE_VERSION: &str = "Aggregate-Version";
 /// Header of an event: when the command service decided it.
@@ -25,6 +29,7 @@ const EVENT_SCHEMA: &str = "Event-Schema";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
     pub journal: Uuid,
+    pub branch: Uuid,
     pub position: u64,
     pub id: Id,
     pub version: u64,
@@ -50,6 +55,7 @@ pub fn event_headers(envelope: &Envelope<'_>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(POSITION, HeaderValue::from(envelope.position));
     headers.insert(JOURNAL, envelope.journal.to_string());
+    headers.insert(BRANCH, envelope.branch.to_string());
     headers.insert(AGGREGATE_ID, envelope.id.to_string());
     headers.insert(AGGREGATE_VERSION, HeaderValue::from(envelope.version));
     headers.insert(EVENT_SCHEMA, HeaderValue::from(envelope.schema));
@@ -97,6 +103,43 @@ pub fn journal_of(position: u64, headers: Option<&HeaderMap>) -> Result<Uuid, Fo
     header(headers, JOURNAL).map_err(|error| foreign(error.to_string()))
 }
 
+/// The branch that an event of the journal belongs to.
+///
+/// # Errors
+/// If the headers name something that is no branch. An event that names none belongs to the first branch.
+pub fn branch_of(position: u64, journal: Uuid, headers: Option<&HeaderMap>) -> Result<Uuid, Foreign> {
+    match headers.and_then(|headers| headers.get(BRANCH)) {
+        None => Ok(journal),
+        Some(_) => header(headers, BRANCH).map_err(|error| Foreign { position, reason: error.to_string() }),
+    }
+}
+
+/// Which event stands at a position of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventMark {
+    pub aggregate: Id,
+    pub version: u64,
+    pub at: Timestamp,
+    pub branch: Uuid,
+}
+
+impl fmt::Display for EventMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { aggregate, version, at, branch } = self;
+        write!(f, "version {version} of the aggregate {aggregate}, recorded at {at} in the branch {branch}")
+    }
+}
+
+/// The mark of an event; `None` if its headers do not tell.
+pub fn mark_of(headers: Option<&HeaderMap>) -> Option<EventMark> {
+    Some(EventMark {
+        aggregate: header(headers, AGGREGATE_ID).ok()?,
+        version: header(headers, AGGREGATE_VERSION).ok()?,
+        at: header(headers, RECORDED_AT).ok()?,
+        branch: branch_of(0, header(headers, JOURNAL).ok()?, headers).ok()?,
+    })
+}
+
 /// When an event was recorded; `None` if the headers do not say so.
 pub fn recorded_at(headers: &HeaderMap) -> Option<Timestamp> {
     header(Some(headers), RECORDED_AT).ok()
@@ -139,6 +182,7 @@ mod tests {
         let journal = Uuid::from_u128(7);
         let envelope = Envelope {
             journal,
+            branch: Uuid::from_u128(8),
             position: 42,
             id: "0192d3a0-7c1e-7b5a-9f00-3c2b1a000001".parse().unwrap(),
             version: 3,
@@ -157,6 +201,8 @@ mod tests {
         assert!(decode_event(&subjects, 42, &subject, None, b"{}").is_err());
         assert_eq!(headers.get(ACTOR).unwrap().as_str(), "Zo%C3%AB");
         assert_eq!(journal_of(42, Some(&headers)), Ok(journal));
+        let mark = mark_of(Some(&headers)).unwrap();
+        assert_eq!(mark, EventMark { aggregate: envelope.id, version: 3, at: envelope.at, branch: Uuid::from_u128(8) });
     }
 
     #[test]
@@ -177,5 +223,15 @@ mod tests {
             assert!(journal_of(42, Some(&headers(position, journal))).is_err(), "{position} {journal:?}");
         }
         assert!(journal_of(42, None).is_err());
+    }
+
+    #[test]
+    fn an_event_that_names_no_branch_belongs_to_the_first() {
+        let (journal, mut headers) = (Uuid::from_u128(7), HeaderMap::new());
+        assert_eq!(branch_of(42, journal, Some(&headers)), Ok(journal));
+        headers.insert(BRANCH, "x");
+        assert!(branch_of(42, journal, Some(&headers)).is_err());
+        headers.insert(BRANCH, Uuid::from_u128(8).to_string());
+        assert_eq!(branch_of(42, journal, Some(&headers)), Ok(Uuid::from_u128(8)));
     }
 }
