@@ -594,8 +594,8 @@ def wait_until(true, seconds=60):
 NATS_ROLES = [
     (
         "client",
-        "cmd.a.b t1.cmd.a.b qry.a.b t1.qry.a.b $SRV.PING $SRV.STATS",
-        "_INBOX.> _INBOX.command.> evt.> t1.evt.> view.*.checkpoint t1.view.*.checkpoint",
+        "cmd.a.b t1.cmd.a.b qry.a.b t1.qry.a.b $SRV.PING $SRV.STATS $SRV.STATS.query",
+        "_INBOX.> _INBOX.command.> _INBOX.query.> evt.> t1.evt.> view.*.checkpoint t1.view.*.checkpoint",
     ),
     (
         "command",
@@ -625,12 +625,12 @@ NATS_ROLES = [
         "sys",
         "$SYS.REQ.SERVER.PING $SYS.REQ.SERVER.PING.STATSZ $SYS.REQ.SERVER.PING.JSZ $SYS.REQ.SERVER.N1.VARZ "
         "$SYS.REQ.ACCOUNT.A1.CONNZ",
-        "_INBOX.> _INBOX.command.> $SYS.>",
+        "_INBOX.> _INBOX.command.> _INBOX.query.> $SYS.>",
     ),
     (
         "query",
-        "_INBOX.x",
-        "qry.>:q t1.qry.>:q view.*.checkpoint t1.view.*.checkpoint $SRV.PING.command _INBOX_query.>",
+        "_INBOX.x $SRV.STATS.query",
+        "_INBOX.query.> qry.>:q t1.qry.>:q view.*.checkpoint t1.view.*.checkpoint $SRV.PING.command _INBOX_query.>",
     ),
 ]
 NO_ROLE = (

@@ -7,6 +7,7 @@ pub mod bench;
 mod collector;
 pub mod http;
 pub mod journal;
+mod project;
 pub mod prometheus;
 mod proxy;
 mod raw;
@@ -15,10 +16,11 @@ mod system;
 
 pub use answer::{Answer, Expect};
 pub use collector::{Collected, Collector};
+pub use project::Project;
 pub use proxy::Proxy;
 pub use raw::Raw;
 pub use stack::Stack;
-pub use system::{Process, Replica, System, program};
+pub use system::{Process, Replica, System, binary, program};
 
 use std::time::Duration;
 

@@ -51,6 +51,16 @@ impl Stack {
         script(&["down", server, "--dir"], &self.directory);
     }
 
+    /// Kills one server with SIGKILL.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn kill(&self, server: &str) {
+        let record = std::fs::read_to_string(self.directory.join("run").join(format!("{server}.json")));
+        let record: serde_json::Value = serde_json::from_str(&record.expect("it runs")).expect("JSON");
+        signal(&[record["pid"].to_string()], "KILL");
+    }
+
     /// Starts it again on the same port, with the same data.
     pub fn resume(&self, server: &str) {
         script(&["up", server, "--test-databases", "--dir"], &self.directory);

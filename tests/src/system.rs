@@ -130,6 +130,13 @@ impl System {
         Process::start(Command::new(binary(role)).args(&arguments[1..]).env("RUST_LOG", "warn").stdout(log))
     }
 
+    /// The same with another program for the role than the one that was built with the tests.
+    pub fn process_of(&self, program: &Path, role: &str, arguments: &[&str], log: &Path) -> Process {
+        let arguments = self.arguments(role, arguments);
+        let log = File::options().create(true).append(true).open(log).expect("a file can be made");
+        Process::start(Command::new(program).args(&arguments[1..]).env("RUST_LOG", "info").stdout(log))
+    }
+
     /// What every replica of this installation says in `$SRV.STATS`.
     pub async fn all_stats(&self) -> Vec<Value> {
         let nats = self.client.nats();
@@ -375,6 +382,15 @@ impl Process {
         self.0.wait().expect("it has ended");
     }
 
+    /// Stops the process with SIGTERM, and waits until it has ended.
+    ///
+    /// # Panics
+    /// If it ends with an error.
+    pub async fn stop(mut self) {
+        self.signal("TERM");
+        eventually("the process has ended", async || self.has_ended().then_some(())).await;
+    }
+
     /// Whether the process has ended by itself.
     ///
     /// # Panics
@@ -429,7 +445,8 @@ pub fn program(role: &str) -> Command {
     command
 }
 
-fn binary(role: &str) -> PathBuf {
+/// The program of a service that was built with the tests.
+pub fn binary(role: &str) -> PathBuf {
     built(&format!("test-{role}-service"))
 }
 

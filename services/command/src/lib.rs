@@ -220,7 +220,7 @@ async fn serve(
         };
         let intake = intake.clone();
         let handle = Box::new(move |request| intake.take(*command_type, request));
-        endpoints.push(Endpoint { description, handle });
+        endpoints.push(Endpoint { description, open: None, handle });
     }
     Ok(Service::start(nats, monitor, "Changes data and says whether that succeeded", endpoints).await)
 }

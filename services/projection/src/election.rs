@@ -1,6 +1,6 @@
 //! Acquires, renews and releases the leases of the views, and runs a leader for each lease that this replica holds. The
-//! invariants: a leader runs only while its lease is known to be valid, and the live replicas come to share the views
-//! evenly.
+//! invariants: a leader runs only while its lease is known to be valid, and the live replicas come to share the
+//! generations as evenly as their versions of the views allow.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use views::layout::{self, Generation, Generations, State};
 
 use crate::{
     generations::Catalog,
-    lease::{Lease, Leases, Snapshot},
+    lease::{Lease, Leases, Other, Snapshot},
     metrics::ViewMetrics,
     retry_state::{RetryState, describe},
 };
@@ -112,8 +112,8 @@ impl Election {
         self.hand_over().await;
     }
 
-    /// Renews the leases if it is time to; then gives up views that other replicas lack, and acquires leases that are
-    /// free.
+    /// Renews the leases if it is time to; then gives up a generation that another replica lacks, and acquires leases
+    /// that are free.
     ///
     /// # Errors
     /// If MongoDB or NATS is unavailable. The leaders go on until their leases expire.
@@ -160,13 +160,13 @@ impl Election {
                     }
                 }
             }
-            if !led.iter().any(|(led, ..)| led == collection) {
+            if !led.iter().any(|led| led.collection == *collection) {
                 leader.stop.cancel();
             }
             is_held && !leader.task.is_finished()
         });
-        let others = snapshot.loads_of_others(self.leases.replica());
-        self.give_up_surplus(led.len(), &others);
+        let others = snapshot.others(self.leases.replica());
+        self.give_up_surplus(&led, &snapshot, &others);
         self.acquire_free(&led, &snapshot, &others).await
     }
 
@@ -195,22 +195,24 @@ impl Election {
         Ok(())
     }
 
-    fn give_up_surplus(&self, generations: usize, others: &[usize]) {
-        let staying = || self.leaders.iter().filter(|(_, leader)| !leader.stop.is_cancelled());
-        while must_give_up(generations, staying().count(), others) {
-            let Some((collection, leader)) = staying().max_by_key(|(collection, _)| *collection) else { return };
-            tracing::info!(generation = collection, "leaving the generation to another replica");
-            leader.stop.cancel();
+    /// Gives up one generation that another replica lacks, unless one is changing hands already.
+    fn give_up_surplus(&self, led: &[Led], snapshot: &Snapshot, others: &[Other<'_>]) {
+        let is_changing_hands = |it: &Led| match self.leaders.get(&it.collection) {
+            Some(leader) => leader.stop.is_cancelled(),
+            None => snapshot.is_free(self.leases.replica(), &it.collection),
+        };
+        if led.iter().any(is_changing_hands) {
+            return;
         }
+        let is_lacked = |it: &&Led| must_give_up(self.leaders.len(), &loads(others, &self.candidates[it.candidate]));
+        let mine = led.iter().filter(|it| self.leaders.contains_key(&it.collection));
+        let Some(Led { collection, .. }) = mine.filter(is_lacked).max_by_key(|it| &it.collection) else { return };
+        tracing::info!(generation = collection, "leaving the generation to another replica");
+        self.leaders[collection].stop.cancel();
     }
 
-    async fn acquire_free(
-        &mut self,
-        led: &[(String, i32, usize)],
-        snapshot: &Snapshot,
-        others: &[usize],
-    ) -> anyhow::Result<()> {
-        for (collection, number, candidate) in led {
+    async fn acquire_free(&mut self, led: &[Led], snapshot: &Snapshot, others: &[Other<'_>]) -> anyhow::Result<()> {
+        for Led { collection, number, candidate, can_be_seized } in led {
             if self.leaders.contains_key(collection) || !snapshot.is_free(self.leases.replica(), collection) {
                 self.free_since.remove(collection);
                 continue;
@@ -218,11 +220,12 @@ impl Election {
             let free_since = *self.free_since.entry(collection.clone()).or_insert_with(Instant::now);
             // The replica whose turn it would be has not acquired the lease.
             let overdue = free_since.elapsed() > self.leases.duration();
-            if !overdue && !may_acquire(led.len(), self.leaders.len(), others) {
+            if !overdue && !may_acquire(self.leaders.len(), &loads(others, &self.candidates[*candidate])) {
                 continue;
             }
-            // A lease that this replica has seized is not its leader's.
-            if snapshot.reason(collection).is_some() && snapshot.holder(collection).is_some() {
+            // A lease that this replica has seized is the builder's, as long as there is one.
+            let is_seized = snapshot.reason(collection).is_some() && snapshot.holder(collection).is_some();
+            if *can_be_seized && is_seized {
                 continue;
             }
             if let Some(term) = self.leases.acquire(collection).await? {
@@ -249,14 +252,29 @@ impl Election {
     }
 }
 
-/// The generations that have to be led by replicas of this version: the collection of each, its number, and the index of
-/// its candidate.
-fn generations(candidates: &[Candidate], views: &[Generations]) -> Vec<(String, i32, usize)> {
+/// A generation that has to be led by replicas of this version.
+struct Led {
+    collection: String,
+    number: i32,
+    /// The index of its candidate.
+    candidate: usize,
+    /// It serves, and another is being built that may take its place.
+    can_be_seized: bool,
+}
+
+fn generations(candidates: &[Candidate], views: &[Generations]) -> Vec<Led> {
     let of = |(index, Candidate { view, version, .. }): (usize, &Candidate)| {
         let found = views.iter().find(|found| found.view == *view);
         let led = found.iter().flat_map(|found| found.of(*version)).filter(|generation| generation.state.is_led());
-        led.map(|generation| (layout::collection(view, generation.number), generation.number, index))
-            .collect::<Vec<_>>()
+        let mut states = found.iter().flat_map(|found| found.of(*version)).map(|generation| generation.state);
+        let has_builder = states.any(|state| state.is_led() && state != State::Serving);
+        let led = led.map(|&Generation { number, state, .. }| Led {
+            collection: layout::collection(view, number),
+            number,
+            candidate: index,
+            can_be_seized: has_builder && state == State::Serving,
+        });
+        led.collect::<Vec<_>>()
     };
     candidates.iter().enumerate().flat_map(of).collect()
 }
@@ -283,19 +301,20 @@ fn lead(leases: &Leases, candidate: &Candidate, number: i32, lease: Lease) -> Le
     Leader { term, metrics: Arc::clone(&candidate.metrics), stop, task }
 }
 
-/// Whether a replica that leads `mine` of the views should acquire one more that is free, while the other replicas lead
-/// `others`.
-fn may_acquire(views: usize, mine: usize, others: &[usize]) -> bool {
-    let replicas = others.len() + 1;
-    let nobody_has_fewer = others.iter().all(|other| *other >= mine);
-    mine < views / replicas || mine < views.div_ceil(replicas) && nobody_has_fewer
+/// How many leases each of the other replicas holds that can lead the same version of the view.
+fn loads(others: &[Other<'_>], Candidate { view, version, .. }: &Candidate) -> Vec<usize> {
+    others.iter().filter(|other| other.versions.get(*view) == Some(version)).map(|other| other.load).collect()
 }
 
-/// Whether such a replica should give one up.
-fn must_give_up(views: usize, mine: usize, others: &[usize]) -> bool {
-    let replicas = others.len() + 1;
-    let somebody_lacks = others.iter().any(|other| *other < views / replicas);
-    mine > views.div_ceil(replicas) || mine > views / replicas && somebody_lacks
+/// Whether a replica that leads `mine` generations should acquire one that is free, while the other replicas that can
+/// lead it lead so many each.
+fn may_acquire(mine: usize, others: &[usize]) -> bool {
+    others.iter().all(|other| *other >= mine)
+}
+
+/// Whether such a replica should give one up that it leads.
+fn must_give_up(mine: usize, others: &[usize]) -> bool {
+    others.iter().any(|other| other + 1 < mine)
 }
 
 #[cfg(test)]
@@ -303,54 +322,101 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_single_replica_acquires_all_views() {
-        assert!((0..4).all(|mine| may_acquire(4, mine, &[])));
-        assert!(!must_give_up(4, 4, &[]));
+    fn a_single_replica_acquires_all_generations() {
+        assert!((0..4).all(|mine| may_acquire(mine, &[])));
+        assert!(!must_give_up(4, &[]));
     }
 
     #[test]
     fn a_late_replica_gets_its_share_and_nobody_takes_it_back() {
-        assert!(must_give_up(4, 4, &[0]));
-        assert!(must_give_up(4, 3, &[0]));
-        assert!(!must_give_up(4, 2, &[0]));
-        assert!(!may_acquire(4, 2, &[0]));
-        assert!(may_acquire(4, 0, &[2]));
-        assert!(may_acquire(4, 1, &[2]));
-        assert!(!may_acquire(4, 2, &[2]));
+        assert!(must_give_up(4, &[0]));
+        assert!(!may_acquire(3, &[0]));
+        assert!(may_acquire(0, &[3]));
+        assert!(must_give_up(3, &[1]));
+        assert!(!must_give_up(2, &[2]));
     }
 
     #[test]
-    fn the_rest_of_an_uneven_share_goes_to_those_who_have_least() {
-        assert!(must_give_up(4, 2, &[2, 0]));
-        assert!(!must_give_up(4, 1, &[2, 0]));
-        assert!(!may_acquire(4, 1, &[1, 0]));
-        assert!(may_acquire(4, 1, &[1, 1]));
-        assert!(!must_give_up(4, 2, &[1, 1]));
+    fn the_rest_of_an_uneven_share_moves_to_nobody() {
+        assert!(!must_give_up(3, &[2]));
+        assert!(!must_give_up(1, &[1, 0]));
+        assert!(may_acquire(1, &[1, 1]));
     }
 
-    #[test]
-    fn more_replicas_than_views_come_to_rest() {
-        assert!(!must_give_up(4, 1, &[1, 1, 1, 0]));
-        assert!(!may_acquire(4, 1, &[1, 1, 0, 0]));
-        assert!(may_acquire(4, 0, &[1, 1, 1, 0]));
+    /// A replica whose programs know the versions, and how many generations of each it leads.
+    struct Replica {
+        versions: &'static [usize],
+        leads: [usize; 3],
+    }
+
+    /// Lets the replicas take steps in turn until nothing moves; `free` generations of each version belong to nobody.
+    fn settle(replicas: &mut [Replica], mut free: [usize; 3]) {
+        let all: usize = free.iter().sum::<usize>() + replicas.iter().flat_map(|it| it.leads).sum::<usize>();
+        for round in 0.. {
+            let mut has_moved = false;
+            for turn in 0..replicas.len() {
+                let others = |version: usize| -> Vec<usize> {
+                    let able = |(index, it): &(usize, &Replica)| *index != turn && it.versions.contains(&version);
+                    replicas.iter().enumerate().filter(able).map(|(_, it)| it.leads.iter().sum()).collect()
+                };
+                let mine: usize = replicas[turn].leads.iter().sum();
+                let mut leads = replicas[turn].leads;
+                let surplus = (0..3).rfind(|version| leads[*version] > 0 && must_give_up(mine, &others(*version)));
+                let wanted = (0..3).find(|version| {
+                    let is_able = replicas[turn].versions.contains(version);
+                    is_able && free[*version] > 0 && may_acquire(mine, &others(*version))
+                });
+                match (surplus, wanted) {
+                    (Some(version), _) if free.iter().all(|free| *free == 0) => {
+                        (leads[version], free[version], has_moved) = (leads[version] - 1, free[version] + 1, true);
+                    }
+                    (_, Some(version)) => {
+                        (leads[version], free[version], has_moved) = (leads[version] + 1, free[version] - 1, true);
+                    }
+                    (_, None) => {}
+                }
+                replicas[turn].leads = leads;
+            }
+            if !has_moved {
+                break;
+            }
+            assert!(round < 100, "the generations do not come to rest");
+        }
+        assert_eq!(replicas.iter().flat_map(|it| it.leads).sum::<usize>(), all, "each generation is led");
     }
 
     #[test]
     fn from_any_start_the_replicas_come_to_rest_evenly() {
         for start in [[4, 0, 0], [2, 2, 0], [0, 0, 0], [3, 1, 0], [0, 4, 0]] {
-            let mut loads: [usize; 3] = start;
-            for step in 0..12 {
-                let replica = step % 3;
-                let others: Vec<_> = (0..3).filter(|other| *other != replica).map(|other| loads[other]).collect();
-                while must_give_up(4, loads[replica], &others) {
-                    loads[replica] -= 1;
-                }
-                while loads.iter().sum::<usize>() < 4 && may_acquire(4, loads[replica], &others) {
-                    loads[replica] += 1;
-                }
-            }
+            let mut replicas = start.map(|leads| Replica { versions: &[0], leads: [leads, 0, 0] });
+            settle(&mut replicas, [4 - start.iter().sum::<usize>(), 0, 0]);
+            let mut loads = replicas.map(|it| it.leads[0]);
             loads.sort_unstable();
             assert_eq!(loads, [1, 1, 2], "from {start:?}");
+        }
+    }
+
+    #[test]
+    fn replicas_of_two_programs_come_to_rest_too_and_each_generation_is_led() {
+        // What both know (0), the views of the older program (1), and those of the newer one (2).
+        const OLD: &[usize] = &[0, 1];
+        const NEW: &[usize] = &[0, 2];
+        for old in 1..4 {
+            for new in 1..4 {
+                for raised in 0..=4 {
+                    let mut replicas: Vec<_> = (0..old).map(|_| Replica { versions: OLD, leads: [0; 3] }).collect();
+                    replicas[0].leads = [4 - raised, raised, 0];
+                    replicas.extend((0..new).map(|_| Replica { versions: NEW, leads: [0; 3] }));
+                    settle(&mut replicas, [0, 0, raised]);
+                    // Those of one program can lead the same, so they lead equally many.
+                    for replica in &replicas {
+                        let load: usize = replica.leads.iter().sum();
+                        let least = replicas.iter().filter(|it| it.versions == replica.versions);
+                        let least = least.map(|it| it.leads.iter().sum::<usize>()).min();
+                        assert!(Some(load) <= least.map(|least| least + 1), "{old} {new} {raised}");
+                    }
+                }
+            }
         }
     }
 }

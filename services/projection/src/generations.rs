@@ -4,7 +4,7 @@
 
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
-use mongodb::{Collection, Database, error::Error, options::WriteConcern};
+use mongodb::{ClientSession, Collection, Database, error::Error, options::WriteConcern};
 use views::layout::{self, Checkpoint, Generation, Generations, State};
 
 use crate::comparison::Comparison;
@@ -217,14 +217,13 @@ impl Catalog {
         self.views.update_one(doc! { "_id": view, "generations": exists }, change).await.map(drop)
     }
 
-    /// Makes a generation the serving one of its version, in one transaction. Both writers must have been stopped: the
+    /// Makes a generation the serving one of its version, in one transaction of this new session. Both writers must have been stopped: the
     /// checkpoints must have these terms, and the one that served until now must be at the same position.
     ///
     /// # Errors
     /// If MongoDB is unavailable, or the generations or the checkpoints are not as they should be. It is then unknown
     /// whether the generation serves.
-    pub async fn switch(&self, switch: &Switch<'_>) -> anyhow::Result<()> {
-        let mut session = self.database.client().start_session().await?;
+    pub async fn switch(&self, switch: &Switch<'_>, mut session: ClientSession) -> anyhow::Result<()> {
         session.start_transaction().write_concern(WriteConcern::majority()).await?;
         let checkpoints = self.database.collection::<Checkpoint>(layout::CHECKPOINTS);
         let Switch { view, number, term, position, from } = *switch;

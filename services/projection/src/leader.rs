@@ -12,9 +12,9 @@
 //! 4. One transaction makes it the serving generation ([`Catalog::switch`]).
 //! 5. It goes on as the leader of the serving generation, under the lease that it has had all the time.
 
-use std::time::Duration;
+use std::{convert::Infallible, future::pending, time::Duration};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use bson::doc;
 use mongodb::error::Error;
 use runtime::mongodb_driver;
@@ -35,7 +35,7 @@ use crate::{
     projector::{Projector, Purpose, Resources},
     reader::ReadError,
     retry_state::{RetryState, describe},
-    store::{Damaged, Store, Superseded, TakenOver},
+    store::{Damaged, Store, Superseded, TakenOver, kill_session},
 };
 
 /// How near to the serving generation a build must be to take its place, in events. They are folded while that one stands
@@ -43,8 +43,12 @@ use crate::{
 const NEAR: u64 = 1_000;
 /// How long the serving generation may stand still before the build gives up taking its place for now.
 const MAX_STANDSTILL: Duration = Duration::from_secs(5);
+/// How long the checkpoint of the serving generation may be locked before somebody must have died in a transaction.
+const LOCKED: Duration = Duration::from_millis(500);
 /// How often a build looks how far the serving generation has come.
 const POLL: Duration = Duration::from_millis(100);
+/// How often the leader of a serving generation says that it is not idle.
+const AWAKE: Duration = Duration::from_secs(2);
 
 /// How leading a generation ended.
 enum Ended {
@@ -188,15 +192,10 @@ impl Leader<'_> {
         }
         let store = projector.store();
         let keeping = projector.run(stop, &mut self.retry);
-        let waking = async {
-            if generation.idle_since.is_some() {
-                wake::<V>(resources, number).await?;
-            }
-            Err(store.damage::<V>().await)
-        };
         tokio::select! {
             ended = keeping => ended.map(|()| Ended::Stopped),
-            failed = waking => failed,
+            damage = store.damage::<V>() => Err(damage),
+            never = keep_awake::<V>(resources, number) => match never {},
         }
     }
 
@@ -279,19 +278,23 @@ impl Leader<'_> {
     }
 }
 
-/// Waits until a generation that nobody has kept up to date has caught up, and says so.
-async fn wake<V: View>(resources: &Resources, number: i32) -> anyhow::Result<()> {
+/// Says that somebody keeps the generation up to date, once it has caught up: now, and again and again, since a replica
+/// of another version may note the opposite at the very moment when this one takes it over.
+async fn keep_awake<V: View>(resources: &Resources, number: i32) -> Infallible {
     let metrics = resources.metrics.of::<V>();
     let is_near = || {
         let position = metrics.leading().and_then(|leading| leading.position)?;
         let last = resources.metrics.stream.get()?;
         Some(last.saturating_sub(position) <= NEAR)
     };
-    while is_near() != Some(true) {
-        sleep(POLL).await;
+    loop {
+        while is_near() != Some(true) {
+            sleep(POLL).await;
+        }
+        // If it fails, it is done the next time.
+        let _ = resources.catalog.set_idle(V::NAME, number, false).await;
+        sleep(AWAKE).await;
     }
-    resources.catalog.set_idle(V::NAME, number, false).await?;
-    Ok(())
 }
 
 /// A generation while it is being built.
@@ -389,15 +392,19 @@ impl<V: View> Build<'_, V> {
         let Resources { database, catalog, .. } = self.resources;
         let store = Store::open::<V>(database, serving, true).await?;
         let mut session = database.client().start_session().await?;
-        let TakenOver { standing, digest } = store.take_over(&mut session, term).await?;
+        let collection = layout::collection(V::NAME, serving);
+        let TakenOver { standing, digest } = tokio::select! {
+            taken_over = store.take_over(&mut session, term) => taken_over?,
+            failed = unlock(self.resources, &collection) => return Err(failed),
+        };
         let position = standing.position;
         // It does not give way: the serving generation waits for it.
         self.projector.advance_to(position, 1.0, self.retry).await?;
-        anyhow::ensure!(self.projector.position() == position, "the serving generation was set back");
+        ensure!(self.projector.position() == position, "the serving generation was set back");
         // A program of before may have written documents without computing their digest.
         let differs = digest.zip(self.projector.digest()).is_some_and(|(theirs, ours)| theirs != ours);
         if differs && !force {
-            return Ok(Some(Snapshot::open(database, &layout::collection(V::NAME, serving)).await?));
+            return Ok(Some(Snapshot::open(database, &collection).await?));
         }
         let from = Some(Stopped { number: serving, term: Some(term), state: State::Previous });
         self.switch(catalog, position, from).await?;
@@ -467,10 +474,34 @@ impl<V: View> Build<'_, V> {
     }
 
     async fn switch(&mut self, catalog: &Catalog, position: u64, from: Option<Stopped>) -> anyhow::Result<bool> {
-        let term = self.lease.term;
-        catalog.switch(&Switch { view: V::NAME, number: self.number, term, position, from }).await?;
-        tracing::info!(view = V::NAME, generation = self.number, position, "the generation serves");
+        let Self { resources: Resources { database, leases, .. }, lease, number, .. } = *self;
+        let session = database.client().start_session().await?;
+        // If this process dies in the transaction, that locks what others need to go on: they end the session.
+        ensure!(leases.record_session(lease, session.id()).await?, "the lease was lost");
+        if let Some(Stopped { number, term: Some(term), .. }) = from {
+            let collection = layout::collection(V::NAME, number);
+            let is_held = leases.record_session_of_seized(&collection, term, session.id()).await?;
+            ensure!(is_held, "the lease of the serving generation was lost");
+        }
+        catalog.switch(&Switch { view: V::NAME, number, term: lease.term, position, from }, session).await?;
+        tracing::info!(view = V::NAME, generation = number, position, "the generation serves");
         Ok(true)
+    }
+}
+
+/// Ends the transaction in which the writer of a generation may have died, and which locks its checkpoint. Returns only
+/// if that fails.
+async fn unlock(Resources { leases, database, .. }: &Resources, collection: &str) -> anyhow::Error {
+    sleep(LOCKED).await;
+    let unlocking = async {
+        match leases.last_session(collection).await? {
+            Some(former) => kill_session(database, former).await,
+            None => Ok(()),
+        }
+    };
+    match unlocking.await {
+        Ok(()) => pending().await,
+        Err(error) => error.into(),
     }
 }
 

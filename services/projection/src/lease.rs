@@ -3,10 +3,11 @@
 //! follows from the term in the checkpoint.
 //!
 //! A lease is `{_id: "orders@3", holder, term, expires, session}`. Each replica also has an entry of its own, `{_id:
-//! "replica/…", holder, expires}`, so that all replicas know how many of them are live. A holder is the name of a
-//! replica and an identifier of its process, since somebody may give two replicas the same name.
+//! "replica/…", holder, expires, versions}`, so that all replicas know how many of them are live, and which versions of
+//! the views each can lead. A holder is the name of a replica and an identifier of its process, since somebody may give
+//! two replicas the same name.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bson::{Document, doc};
 use futures_util::TryStreamExt;
@@ -51,8 +52,19 @@ pub struct Entry {
     term: i64,
     /// Why it was taken from the holder before; `None` if it was free.
     reason: Option<String>,
+    /// Of a replica: its version of each view.
+    #[serde(default)]
+    versions: BTreeMap<String, i32>,
     /// Whether the entry had not expired.
     live: bool,
+}
+
+/// Another replica.
+pub struct Other<'a> {
+    /// How many leases it holds.
+    pub load: usize,
+    /// Its version of each view.
+    pub versions: &'a BTreeMap<String, i32>,
 }
 
 impl Leases {
@@ -73,8 +85,11 @@ impl Leases {
     /// Renews this replica's entry, and all leases that it holds.
     pub async fn renew(&self) -> Result<(), Error> {
         let renewal = doc! { "$set": { "holder": &self.replica, "expires": self.expiry() } };
-        let entry = format!("{REPLICA}{}", self.replica);
-        let renewed = self.entries.update_one(doc! { "_id": entry }, vec![renewal.clone()]).upsert(true).await?;
+        let entry = doc! { "_id": format!("{REPLICA}{}", self.replica) };
+        let versions: Document =
+            views::versions().into_iter().map(|(view, version)| (view.to_owned(), version.into())).collect();
+        let with_versions = vec![renewal.clone(), doc! { "$set": { "versions": versions } }];
+        let renewed = self.entries.update_one(entry, with_versions).upsert(true).await?;
         if renewed.upserted_id.is_some() {
             self.delete_dead_replicas().await?;
         }
@@ -85,7 +100,7 @@ impl Leases {
     /// Reads all entries.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         let live = doc! { "$gt": ["$expires", "$$NOW"] };
-        let fields = doc! { "holder": 1, "term": 1, "reason": 1, "live": live };
+        let fields = doc! { "holder": 1, "term": 1, "reason": 1, "versions": 1, "live": live };
         let entries = self.entries.clone_with_type().find(doc! {}).projection(fields).await?;
         Ok(Snapshot(entries.try_collect().await?))
     }
@@ -125,10 +140,11 @@ impl Leases {
         Ok(lease.ok_or_else(|| Error::custom("MongoDB returned no document for an upsert"))?.term)
     }
 
-    /// Releases a lease that was seized under this term.
+    /// Releases a lease that was seized under this term. The reason stays, for the holder before, until somebody
+    /// acquires the lease.
     pub async fn release_seized(&self, collection: &str, term: i64) -> Result<(), Error> {
         let held = doc! { "_id": collection, "holder": &self.replica, "term": term };
-        let free = doc! { "$unset": { "holder": "", "expires": "", "session": "", "reason": "" } };
+        let free = doc! { "$unset": { "holder": "", "expires": "", "session": "" } };
         self.entries.update_one(held, free).await.map(drop)
     }
 
@@ -155,6 +171,29 @@ impl Leases {
     /// this replica still holds the lease.
     pub async fn record_session(&self, lease: &Lease, session: &Document) -> Result<bool, Error> {
         let updated = self.entries.update_one(self.held(lease), doc! { "$set": { "session": session } }).await?;
+        Ok(updated.matched_count == 1)
+    }
+
+    /// The session in which the last holder of a generation's lease wrote, whoever holds it now.
+    pub async fn last_session(&self, collection: &str) -> Result<Option<Document>, Error> {
+        let recorded: Option<RecordedSession> = self
+            .entries
+            .clone_with_type()
+            .find_one(doc! { "_id": collection })
+            .projection(doc! { "_id": 0, "session": 1 })
+            .await?;
+        Ok(recorded.and_then(|recorded| recorded.session))
+    }
+
+    /// The same as [`Self::record_session`] for a lease that was seized under this term.
+    pub async fn record_session_of_seized(
+        &self,
+        collection: &str,
+        term: i64,
+        session: &Document,
+    ) -> Result<bool, Error> {
+        let held = doc! { "_id": collection, "holder": &self.replica, "term": term };
+        let updated = self.entries.update_one(held, doc! { "$set": { "session": session } }).await?;
         Ok(updated.matched_count == 1)
     }
 
@@ -233,12 +272,15 @@ impl Snapshot {
             .any(|entry| entry.holder.as_deref().is_some_and(|other| other != replica && name(other) == name(replica)))
     }
 
-    /// How many leases each of the other live replicas holds.
-    pub fn loads_of_others(&self, replica: &str) -> Vec<usize> {
+    /// The other live replicas.
+    pub fn others(&self, replica: &str) -> Vec<Other<'_>> {
         let live = || self.0.iter().filter(|entry| entry.live);
         live()
             .filter(|entry| entry.id.starts_with(REPLICA) && entry.holder.as_deref() != Some(replica))
-            .map(|other| live().filter(|entry| entry.holder == other.holder).count() - 1)
+            .map(|other| {
+                let load = live().filter(|entry| entry.holder == other.holder).count() - 1;
+                Other { load, versions: &other.versions }
+            })
             .collect()
     }
 }

@@ -36,8 +36,7 @@ pub async fn wait(nats: &Nats, stream: &str, database: &Database, leases: &Lease
                     );
                 }
                 // While others lead them, the views are theirs. Otherwise they are left over from before.
-                let is_led =
-                    leases.snapshot().await.is_ok_and(|found| !found.loads_of_others(leases.replica()).is_empty());
+                let is_led = leases.snapshot().await.is_ok_and(|found| !found.others(leases.replica()).is_empty());
                 if !is_led {
                     let catalog = Catalog::new(database);
                     for (view, generation) in views {

@@ -12,7 +12,8 @@
 //! 5. `json` writes the stored BSON as JSON without building a tree, and the reply is sent with the view's position.
 //!    `reply` has the failures that this service can answer instead.
 //!
-//! `metrics` counts what the others do.
+//! While replicas of an older program run beside those of a newer one, `standby` decides for which views this replica
+//! takes requests. `metrics` counts what the others do.
 
 mod config;
 mod json;
@@ -23,6 +24,7 @@ mod positions;
 mod reply;
 mod report;
 mod responder;
+mod standby;
 mod store;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -43,6 +45,7 @@ use crate::{
     metrics::Metrics,
     positions::Positions,
     responder::{Responder, Shared},
+    standby::Standby,
     store::Store,
 };
 
@@ -142,14 +145,17 @@ async fn start(
     let announcements = nats.client.subscribe(nats.subjects.checkpoints()).await?;
     background.spawn(positions.clone().listen(nats.subjects.clone(), announcements));
     positions.wait_for_first_refresh(store).await;
+    let standby = Standby::new(&positions, monitor);
     background.spawn(positions.keep_refreshing(store.clone(), monitor.pulse("reading the positions", REFRESH_BOUND)));
 
     let endpoints = responders.into_iter().map(|responder| Endpoint {
         description: endpoint(nats, &responder),
+        open: Some(standby.is_open(responder.view)),
         handle: Box::new(move |request| responder.take(request)),
     });
-    let description = env!("CARGO_PKG_DESCRIPTION");
-    Ok((Service::start(nats, monitor, description, endpoints.collect()).await, background))
+    let service = Service::start(nats, monitor, env!("CARGO_PKG_DESCRIPTION"), endpoints.collect()).await;
+    background.spawn(standby.run(nats.clone(), monitor.clone()));
+    Ok((service, background))
 }
 
 fn endpoint(nats: &Nats, responder: &Responder) -> EndpointDescription {

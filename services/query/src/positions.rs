@@ -21,7 +21,7 @@ use mongodb::{
     options::ReadConcern,
 };
 use runtime::{Backoff, LogThrottle, Monitor, Problem, Pulse, locked, mongodb_driver};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::{
     sync::{Notify, watch},
@@ -46,6 +46,8 @@ const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(5);
 pub struct ViewPosition {
     pub generation: i32,
     pub position: u64,
+    /// Nobody keeps the generation up to date, while another version of the view serves.
+    pub is_idle: bool,
 }
 
 /// The position of one view, or why the view cannot be read.
@@ -60,12 +62,26 @@ pub struct Unserved {
     pub is_unbuilt: bool,
 }
 
+/// How well a replica can answer queries of a view; the best is last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rank {
+    /// It can only say why it cannot.
+    None,
+    /// From a generation that nobody keeps up to date.
+    Stale,
+    /// From one that is kept up to date.
+    Live,
+}
+
 /// The positions of all views.
 #[derive(Clone, Default)]
 pub struct Positions {
     views: BTreeMap<&'static str, Arc<View>>,
     /// Notified when an announcement tells of a generation that is not known to serve.
     news: Arc<Notify>,
+    /// Notified when the rank of a view has changed.
+    ranked: Arc<Notify>,
 }
 
 struct View {
@@ -82,7 +98,7 @@ impl Positions {
             let unread = Unserved { reason: "its checkpoint has not been read yet".into(), is_unbuilt: true };
             (view, Arc::new(View { version, position: watch::Sender::new(Err(unread)), others: Mutex::default() }))
         };
-        Self { views: views::versions().into_iter().map(of).collect(), news: Arc::default() }
+        Self { views: views::versions().into_iter().map(of).collect(), news: Arc::default(), ranked: Arc::default() }
     }
 
     /// A receiver of the view's position.
@@ -91,6 +107,16 @@ impl Positions {
     /// If there is no such view.
     pub fn of(&self, view: &'static str) -> PositionReceiver {
         self.views[view].position.subscribe()
+    }
+
+    /// How well this replica can answer queries of each view.
+    pub fn ranks(&self) -> impl Iterator<Item = (&'static str, Rank)> {
+        self.views.iter().map(|(name, view)| (*name, Rank::of(&view.position.borrow())))
+    }
+
+    /// Waits until the rank of a view has changed since this was awaited last.
+    pub async fn rank_changed(&self) {
+        self.ranked.notified().await;
     }
 
     /// Shows the positions of all views.
@@ -106,12 +132,16 @@ impl Positions {
         });
         let data = views.clone();
         monitor.add_data(move |it| {
-            let views = data.iter().map(|(view, position)| match &*position.borrow() {
-                Ok(ViewPosition { generation, position }) => {
-                    json!({ "view": view, "generation": generation, "position": position })
-                }
-                Err(Unserved { reason, .. }) => {
-                    json!({ "view": view, "generation": null, "position": null, "reason": &**reason })
+            let views = data.iter().map(|(view, position)| {
+                let position = position.borrow();
+                let rank = Rank::of(&position);
+                match &*position {
+                    Ok(ViewPosition { generation, position, .. }) => {
+                        json!({ "view": view, "generation": generation, "position": position, "rank": rank })
+                    }
+                    Err(Unserved { reason, .. }) => {
+                        json!({ "view": view, "generation": null, "position": null, "rank": rank, "reason": &**reason })
+                    }
                 }
             });
             it.insert("views".into(), views.collect());
@@ -135,7 +165,7 @@ impl Positions {
             if let (Some(view), Some(generation), Some(position)) =
                 (subjects.parse_checkpoint(&message.subject), generation, position)
             {
-                self.advance(view, ViewPosition { generation, position });
+                self.advance(view, generation, position);
             }
         }
     }
@@ -189,33 +219,52 @@ impl Positions {
             let others = found.iter().flat_map(|found| &found.generations).filter(|it| it.version != view.version);
             *locked(&view.others) = others.map(|generation| generation.number).collect();
             let stored = serving_position(name, view.version, found, &checkpoints);
+            let mut is_ranked = false;
             view.position.send_if_modified(|current| {
-                let newer = newer(current, stored);
+                let is_kept = current.as_ref().is_ok_and(|current| {
+                    let before = found.and_then(|found| found.find(current.generation));
+                    before.is_some_and(|before| before.state == State::Previous)
+                });
+                let newer = newer(current, stored, is_kept);
                 let is_new = newer != *current;
+                is_ranked = Rank::of(&newer) != Rank::of(current);
                 *current = newer;
                 is_new
             });
+            if is_ranked {
+                self.ranked.notify_one();
+            }
         }
         Ok(())
     }
 
-    fn advance(&self, name: &str, announced: ViewPosition) {
+    fn advance(&self, name: &str, generation: i32, position: u64) {
         let Some(view) = self.views.get(name) else { return };
         let mut is_news = false;
         view.position.send_if_modified(|current| match current {
-            Ok(current) if current.generation == announced.generation => {
-                let is_newer = current.position < announced.position;
-                current.position = current.position.max(announced.position);
+            Ok(current) if current.generation == generation => {
+                let is_newer = current.position < position;
+                current.position = current.position.max(position);
                 is_newer
             }
             // Whether the generation serves queries of this version, only the stored record tells.
             Ok(_) | Err(_) => {
-                is_news = !locked(&view.others).contains(&announced.generation);
+                is_news = !locked(&view.others).contains(&generation);
                 false
             }
         });
         if is_news {
             self.news.notify_one();
+        }
+    }
+}
+
+impl Rank {
+    fn of(position: &Result<ViewPosition, Unserved>) -> Self {
+        match position {
+            Ok(ViewPosition { is_idle: false, .. }) => Self::Live,
+            Ok(ViewPosition { is_idle: true, .. }) => Self::Stale,
+            Err(_) => Self::None,
         }
     }
 }
@@ -279,18 +328,26 @@ fn serving_position(
         let reason = format!("{collection} has no checkpoint").into();
         return Err(Unserved { reason, is_unbuilt: false });
     };
-    Ok(ViewPosition { generation: serving.number, position: u64::try_from(checkpoint.position).unwrap_or_default() })
+    let position = u64::try_from(checkpoint.position).unwrap_or_default();
+    Ok(ViewPosition { generation: serving.number, position, is_idle: serving.idle_since.is_some() })
 }
 
 /// The position that is known after a refresh. An announced position may be ahead of the stored one, since a checkpoint
-/// that changed no document is stored later.
+/// that changed no document is stored later. So a generation can begin to serve at an earlier position than the one
+/// before has announced: where that one `is_kept`, it is read until the new one has come as far.
 fn newer(
     current: &Result<ViewPosition, Unserved>,
     stored: Result<ViewPosition, Unserved>,
+    is_kept: bool,
 ) -> Result<ViewPosition, Unserved> {
     match (current, stored) {
-        (Ok(current), Ok(stored)) if current.generation == stored.generation && current.position > stored.position => {
+        (Ok(current), Ok(stored))
+            if is_kept && current.generation != stored.generation && current.position > stored.position =>
+        {
             Ok(*current)
+        }
+        (Ok(current), Ok(stored)) if current.generation == stored.generation && current.position > stored.position => {
+            Ok(ViewPosition { position: current.position, ..stored })
         }
         (Ok(_) | Err(_), stored) => stored,
     }
@@ -304,7 +361,11 @@ mod tests {
     use super::*;
 
     fn at(generation: i32, position: u64) -> Result<ViewPosition, Unserved> {
-        Ok(ViewPosition { generation, position })
+        Ok(ViewPosition { generation, position, is_idle: false })
+    }
+
+    fn idle_at(generation: i32, position: u64) -> Result<ViewPosition, Unserved> {
+        Ok(ViewPosition { generation, position, is_idle: true })
     }
 
     fn unbuilt() -> Result<ViewPosition, Unserved> {
@@ -319,7 +380,7 @@ mod tests {
     }
 
     fn announce(positions: &Positions, view: &str, generation: i32, position: u64) {
-        positions.advance(view, ViewPosition { generation, position });
+        positions.advance(view, generation, position);
     }
 
     async fn is_notified(positions: &Positions) -> bool {
@@ -333,15 +394,34 @@ mod tests {
         announce(&positions, "orders", 1, 11);
         announce(&positions, "unheard-of", 1, 99);
         assert_eq!(*orders.borrow(), at(1, 12));
-        assert_eq!(newer(&at(1, 12), at(1, 11)), at(1, 12));
-        assert_eq!(newer(&at(1, 12), at(1, 13)), at(1, 13));
+        assert_eq!(newer(&at(1, 12), at(1, 11), false), at(1, 12));
+        assert_eq!(newer(&at(1, 12), at(1, 13), false), at(1, 13));
     }
 
     #[test]
     fn a_new_generation_has_its_own_position() {
-        assert_eq!(newer(&at(1, 12), at(2, 12)), at(2, 12));
-        assert_eq!(newer(&at(1, 12), unbuilt()), unbuilt());
-        assert_eq!(newer(&unbuilt(), at(1, 0)), at(1, 0));
+        assert_eq!(newer(&at(1, 12), at(2, 12), true), at(2, 12));
+        assert_eq!(newer(&at(1, 12), unbuilt(), true), unbuilt());
+        assert_eq!(newer(&unbuilt(), at(1, 0), false), at(1, 0));
+    }
+
+    #[test]
+    fn a_generation_is_read_once_it_is_where_the_one_before_was_known_to_be() {
+        assert_eq!(newer(&at(1, 12), at(2, 11), true), at(1, 12));
+        assert_eq!(newer(&at(1, 12), at(2, 13), true), at(2, 13));
+        assert_eq!(newer(&at(1, 12), at(2, 11), false), at(2, 11), "the one before is about to be dropped");
+    }
+
+    #[test]
+    fn whoever_answers_from_a_generation_that_is_kept_up_to_date_ranks_highest() {
+        assert_eq!(
+            [unbuilt(), idle_at(1, 12), at(1, 0)].map(|it| Rank::of(&it)),
+            [Rank::None, Rank::Stale, Rank::Live]
+        );
+        assert!(Rank::None < Rank::Stale && Rank::Stale < Rank::Live);
+        // The stored record says so, also where its position is not the newest.
+        assert_eq!(newer(&at(1, 12), idle_at(1, 11), false), idle_at(1, 12));
+        assert_eq!(newer(&idle_at(1, 12), at(1, 11), false), at(1, 12));
     }
 
     #[tokio::test]
@@ -370,7 +450,8 @@ mod tests {
             branch: None,
             event: None,
         };
-        let checkpoints = [checkpoint("orders@1", 9), checkpoint("orders@2", 7), checkpoint("users@2", 8)];
+        let checkpoints =
+            [checkpoint("orders@1", 9), checkpoint("orders@2", 7), checkpoint("users@2", 8), checkpoint("orders@6", 5)];
         let generation = |number, version, state, problem: Option<&str>| Generation {
             number,
             version,
@@ -379,22 +460,23 @@ mod tests {
             force: false,
             values: false,
             problem: problem.map(ToOwned::to_owned),
-            idle_since: None,
+            idle_since: (number == 6).then_some(DateTime::from_millis(0)),
         };
         let generations = Generations {
             view: "orders".to_owned(),
-            last: 5,
+            last: 6,
             generations: vec![
                 generation(1, 1, State::Previous, None),
                 generation(2, 1, State::Serving, None),
                 generation(3, 2, State::Building, None),
                 generation(4, 3, State::Serving, None),
                 generation(5, 4, State::Serving, Some("it was dropped")),
+                generation(6, 5, State::Serving, None),
             ],
         };
         let of = |version| serving_position("orders", version, Some(&generations), &checkpoints);
         let unserved = |version| of(version).map_err(|unserved| (unserved.reason.to_string(), unserved.is_unbuilt));
-        assert_eq!(of(1), at(2, 7));
+        assert_eq!((of(1), of(5)), (at(2, 7), idle_at(6, 5)));
         let being_built = "version 2 of it, which this program reads, is still being built".to_owned();
         assert_eq!(unserved(2), Err((being_built, true)));
         assert_eq!(unserved(3), Err(("orders@4 has no checkpoint".to_owned(), false)));
@@ -409,7 +491,7 @@ mod tests {
         let waiting = tokio::spawn(wait("orders", orders, 12, Duration::from_secs(30)));
         announce(&positions, "orders", 1, 11);
         announce(&positions, "orders", 1, 12);
-        assert_eq!(waiting.await.unwrap(), Ok(ViewPosition { generation: 1, position: 12 }));
+        assert_eq!(waiting.await.unwrap(), Ok(at(1, 12).unwrap()));
     }
 
     #[tokio::test]

@@ -5,11 +5,12 @@
 //! panics, on many that it cannot read; and it forgets a subscription before the server has processed that it ended,
 //! so that messages in flight are lost. Neither can happen here. The invariants: a client's message is passed on
 //! unchanged, and can never end the connection; after [`Listener::drain`] the server sends no more, and all messages
-//! that it had sent have been passed on; a reply is written whole, and written again if the connection was lost while
-//! it was being written.
+//! that it had sent have been passed on, also those of a subscription that was closed meanwhile; a reply is written
+//! whole, and written again if the connection was lost while it was being written.
 
 use std::{
     convert::Infallible,
+    future::pending,
     io,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,6 +19,7 @@ use std::{
 
 use async_nats::ServerAddr;
 use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
     net::TcpStream,
@@ -41,6 +43,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest number of bytes that are read at once.
 const READ_BYTES: usize = 64 << 10;
+/// How the server's error begins if the user may not subscribe to a subject.
+const MAY_NOT_SUBSCRIBE: &str = "Permissions Violation for Subscription";
 /// Bytes of replies that may wait to be written; [`Publisher::publish`] waits while there are more.
 const MAX_BUFFERED: usize = 16 << 20;
 
@@ -48,8 +52,19 @@ const MAX_BUFFERED: usize = 16 << 20;
 pub struct Subscription {
     pub subject: String,
     pub queue_group: Option<&'static str>,
-    /// Must not block, but pass the message on.
-    pub handle: Box<dyn FnMut(Delivery) + Send>,
+    /// Whether the subscription is wanted at present; it always is if `None`.
+    pub open: Option<watch::Receiver<bool>>,
+    /// Must not block, but pass the message on. It may still be called when the subscription has just been closed.
+    pub handle: Handler,
+}
+
+pub type Handler = Box<dyn FnMut(Delivery) + Send>;
+
+/// What a subscription subscribes to.
+struct Topic {
+    subject: String,
+    queue_group: Option<&'static str>,
+    open: Option<watch::Receiver<bool>>,
 }
 
 /// The connection, which is reopened whenever it is lost.
@@ -95,6 +110,8 @@ struct SendBuffer {
     control: BytesMut,
     /// The number of pings that were sent on this connection.
     pings: u64,
+    /// The server was told to send no more on this connection.
+    is_leaving: bool,
     /// The ping whose answer is the last thing to be read.
     last: Option<Ping>,
 }
@@ -270,10 +287,27 @@ impl Shared {
 
     /// Tells the server to send no more. It answers the returned ping after everything that it has sent.
     fn unsubscribe(&self, send_buffer: &mut SendBuffer, subscriptions: usize) -> Ping {
+        send_buffer.is_leaving = true;
         for number in 1..=subscriptions {
             send_buffer.control.extend_from_slice(format!("UNSUB {number}\r\n").as_bytes());
         }
         self.ping(send_buffer)
+    }
+
+    /// Opens or closes a subscription on this connection, as is wanted now. The server has sent what it sends before it
+    /// reads that a subscription ends, and its handler stays, so that nothing is lost.
+    fn follow(&self, number: usize, Topic { subject, queue_group, open }: &mut Topic) {
+        let mut send_buffer = self.send_buffer();
+        let is_open = open.as_mut().is_none_or(|open| *open.borrow_and_update());
+        if send_buffer.is_leaving {
+            return;
+        }
+        let operation = match is_open {
+            true => subscribe(number, subject, *queue_group),
+            false => format!("UNSUB {number}\r\n"),
+        };
+        send_buffer.control.extend_from_slice(operation.as_bytes());
+        self.not_empty.notify_one();
     }
 
     /// Waits until the ping has been answered, or never will be; `false` if the server did not respond in time.
@@ -282,13 +316,7 @@ impl Shared {
     }
 
     /// Starts a connection; returns the bytes to write first.
-    fn begin(
-        &self,
-        name: &str,
-        credentials: Option<&Credentials>,
-        subscriptions: &[Subscription],
-        info: &Info,
-    ) -> BytesMut {
+    fn begin(&self, name: &str, credentials: Option<&Credentials>, topics: &mut [Topic], info: &Info) -> BytesMut {
         let connect = Connect {
             name,
             user: credentials.map(|it| it.user.as_str()),
@@ -306,10 +334,12 @@ impl Shared {
         let mut send_buffer = self.send_buffer();
         send_buffer.control.clear();
         send_buffer.pings = 1;
-        if send_buffer.last.is_none() {
-            for (number, Subscription { subject, queue_group, .. }) in (1..).zip(subscriptions) {
-                let group = queue_group.map(|group| format!("{group} ")).unwrap_or_default();
-                first.extend_from_slice(format!("SUB {subject} {group}{number}\r\n").as_bytes());
+        send_buffer.is_leaving = send_buffer.last.is_some();
+        if !send_buffer.is_leaving {
+            for (number, Topic { subject, queue_group, open }) in (1..).zip(topics) {
+                if open.as_mut().is_none_or(|open| *open.borrow_and_update()) {
+                    first.extend_from_slice(subscribe(number, subject, *queue_group).as_bytes());
+                }
             }
         }
         first.extend_from_slice(b"PING\r\n");
@@ -342,13 +372,17 @@ impl Shared {
     }
 }
 
-async fn run(
-    shared: Arc<Shared>,
-    mut servers: Servers,
-    name: String,
-    mut subscriptions: Vec<Subscription>,
-    pulse: Pulse,
-) {
+/// The protocol operation that opens a subscription. One that is open already stays as it is.
+fn subscribe(number: usize, subject: &str, queue_group: Option<&str>) -> String {
+    let group = queue_group.map(|group| format!("{group} ")).unwrap_or_default();
+    format!("SUB {subject} {group}{number}\r\n")
+}
+
+async fn run(shared: Arc<Shared>, mut servers: Servers, name: String, subscriptions: Vec<Subscription>, pulse: Pulse) {
+    let (mut topics, mut handlers): (Vec<Topic>, Vec<Handler>) = subscriptions
+        .into_iter()
+        .map(|Subscription { subject, queue_group, open, handle }| (Topic { subject, queue_group, open }, handle))
+        .unzip();
     let mut backoff = Backoff::default();
     let mut log_throttle = LogThrottle::default();
     loop {
@@ -357,7 +391,8 @@ async fn run(
         let error = match timeout(CONNECT_TIMEOUT, connect(&server)).await {
             Ok(Ok((stream, info))) => {
                 servers.learn(&info.connect_urls);
-                let error = serve(&shared, &name, &servers, stream, &info, &mut subscriptions, &pulse).await;
+                let subscriptions = (&mut topics[..], &mut handlers);
+                let error = serve(&shared, &name, &servers, stream, &info, subscriptions, &pulse).await;
                 if shared.status.borrow().state == State::Up {
                     backoff.reset();
                     log_throttle.reset();
@@ -368,7 +403,7 @@ async fn run(
             Err(_) => ConnectionError::TimedOut,
         };
         if shared.send_buffer().last.is_some() {
-            subscriptions.clear();
+            handlers.clear();
         }
         shared.status.send_modify(|status| status.state = State::Down);
         if log_throttle.is_due(&error.to_string()) {
@@ -407,25 +442,41 @@ async fn serve(
     servers: &Servers,
     stream: Box<dyn Stream>,
     info: &Info,
-    subscriptions: &mut Vec<Subscription>,
+    (topics, handlers): (&mut [Topic], &mut Vec<Handler>),
     pulse: &Pulse,
 ) -> ConnectionError {
     let (reading, mut writing) = split(stream);
-    let first = shared.begin(name, servers.credentials(), subscriptions, info);
+    let first = shared.begin(name, servers.credentials(), topics, info);
     if let Err(error) = writing.write_all(&first).await {
         return error.into();
     }
     let Err(error) = tokio::select! {
-        ended = listen(shared, reading, subscriptions, servers.are_several(), pulse) => ended,
+        ended = listen(shared, reading, handlers, servers.are_several(), pulse) => ended,
         ended = write(shared, writing) => ended,
+        ended = follow(shared, topics) => match ended {},
     };
     error
+}
+
+/// Opens and closes the subscriptions as they are wanted.
+async fn follow(shared: &Shared, topics: &mut [Topic]) -> Infallible {
+    let following = (1..).zip(topics).map(|(number, topic)| async move {
+        while let Some(open) = &mut topic.open {
+            match open.changed().await {
+                Ok(()) => shared.follow(number, topic),
+                // Nobody is left who could want it otherwise.
+                Err(_) => break,
+            }
+        }
+    });
+    join_all(following).await;
+    pending().await
 }
 
 async fn listen(
     shared: &Shared,
     mut reading: Reading,
-    subscriptions: &mut Vec<Subscription>,
+    handlers: &mut Vec<Handler>,
     has_alternatives: bool,
     pulse: &Pulse,
 ) -> Result<Infallible, ConnectionError> {
@@ -438,8 +489,8 @@ async fn listen(
         while let Some(operation) = take_operation(&mut read)? {
             match operation {
                 Operation::Message(delivery) => {
-                    if let Some(subscription) = subscriptions.get_mut(delivery.subscription.wrapping_sub(1)) {
-                        (subscription.handle)(delivery);
+                    if let Some(handle) = handlers.get_mut(delivery.subscription.wrapping_sub(1)) {
+                        handle(delivery);
                     }
                 }
                 Operation::Ping => {
@@ -451,12 +502,14 @@ async fn listen(
                     (status.pongs, status.state) = (status.pongs + 1, State::Up);
                     if shared.send_buffer().last.is_some_and(|last| last.is_settled(&status)) {
                         // Others wait for the last request by waiting until the handlers have been dropped.
-                        subscriptions.clear();
+                        handlers.clear();
                     }
                     shared.status.send_replace(status);
                 }
                 // A service that may not subscribe cannot serve, and must not count as ready.
-                Operation::Error(reason) if shared.status.borrow().state == State::Subscribing => {
+                Operation::Error(reason)
+                    if shared.status.borrow().state == State::Subscribing || reason.starts_with(MAY_NOT_SUBSCRIBE) =>
+                {
                     return Err(ConnectionError::Refused(reason));
                 }
                 // An error may concern a single message only. If it ends the connection, the server closes it.
@@ -468,7 +521,7 @@ async fn listen(
                     refused = Some(reason);
                 }
                 Operation::Info(info) if info.lame_duck_mode && has_alternatives && leaving.is_none() => {
-                    leaving = Some(shared.unsubscribe(&mut shared.send_buffer(), subscriptions.len()));
+                    leaving = Some(shared.unsubscribe(&mut shared.send_buffer(), handlers.len()));
                 }
                 Operation::Info(_) => {}
             }

@@ -17,6 +17,7 @@ use std::{
 use bytes::Bytes;
 use domain::Timestamp;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use uuid::Uuid;
 use wire::{Code, Failure, failure_headers, success_headers};
 
@@ -53,6 +54,9 @@ pub struct EndpointDescription {
 /// but pass the request on to a queue or a task.
 pub struct Endpoint {
     pub description: EndpointDescription,
+    /// Whether the service takes requests for it at present; it always does if `None`. What the server has sent before
+    /// it reads of a change comes to the handler all the same.
+    pub open: Option<watch::Receiver<bool>>,
     pub handle: Box<dyn FnMut(Request) + Send>,
 }
 
@@ -132,14 +136,15 @@ impl Service {
             Arc::new(EndpointStats::new(description, queue_group, metrics, monitor.tracer().clone()))
         };
         let (stats, handles): (Vec<Arc<EndpointStats>>, Vec<_>) =
-            endpoints.into_iter().map(|it| (stats(it.description), it.handle)).unzip();
+            endpoints.into_iter().map(|it| (stats(it.description), (it.open, it.handle))).unzip();
         let mut subscriptions = Vec::new();
         let publisher = Publisher::default();
-        for (stats, mut handle) in stats.iter().cloned().zip(handles) {
+        for (stats, (open, mut handle)) in stats.iter().cloned().zip(handles) {
             let publisher = publisher.clone();
             subscriptions.push(Subscription {
                 subject: stats.description.subject.clone(),
                 queue_group: Some(queue_group),
+                open,
                 handle: Box::new(move |delivery| {
                     if let Some(request) = Request::new(delivery, &publisher, &stats) {
                         handle(request);
@@ -161,7 +166,7 @@ impl Service {
                         }
                     }
                 });
-                subscriptions.push(Subscription { subject, queue_group: None, handle });
+                subscriptions.push(Subscription { subject, queue_group: None, open: None, handle });
             }
         }
         let name = format!("watershed {queue_group}, requests");

@@ -57,7 +57,7 @@ pub fn endpoint<O: Operation>(subjects: &Subjects, context: &Arc<O::Context>, ta
             request.respond(response).await;
         });
     };
-    Endpoint { description, handle: Box::new(handle) }
+    Endpoint { description, open: None, handle: Box::new(handle) }
 }
 
 async fn run<O: Operation>(headers: &[u8], payload: &[u8], context: &O::Context) -> Response {
