@@ -1,4 +1,5 @@
-//! The program `watershed`, as a process: what it prints, and what it exits with.
+//! The program `watershed`, as a process: what it prints, and what it exits with. What it does to views is in
+//! `cli_views.rs`.
 
 use std::{
     io::{BufRead, BufReader},
@@ -49,7 +50,7 @@ async fn a_call_prints_the_reply_and_exits_with_its_outcome() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_cannot_be_reached_and_a_wrong_command_line_have_exit_codes_of_their_own() {
     let system = System::new().await;
-    for arguments in [&["status"][..], &["call", "qry.user.list"], &["events"]] {
+    for arguments in [&["status"][..], &["call", "qry.user.list"], &["events"], &["views"], &["rebuild", "orders"]] {
         let away = run(system.watershed(arguments).env("NATS_URL", "nats://u:secret@127.0.0.1:1"));
         assert_eq!(away.code, 3, "{away:?}");
         assert!(away.err.starts_with("watershed: cannot connect to NATS at 127.0.0.1:1: "), "{away:?}");
@@ -68,6 +69,9 @@ async fn a_server_that_cannot_be_reached_and_a_wrong_command_line_have_exit_code
         &["events", "--no-follow"],
         &["events", "--aggregate", "a.b"],
         &["events", "--id", "7"],
+        &["rebuild"],
+        &["drop", "orders"],
+        &["drop", "orders", "0"],
         &["status", "--subject-prefix", "a.b"],
         &["status", "--nats-url", "::"],
     ] {
@@ -82,9 +86,10 @@ async fn every_command_has_help_with_exit_codes_and_completions_name_it() {
     let help = run(system.watershed(&["--help"]));
     let commands = help.out.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
     let commands: Vec<&str> = commands.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
-    assert_eq!(commands, ["status", "call", "events", "journal", "completions", "help"]);
+    let operations = ["status", "call", "events", "journal", "views", "rebuild", "rollback", "drop", "verify"];
+    assert_eq!(commands, [&operations[..], &["completions", "help"]].concat());
     assert!(help.out.contains("Exit codes:") && help.code == 0);
-    for command in ["status", "call", "events", "journal"] {
+    for command in operations {
         let help = run(system.watershed(&[command, "--help"]));
         assert!(help.out.contains("Exit codes:") && help.code == 0, "{help:?}");
         assert!(help.out.lines().all(|line| line.chars().count() <= 100), "{}", help.out);
@@ -293,13 +298,14 @@ async fn a_projection_that_is_suspended_beside_a_load_is_named_within_ten_second
 
 /// What a program has printed, and its exit code.
 #[derive(Debug)]
-struct Ended {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ended {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
-fn run(mut command: impl std::borrow::BorrowMut<Command>) -> Ended {
+/// Runs a program to its end.
+pub fn run(mut command: impl std::borrow::BorrowMut<Command>) -> Ended {
     let Output { status, stdout, stderr } = command.borrow_mut().stdin(Stdio::null()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ended { code: status.code().unwrap(), out: text(stdout), err: text(stderr) }

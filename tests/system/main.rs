@@ -4,6 +4,7 @@
 
 mod bad_servers;
 mod cli;
+mod cli_views;
 mod client;
 mod commands;
 mod endpoints;

@@ -77,6 +77,12 @@ impl Catalog {
     /// If MongoDB is unavailable, or the generation before is to be returned to.
     pub async fn rebuild(&self, view: &str, version: i32, force: bool) -> Result<Change, Refusal> {
         let added = self.add(view, version, State::Building, &[State::Building], doc! { "force": force }).await?;
+        let found = if added { None } else { self.of(view).await? };
+        let mut building = found.iter().flat_map(|it| it.of(version)).filter(|it| it.state == State::Building);
+        if let Some(returning) = building.find(|it| it.returns) {
+            let number = returning.number;
+            return Err(Refusal::Conflict(format!("the view {view} is returning to its generation {number}")));
+        }
         self.added(view, version, State::Building, added).await
     }
 
@@ -95,24 +101,38 @@ impl Catalog {
         self.added(view, version, State::Verifying, added).await
     }
 
-    /// Begins to return to the generation that served before: it is brought up to date, and then serves again.
+    /// Begins to return to a generation that served before, by default the last one: it is brought up to date, and then
+    /// serves again. Who names the generation can ask twice.
     ///
     /// # Errors
-    /// If MongoDB is unavailable, there is no generation before, or another one is being built.
-    pub async fn roll_back(&self, view: &str, version: i32, force: bool) -> Result<Change, Refusal> {
+    /// If MongoDB is unavailable, there is no such generation, or another one is being built.
+    pub async fn roll_back(
+        &self,
+        view: &str,
+        version: i32,
+        number: Option<i32>,
+        force: bool,
+    ) -> Result<Change, Refusal> {
         let found = self.of(view).await?;
+        let is_meant = |generation: &&Generation| number.is_none_or(|number| generation.number == number);
         let states = |state| found.iter().flat_map(|it| it.of(version)).filter(move |it| it.state == state);
+        if let Some(number) = number.filter(|number| states(State::Serving).any(|it| it.number == *number)) {
+            return Ok(Change::Already(number));
+        }
         if let Some(building) = states(State::Building).next() {
             let number = building.number;
+            if building.returns && is_meant(&building) {
+                return Ok(Change::Already(number));
+            }
             return Err(Refusal::Conflict(format!(
                 "the generation {number} of the view {view} is being built already"
             )));
         }
-        let Some(previous) = states(State::Previous).max_by_key(|previous| previous.since) else {
-            let message = format!("the view {view} has no generation before of version {version} to return to");
+        let Some(previous) = states(State::Previous).filter(is_meant).max_by_key(|previous| previous.since) else {
+            let message = format!("the view {view} has no such generation of version {version} to return to");
             return Err(Refusal::NotFound(message));
         };
-        let building = doc! { "state": name(State::Building), "since": "$$NOW", "force": force };
+        let building = doc! { "state": name(State::Building), "since": "$$NOW", "force": force, "returns": true };
         match self.set_state(view, previous.number, &[State::Previous], &building).await? {
             true => Ok(Change::Done(previous.number)),
             false => Err(Refusal::Conflict(format!("the generations of the view {view} are being changed: try again"))),
@@ -238,8 +258,10 @@ impl Catalog {
         };
         demand(number, term, &mut session).await?;
         let mut filter = vec![doc! { "$elemMatch": { "number": number, "state": name(State::Building) } }];
-        let mut branches =
-            vec![branch(number, &doc! { "state": name(State::Serving), "since": "$$NOW", "force": false })];
+        let mut branches = vec![branch(
+            number,
+            &doc! { "state": name(State::Serving), "since": "$$NOW", "force": false, "returns": false },
+        )];
         if let Some(Stopped { number, term, state }) = from {
             if let Some(term) = term {
                 demand(number, term, &mut session).await?;

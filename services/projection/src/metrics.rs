@@ -150,8 +150,12 @@ impl Metrics {
             data.insert("stream".into(), json!({ "position": metrics.stream.json() }));
             let views = metrics.views.iter().filter_map(|view| view.json(&metrics));
             data.insert("views".into(), views.collect());
-            let build = |((view, generation), Build { state, failing }): (&(&str, i32), &Build)| {
-                json!({ "view": view, "generation": generation, "state": state, "reason": failing })
+            let build = |((view, generation), build): (&(&str, i32), &Build)| {
+                let Build { state, failing, position, events_per_second } = build;
+                json!({
+                    "view": view, "generation": generation, "state": state, "reason": failing, "position": position,
+                    "events_per_second": events_per_second.map(rounded),
+                })
             };
             data.insert("builds".into(), locked(&metrics.builds).iter().map(build).collect());
         });
@@ -182,8 +186,16 @@ impl Metrics {
 
     /// Says that this replica builds a generation, until the guard is dropped.
     pub fn building(self: &Arc<Self>, view: &'static str, number: i32, state: &'static str) -> BuildGuard {
-        locked(&self.builds).insert((view, number), Build { state, failing: None });
+        let build = Build { state, failing: None, position: None, events_per_second: None };
+        locked(&self.builds).insert((view, number), build);
         BuildGuard(Arc::clone(self), (view, number))
+    }
+
+    /// Says how far a generation is that this replica builds, and how many events per second it takes.
+    pub fn built(&self, view: &'static str, number: i32, position: u64, events_per_second: Option<f64>) {
+        if let Some(build) = locked(&self.builds).get_mut(&(view, number)) {
+            (build.position, build.events_per_second) = (Some(position), events_per_second);
+        }
     }
 
     /// How many events the stream has after a position.
@@ -322,6 +334,9 @@ struct Build {
     state: &'static str,
     /// Why the build does not go on.
     failing: Option<String>,
+    /// Its stored checkpoint; `None` until it is known.
+    position: Option<u64>,
+    events_per_second: Option<f64>,
 }
 
 /// This replica builds the generation while this exists.

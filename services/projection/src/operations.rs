@@ -162,6 +162,8 @@ impl Operation for VerifyView {
 struct RollBackView {
     /// The name of the view, such as `orders`.
     view: String,
+    /// The number of the generation to return to; by default, of the last one that served.
+    generation: Option<i32>,
     /// Let the generation serve even if its documents differ from those of the one that serves now.
     #[serde(default)]
     force: bool,
@@ -175,7 +177,8 @@ impl Operation for RollBackView {
 
     async fn run(self, context: &Context) -> Result<Value, Failure> {
         let view = known(&self.view, context)?;
-        let change = context.catalog.roll_back(view.view, view.version, self.force).await.map_err(refused)?;
+        let change = context.catalog.roll_back(view.view, view.version, self.generation, self.force).await;
+        let change = change.map_err(refused)?;
         Ok(changed(view, &change, "building"))
     }
 }
@@ -291,7 +294,7 @@ impl Stored {
     }
 
     async fn generation(&self, view: &str, generation: &Generation, context: &Context) -> Result<Value, Error> {
-        let Generation { number, version, state, since, problem, idle_since, .. } = generation;
+        let Generation { number, version, state, since, returns, problem, idle_since, .. } = generation;
         let collection = layout::collection(view, *number);
         let Size { documents, bytes } = Size::read(&context.database, &collection).await?;
         let checkpoint = self.checkpoint(&collection);
@@ -302,7 +305,8 @@ impl Stored {
         let leader = self.leases.holder(&collection).map(|(name, _)| name);
         let time = |time: &DateTime| time.try_to_rfc3339_string().ok();
         Ok(json!({
-            "generation": number, "version": version, "state": state, "since": time(since), "position": position,
+            "generation": number, "version": version, "state": state, "since": time(since), "returns": returns,
+            "position": position,
             "events_left": left, "events_per_second": rate.map(rounded), "seconds_left": seconds_left,
             "leader": leader, "documents": documents, "bytes": bytes, "problem": problem,
             "idle_since": idle_since.as_ref().and_then(time),

@@ -226,8 +226,9 @@ impl<'a, V: View> Projector<'a, V> {
         // A batch of this generation that was still being written is now either stored, or never will be.
         let TakenOver { standing, digest } = store.take_over(&mut *writer.session().await, lease.term).await?;
         let stored = standing.position;
-        if purpose == Purpose::Live {
-            metrics.taken_over(generation, stored);
+        match purpose {
+            Purpose::Live => metrics.taken_over(generation, stored),
+            Purpose::Build => resources.metrics.built(V::NAME, generation, stored, None),
         }
         compare(reader, &metrics, &layout::collection(V::NAME, generation), &standing).await?;
         let subscription = reader.subscribe(V::NAME, standing, !is_recovering).await?;
@@ -523,6 +524,9 @@ impl<'a, V: View> Projector<'a, V> {
     async fn written(&mut self, batch: WrittenBatch) {
         let WrittenBatch { to, events, documents, oldest, traced, sealed } = batch;
         self.progress.stored = to;
+        if self.purpose == Purpose::Build {
+            self.resources.metrics.built(V::NAME, self.output.store.generation, to, self.rate.events_per_second);
+        }
         self.fold.mark_written();
         self.metrics.written(events, documents, oldest.filter(|_| self.purpose == Purpose::Live));
         self.record(traced, documents, sealed);

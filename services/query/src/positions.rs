@@ -459,6 +459,7 @@ mod tests {
             since: DateTime::from_millis(0),
             force: false,
             values: false,
+            returns: false,
             problem: problem.map(ToOwned::to_owned),
             idle_since: (number == 6).then_some(DateTime::from_millis(0)),
         };

@@ -49,6 +49,9 @@ pub struct Generation {
     /// Whether a comparison with the serving one shows the values that differ.
     #[serde(default, skip_serializing_if = "is_false")]
     pub values: bool,
+    /// It has served before, and is brought up to date to serve again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub returns: bool,
     /// Why it must not be served, in words. Queries of its version are answered `unavailable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,

@@ -97,9 +97,25 @@ impl Connection {
     /// # Errors
     /// If the server reports that something is not permitted before the work is done.
     pub async fn permitted<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
-        let user = self.user.as_ref().map(|user| format!(" {user:?}")).unwrap_or_default();
         let done = self.client.permitted(work).await;
-        done.map_err(|refusal| Failure::Refused(format!("the NATS user{user} may not do this: {refusal}")))
+        done.map_err(|refusal| self.not_permitted(&refusal))
+    }
+
+    /// The failure of what the server does not permit, for this reason.
+    pub fn not_permitted(&self, reason: &str) -> Failure {
+        let user = self.user.as_ref().map(|user| format!(" {user:?}")).unwrap_or_default();
+        Failure::Refused(format!("the NATS user{user} may not do this: {reason}"))
+    }
+}
+
+/// Adds to a refusal who could do it: `what` is done as the operator.
+pub fn name_operator(failure: Failure, what: &str) -> Failure {
+    match failure {
+        Failure::Refused(reason) => Failure::Refused(format!(
+            "{reason}\n{what} as the NATS user \"operator\": set NATS_OPERATOR_URL, such as \
+             nats://operator:PASSWORD@127.0.0.1:4222"
+        )),
+        other => other,
     }
 }
 

@@ -4,9 +4,16 @@
 //!
 //! A further operation is one file in `operations/`, and one line in the list in `operations.rs`.
 
+mod comparison;
 mod connection;
+mod following;
+mod generations;
 mod operations;
+mod operator;
 mod outcome;
+mod progress;
+mod table;
+mod words;
 
 use clap::Parser;
 
@@ -23,7 +30,8 @@ Exit codes:
   0  all is well; the request was accepted
   1  something is wrong with the installation; the request was refused
   2  the command line is wrong
-  3  NATS cannot be reached, or nobody has answered";
+  3  NATS cannot be reached, or nobody has answered
+  130  left by Ctrl-C; what was begun goes on";
 
 /// Looks at an installation of Watershed, and sends requests to it
 #[derive(Parser)]

@@ -32,5 +32,10 @@ operations! {
     Call(call)
     Events(events)
     Journal(journal)
+    Views(views)
+    Rebuild(rebuild)
+    Rollback(rollback)
+    Drop(drop)
+    Verify(verify)
     Completions(completions)
 }

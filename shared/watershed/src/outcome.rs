@@ -10,6 +10,8 @@ pub enum Outcome {
     Wrong,
     /// What was printed says who has not answered.
     Unanswered,
+    /// Somebody has left it by Ctrl-C before its end. It goes on.
+    Left,
 }
 
 /// Why an operation could not be carried out.
@@ -31,6 +33,8 @@ pub fn exit_code(ended: Result<Outcome, Failure>) -> ExitCode {
         Ok(Outcome::Fine) => 0,
         Ok(Outcome::Wrong) => 1,
         Ok(Outcome::Unanswered) => 3,
+        // As shells report a program that SIGINT has ended: what was to follow may not have happened.
+        Ok(Outcome::Left) => 130,
         // The reader, such as `head`, has seen enough.
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(failure) => {

@@ -22,7 +22,7 @@ use wire::{ACTOR, AGGREGATE_ID, AGGREGATE_VERSION, COMMAND_ID, RECORDED_AT, Subj
 
 use crate::{
     Failure, Installation, Outcome,
-    connection::{Connection, User},
+    connection::{Connection, User, name_operator},
 };
 
 /// Show events in the order of their positions: as they happen, or from a position on
@@ -81,7 +81,7 @@ impl Events {
         let connection = Connection::open(installation, User::Operator).await?;
         let context = jetstream::new(connection.client.nats().clone());
         tokio::select! {
-            read = connection.permitted(self.read(installation, context)) => read.map_err(name_operator)?,
+            read = connection.permitted(self.read(installation, context)) => read.map_err(|failure| name_operator(failure, "Events are read"))?,
             _ = tokio::signal::ctrl_c() => Ok(()),
         }?;
         Ok(Outcome::Fine)
@@ -182,16 +182,6 @@ fn json_of(payload: &[u8]) -> Box<RawValue> {
 
 fn no_answer(error: impl std::fmt::Display) -> Failure {
     Failure::Unanswered(format!("cannot read the stream: {error}"))
-}
-
-fn name_operator(failure: Failure) -> Failure {
-    match failure {
-        Failure::Refused(reason) => Failure::Refused(format!(
-            "{reason}\nEvents are read as the NATS user \"operator\": set NATS_OPERATOR_URL, such as \
-             nats://operator:PASSWORD@127.0.0.1:4222"
-        )),
-        other => other,
-    }
 }
 
 fn token(text: &str) -> Result<String, String> {

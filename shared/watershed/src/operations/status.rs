@@ -8,7 +8,6 @@ mod report;
 #[cfg(test)]
 mod samples;
 mod screen;
-mod words;
 
 use std::{
     io::{self, IsTerminal, Write},

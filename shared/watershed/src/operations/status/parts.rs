@@ -39,6 +39,7 @@ pub struct StreamStatus {
 #[derive(Debug, Serialize)]
 pub struct ViewStatus {
     pub view: String,
+    /// 0 if none is known to serve.
     pub generation: u64,
     pub version: Option<u64>,
     pub position: Option<u64>,
@@ -51,6 +52,23 @@ pub struct ViewStatus {
     pub leader: Option<String>,
     pub term: Option<u64>,
     pub state: State,
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct BuildStatus {
+    pub view: String,
+    pub generation: u64,
+    /// `building`, or `verifying` if it will not serve.
+    pub state: String,
+    pub position: Option<u64>,
+    /// How many events it is behind the stream.
+    pub events_left: Option<u64>,
+    pub events_per_second: Option<f64>,
+    pub seconds_left: Option<f64>,
+    /// The replica that builds it.
+    pub leader: String,
+    /// Why it does not go on.
     pub reason: Option<String>,
 }
 

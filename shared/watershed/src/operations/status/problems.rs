@@ -10,8 +10,8 @@ use super::{
     observer::Movement,
     parts::{JournalStatus, ObservedView, RelayStatus, ReplicaStatus, StreamStatus},
     replies::{Reply, State},
-    words::{duration, events, list, number, rate, seconds},
 };
+use crate::words::{duration, events, list, number, rate, seconds};
 
 /// A view that is behind for longer is named. Its batch window is a tenth of a second.
 const LATE: Duration = Duration::from_secs(5);
@@ -125,6 +125,28 @@ pub fn of_the_relay(
     problems
 }
 
+/// Views that query replicas cannot read, by reason. What the view's leader says is said there.
+pub fn unreadable_views(answers: &[&ReplicaStatus]) -> Vec<String> {
+    let views = |service| {
+        let replicas = answers.iter().filter(move |replica| replica.service == service);
+        replicas.flat_map(|replica| replica.figures.views.iter().map(move |view| (replica, view)))
+    };
+    let is_told = |name: &str, reason: &str| {
+        views("projection")
+            .any(|(_, led)| led.view == name && led.reason.as_deref().is_some_and(|it| it.contains(reason)))
+    };
+    let mut unreadable: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
+    for (replica, view) in views("query") {
+        let Some(reason) = view.reason.as_deref().filter(|reason| !is_told(&view.view, reason)) else { continue };
+        unreadable.entry((&view.view, reason)).or_default().push(replica.replica.clone());
+    }
+    let sentence = |((view, reason), replicas): ((&str, &str), Vec<String>)| {
+        let who = if replicas.len() == 1 { "query replica" } else { "the query replicas" };
+        format!("the view {view} cannot be read by {who} {}: {reason}", list(&replicas))
+    };
+    unreadable.into_iter().map(sentence).collect()
+}
+
 pub fn of_the_views(answers: &[&ReplicaStatus], stream: &StreamStatus, views: &[ObservedView]) -> Vec<String> {
     // Without a projection replica, one sentence says it of all views.
     if !answers.iter().any(|replica| replica.service == "projection") {
@@ -137,6 +159,10 @@ fn trouble(ObservedView { status, movement, .. }: &ObservedView, stream: &Stream
     let name = status.title();
     let position = status.position.map_or_else(|| "an unknown position".to_owned(), number);
     let lag = status.lag_events.unwrap_or_default();
+    // Why it cannot be read is said by those who cannot read it.
+    if status.state == State::Unserved {
+        return None;
+    }
     let Some(leader) = &status.leader else {
         let stuck = movement.stuck.filter(|stuck| !stuck.is_zero());
         let for_time = stuck.map(|stuck| format!(" for {}", duration(stuck))).unwrap_or_default();

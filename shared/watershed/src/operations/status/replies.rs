@@ -53,6 +53,8 @@ pub struct Figures {
     pub stream: Position,
     /// Of a projection replica: those that it leads.
     pub views: Vec<View>,
+    /// Of a projection replica: the generations that it builds.
+    pub builds: Vec<Build>,
     pub in_flight: Option<u64>,
     pub max_in_flight: Option<u64>,
 }
@@ -87,8 +89,9 @@ pub struct Position {
 #[derive(Clone, Debug, Deserialize)]
 pub struct View {
     pub view: String,
+    /// `None` or 0 if the replica has not read it yet, or no generation serves queries of the replica's version.
     #[serde(default)]
-    pub generation: u64,
+    pub generation: Option<u64>,
     #[serde(default)]
     pub version: Option<u64>,
     #[serde(default)]
@@ -103,6 +106,23 @@ pub struct View {
     pub events_per_second: Option<f64>,
     #[serde(default)]
     pub state: State,
+    /// Why it stands still, or cannot be read.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// A generation that a projection replica builds.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Build {
+    pub view: String,
+    pub generation: u64,
+    /// `building`, or `verifying` if it will not serve.
+    pub state: String,
+    #[serde(default)]
+    pub position: Option<u64>,
+    #[serde(default)]
+    pub events_per_second: Option<f64>,
+    /// Why it does not go on.
     #[serde(default)]
     pub reason: Option<String>,
 }
@@ -114,6 +134,9 @@ pub enum State {
     Live,
     CatchingUp,
     Failing,
+    /// No generation serves queries. This is a conclusion; no reply says so.
+    #[serde(skip_deserializing)]
+    Unserved,
     /// No replica leads the view. This is a conclusion; no reply says so.
     #[serde(skip_deserializing)]
     Abandoned,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     observer::{Movement, Observer},
-    parts::{JournalStatus, ObservedView, RelayStatus, ReplicaStatus, StreamStatus, ViewStatus},
+    parts::{BuildStatus, JournalStatus, ObservedView, RelayStatus, ReplicaStatus, StreamStatus, ViewStatus},
     problems,
     replies::{Reply, State, View},
 };
@@ -23,6 +23,8 @@ pub struct Report {
     pub relay: RelayStatus,
     pub stream: StreamStatus,
     pub views: Vec<ViewStatus>,
+    /// The generations that are being built.
+    pub builds: Vec<BuildStatus>,
     pub replicas: Vec<ReplicaStatus>,
     /// Whether a further look, soon, will tell more.
     #[serde(skip)]
@@ -72,6 +74,7 @@ impl Report {
             doubled,
             replicas.iter().filter_map(problems::silence).collect(),
             problems::of_the_relay(&answers, &relay, &stream, &movement, contested),
+            problems::unreadable_views(&answers),
             problems::of_the_views(&answers, &stream, &views),
             answers.iter().flat_map(|replica| problems::of_a_replica(replica)).collect(),
         ];
@@ -84,6 +87,7 @@ impl Report {
             problems: problems.concat(),
             hints: hints.concat(),
             is_open: movement.may_be_stuck && movement.stuck < Some(problems::RELAY_STUCK),
+            builds: builds(&answers, stream.position),
             journal,
             relay,
             stream,
@@ -134,12 +138,12 @@ fn views(observer: &mut Observer, now: Duration, answers: &[&ReplicaStatus], hea
     let mut latest: BTreeMap<&str, u64> = BTreeMap::new();
     for (_, view) in replies() {
         let generation = latest.entry(&view.view).or_default();
-        *generation = view.generation.max(*generation);
+        *generation = view.generation.unwrap_or_default().max(*generation);
     }
     let mut named: BTreeMap<(&str, u64), Vec<(&ReplicaStatus, &View)>> = BTreeMap::new();
     for (replica, view) in replies() {
-        // A replica that has just become the leader has not read the generation yet.
-        let generation = if view.generation == 0 { latest[&*view.view] } else { view.generation };
+        // A replica that has just become the leader has not read the generation yet. Others may have none to read.
+        let generation = view.generation.filter(|number| *number > 0).unwrap_or(latest[&*view.view]);
         named.entry((&view.view, generation)).or_default().push((replica, view));
     }
     let views = named.into_iter().map(|((view, generation), replies)| {
@@ -168,6 +172,7 @@ fn views(observer: &mut Observer, now: Duration, answers: &[&ReplicaStatus], hea
             term: leader.and_then(|(_, led)| led.term),
             state: match leader {
                 Some((_, led)) => led.state,
+                None if generation == 0 => State::Unserved,
                 None => State::Abandoned,
             },
             reason: leader.and_then(|(_, led)| led.reason.clone()),
@@ -177,6 +182,32 @@ fn views(observer: &mut Observer, now: Duration, answers: &[&ReplicaStatus], hea
         ObservedView { status, movement, leaders, contested }
     });
     views.collect()
+}
+
+/// All generations that are being built, by name.
+fn builds(answers: &[&ReplicaStatus], stream: Option<u64>) -> Vec<BuildStatus> {
+    let of = |replica: &&ReplicaStatus| {
+        let leader = replica.replica.clone();
+        let builds = replica.figures.builds.clone().into_iter();
+        builds.map(move |build| {
+            let events_left = stream.zip(build.position).map(|(stream, position)| stream.saturating_sub(position));
+            let rate = build.events_per_second.filter(|rate| *rate > 0.0);
+            BuildStatus {
+                view: build.view,
+                generation: build.generation,
+                state: build.state,
+                position: build.position,
+                events_left,
+                events_per_second: build.events_per_second,
+                seconds_left: events_left.zip(rate).map(|(events, rate)| events as f64 / rate),
+                leader: leader.clone(),
+                reason: build.reason,
+            }
+        })
+    };
+    let mut builds: Vec<_> = answers.iter().flat_map(of).collect();
+    builds.sort_by(|one, other| (&one.view, one.generation).cmp(&(&other.view, other.generation)));
+    builds
 }
 
 fn names<'a>(replicas: impl Iterator<Item = &'a &'a ReplicaStatus>) -> Vec<String> {
@@ -292,6 +323,57 @@ mod tests {
         assert_eq!(report.problems, [""; 0]);
         let orders = &report.views[0];
         assert_eq!((orders.generation, orders.position, orders.leader.as_deref()), (1, Some(1042), Some("p1")));
+    }
+
+    #[test]
+    fn a_view_that_no_generation_serves_is_named_with_the_reason_and_its_build_is_shown() {
+        let reason = "version 2 of it, which this program reads, is being built";
+        let unserved = json!({"view": "orders", "generation": null, "position": null, "reason": reason});
+        let mut replies = healthy();
+        for (name, replica) in [("q1", 2), ("q2", 3)] {
+            let mut reply = query(name, 1042, 1042);
+            reply["data"]["views"][0] = unserved.clone();
+            reply["data"]["ready"] = false.into();
+            reply["data"]["problems"] = json!([format!("the view orders cannot be read: {reason}")]);
+            replies.truncate(replica);
+            replies.push(reply);
+        }
+        replies[1]["data"]["views"] = json!([led("users", 1, 1042, 0.0)]);
+        replies[1]["data"]["builds"] = json!([
+            {"view": "orders", "generation": 1, "state": "building", "position": 542, "events_per_second": 50.0},
+        ]);
+        let seen = report(&replies);
+        assert_eq!(
+            seen.problems,
+            [
+                "the view orders cannot be read by the query replicas q1 and q2: version 2 of it, which this program reads, \
+                 is being built",
+                "query replica q1 is not ready",
+                "query replica q2 is not ready",
+            ]
+        );
+        assert_eq!((seen.views[0].generation, seen.views[0].state), (0, super::State::Unserved));
+        let [build] = &seen.builds[..] else { panic!("one build") };
+        assert_eq!((build.events_left, build.seconds_left, &*build.leader), (Some(500), Some(10.0), "p1"));
+
+        // While replicas of another version answer queries, that version's generation is shown as ever.
+        replies[3] = query("q2", 1042, 1042);
+        replies[1]["data"]["views"] = json!([led("orders", 3, 1042, 0.0), led("users", 1, 1042, 0.0)]);
+        let seen = report(&replies);
+        assert_eq!((seen.views[0].generation, seen.views[0].state), (1, super::State::Live));
+        assert_eq!(seen.problems[0], format!("the view orders cannot be read by query replica q1: {reason}"));
+    }
+
+    #[test]
+    fn the_problem_of_a_generation_is_said_once() {
+        let mut replies = healthy();
+        let reason = "the collection orders@1 was dropped";
+        replies[1]["data"]["views"][0]["state"] = "failing".into();
+        replies[1]["data"]["views"][0]["reason"] = reason.into();
+        replies[2]["data"]["views"][0] =
+            json!({"view": "orders", "generation": null, "position": null, "reason": reason});
+        let problems = report(&replies).problems;
+        assert_eq!(problems, [format!("the view orders fails at 1,042 (projection replica p1): {reason}")]);
     }
 
     #[test]

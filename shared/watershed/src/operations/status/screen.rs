@@ -1,24 +1,15 @@
-//! A report as text: what is wrong first, then three tables. The text is styled; whoever prints it takes the styles away
+//! A report as text: what is wrong first, then the tables. The text is styled; whoever prints it takes the styles away
 //! where they are not wanted.
 
-use std::fmt::Write;
-
-use anstyle::{AnsiColor, Style};
-use comfy_table::{Cell, CellAlignment, Table};
-
 use super::{
-    parts::{ReplicaStatus, ViewStatus},
+    parts::{BuildStatus, ReplicaStatus, ViewStatus},
     replies::State,
     report::Report,
-    words::{duration, list, number, rate, seconds, short},
 };
-
-const RED: Style = AnsiColor::Red.on_default();
-const YELLOW: Style = AnsiColor::Yellow.on_default();
-const GREEN: Style = AnsiColor::Green.on_default();
-const BOLD: Style = Style::new().bold();
-
-const NOTHING: &str = "-";
+use crate::{
+    table::{GREEN, NOTHING, RED, Rows, YELLOW, line, optional, table},
+    words::{duration, list, number, percent, rate, seconds, short},
+};
 
 /// The report on one screen.
 pub fn text(report: &Report) -> String {
@@ -38,6 +29,9 @@ pub fn text(report: &Report) -> String {
     table(&mut text, &flow(report));
     if !report.views.is_empty() {
         table(&mut text, &views(&report.views));
+    }
+    if !report.builds.is_empty() {
+        table(&mut text, &builds(&report.builds));
     }
     table(&mut text, &replicas(&report.replicas));
     text
@@ -83,6 +77,7 @@ fn views(views: &[ViewStatus]) -> Rows {
                 State::Live => "live",
                 State::CatchingUp => "catching up",
                 State::Failing => "failing",
+                State::Unserved => "not served",
                 State::Abandoned => "standing still",
                 State::Unknown => "?",
             }
@@ -91,6 +86,23 @@ fn views(views: &[ViewStatus]) -> Rows {
     };
     let header = &["view", ">position", ">behind", ">lag", ">events/s", "leader", ">term", "state"];
     Rows { header, cells: views.iter().map(row).collect() }
+}
+
+fn builds(builds: &[BuildStatus]) -> Rows {
+    let row = |build: &BuildStatus| {
+        let done = build.position.zip(build.events_left).map(|(position, left)| percent(position, position + left));
+        vec![
+            format!("{}@{}", build.view, build.generation),
+            optional(build.position, number),
+            optional(done, |done| done),
+            optional(build.events_per_second, rate),
+            optional(build.seconds_left, |left| duration(seconds(left))),
+            short(&build.leader),
+            if build.reason.is_some() { "failing".to_owned() } else { build.state.clone() },
+        ]
+    };
+    let header = &["build", ">position", ">done", ">events/s", ">left", "leader", "state"];
+    Rows { header, cells: builds.iter().map(row).collect() }
 }
 
 fn replicas(replicas: &[ReplicaStatus]) -> Rows {
@@ -138,38 +150,6 @@ fn work(replica: &ReplicaStatus) -> String {
     work.join(", ")
 }
 
-/// The rows of a table. A column whose title begins with `>` is aligned to the right.
-struct Rows {
-    header: &'static [&'static str],
-    cells: Vec<Vec<String>>,
-}
-
-fn table(text: &mut String, rows: &Rows) {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(rows.header.iter().map(|title| Cell::new(title.trim_start_matches('>'))));
-    table.add_rows(rows.cells.iter().cloned());
-    for (column, title) in table.column_iter_mut().zip(rows.header) {
-        column.set_padding((0, 2));
-        if title.starts_with('>') {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    text.push('\n');
-    for (number, row) in table.lines().enumerate() {
-        line(text, if number == 0 { BOLD } else { Style::new() }, row.trim_end());
-    }
-}
-
-fn line(text: &mut String, style: Style, line: &str) {
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "{style}{line}{style:#}");
-}
-
-fn optional<T>(value: Option<T>, shown: impl Fn(T) -> String) -> String {
-    value.map_or_else(|| NOTHING.to_owned(), shown)
-}
-
 #[cfg(test)]
 mod tests {
     use anstream::adapter::strip_str;
@@ -203,6 +183,26 @@ command     c1       d80c91b0a1b2  60 min  ready  3 of 8,192 waiting, last batch
 projection  p1       d80c91b0a1b2  60 min  ready  leads 2 views
 query       q1       d80c91b0a1b2  60 min  ready  12 of 4,096 in flight
 "
+        );
+    }
+
+    #[test]
+    fn what_is_being_built_has_a_table_of_its_own() {
+        let mut replies = healthy();
+        replies[1]["data"]["builds"] = json!([
+            {"view": "orders", "generation": 2, "state": "building", "position": 521, "events_per_second": 52.1},
+            {"view": "sales", "generation": 2, "state": "building", "position": 0, "reason": "the event is unknown"},
+            {"view": "users", "generation": 12, "state": "verifying"},
+        ]);
+        let text = plain(&report(&replies));
+        let (_, text) = text.split_once("\nbuild").unwrap();
+        let (table, _) = text.split_once("\n\n").unwrap();
+        assert_eq!(
+            table,
+            "     position  done  events/s  left  leader  state
+orders@2       521  50 %      52.1  10 s  p1      building
+sales@2          0   0 %         -     -  p1      failing
+users@12         -     -         -     -  p1      verifying"
         );
     }
 
