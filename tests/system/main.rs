@@ -7,6 +7,7 @@ mod cli;
 mod cli_views;
 mod client;
 mod commands;
+mod digests;
 mod endpoints;
 mod generations;
 mod hostile;

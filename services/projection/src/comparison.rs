@@ -24,9 +24,10 @@ use views::{
 
 /// The largest number of documents that are listed as different, and of fields of each.
 const MAX_DIFFERENCES: usize = 100;
-const MAX_FIELDS: usize = 20;
-/// The largest size of a value in bytes that is shown in full. With the bounds above, everything fits in a message.
-const MAX_VALUE_BYTES: usize = 100;
+const MAX_FIELDS: usize = 10;
+/// The length of the values in JSON that are shown in full. With the bounds above, all values of a comparison fit in a
+/// message.
+const MAX_VALUE_CHARACTERS: usize = 100;
 /// The number of documents that are read at once. MongoDB sends 16 MiB of them at most.
 const BATCH: u32 = 1_000;
 /// The code of the server's error `SnapshotTooOld`.
@@ -393,11 +394,10 @@ fn typed(value: RawBsonRef<'_>) -> Value {
 
 fn shortened(value: Value) -> Value {
     let text = value.to_string();
-    if text.len() <= MAX_VALUE_BYTES {
-        return value;
+    match text.char_indices().nth(MAX_VALUE_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => value,
     }
-    let end = text.floor_char_boundary(MAX_VALUE_BYTES);
-    format!("{}…", &text[..end]).into()
 }
 
 #[cfg(test)]
@@ -453,7 +453,7 @@ mod tests {
         let found = differing(of("a"), of(&"ä".repeat(1000)));
         assert_eq!(found.len(), MAX_FIELDS);
         let Some(Value::String(shown)) = &found[0].2 else { panic!("{found:?}") };
-        assert!(shown.ends_with('…') && shown.len() < MAX_VALUE_BYTES + 10, "{shown}");
+        assert!(shown.ends_with('…') && shown.chars().count() == MAX_VALUE_CHARACTERS + 1, "{shown}");
 
         let mut differences = Differences::new(Values::Hidden);
         for n in 0..2 * MAX_DIFFERENCES {

@@ -207,6 +207,9 @@ impl Stored {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use bson::rawdoc;
     use domain::{Event, product};

@@ -19,10 +19,10 @@
 //! 8. `projector` announces the new checkpoint over NATS to the query service, whose queries may be waiting for it.
 //!
 //! After any error the projector starts again from the stored checkpoint. `retry_state` paces the retries, and logs
-//! each failure once. `metrics` keeps what is shown of all this, `observer` looks at the servers for it every second,
+//! each failure once. `comparison` compares two generations of a view. `metrics` keeps what is shown of all this, `observer` looks at the servers for it every second,
 //! and `operations` has what an operator can ask this service.
 
-mod comparison;
+pub mod comparison;
 mod config;
 mod document_write;
 mod election;
@@ -232,6 +232,3 @@ fn candidates(resources: &Arc<Resources>) -> Vec<Candidate> {
     views::visit(&mut candidates);
     candidates.1
 }
-
-#[cfg(test)]
-mod properties;

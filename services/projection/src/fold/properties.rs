@@ -9,7 +9,8 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::{Value, json};
 use views::{Digest, View, Visitor, document_ids};
 
-use crate::{document_write::DocumentWrite, fold::Fold};
+use super::Fold;
+use crate::document_write::DocumentWrite;
 
 /// A day, so that the events of a history belong to many.
 const DAY_MILLIS: i64 = 86_400_000;
