@@ -80,7 +80,7 @@ fn change_an_event_and_a_state(copy: &Project, review: &str) {
     for (title, lines) in code_blocks(PAGE, "json") {
         copy.append(title.strip_prefix("a line in ").unwrap(), lines);
     }
-    freeze(&copy);
+    freeze(copy);
     let changes = code_blocks(PAGE, "diff");
     assert!(changes.len() > 5, "{changes:?}");
     let (form, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(_, change)| change.contains("const FORM"));
@@ -88,7 +88,7 @@ fn change_an_event_and_a_state(copy: &Project, review: &str) {
     let told = copy.fails("cargo", &UNIT_TESTS);
     assert!(told.contains("the state of review has changed: raise its FORM"), "{told}");
     form.iter().for_each(|(path, change)| copy.change(path, change));
-    freeze(&copy);
+    freeze(copy);
     let frozen = copy.read(FROZEN_EVENTS);
     let of_schema_1 = r#","review","written",1,"#;
     let others: String = frozen.lines().filter(|it| !it.contains(of_schema_1)).map(|it| format!("{it}\n")).collect();

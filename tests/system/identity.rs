@@ -542,9 +542,9 @@ async fn leave_witness(system: &System) {
 
 /// How many views still have it.
 async fn witnesses(system: &System) -> usize {
-    let mut count = 0;
-    for view in views::names() {
-        let documents = system.views().await.collection::<Document>(&layout::collection(view, 1));
+    let (views, mut count) = (system.views().await, 0);
+    for collection in journal::serving(system).await.values() {
+        let documents = views.collection::<Document>(collection);
         count += usize::from(documents.find_one(doc! { "_id": "witness" }).await.unwrap().is_some());
     }
     count

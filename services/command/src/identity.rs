@@ -38,7 +38,7 @@ pub enum Misaligned {
          PostgreSQL has {ours}. PostgreSQL was restored to an older copy, and went on: restore a newer one, or make the \
          journal the truth with `watershed journal branch`"
     )]
-    OtherEvents { stream: String, position: u64, theirs: EventMark, ours: EventMark },
+    OtherEvents { stream: String, position: u64, theirs: Box<EventMark>, ours: Box<EventMark> },
     #[error(
         "the stream's message {position} is not the journal's event {position}: {reason}. Somebody has published into \
          the stream {stream}, or it is from an older version: delete the stream, and it is filled from the journal again"
@@ -115,7 +115,10 @@ impl KnownStream<'_> {
         }
         let stream = self.name.to_owned();
         match (mark_of(Some(&published.headers)), mark_of(Some(&recorded.headers))) {
-            (Some(theirs), Some(ours)) if theirs != ours => Misaligned::OtherEvents { stream, position, theirs, ours },
+            (Some(theirs), Some(ours)) if theirs != ours => {
+                let (theirs, ours) = (Box::new(theirs), Box::new(ours));
+                Misaligned::OtherEvents { stream, position, theirs, ours }
+            }
             _ => Misaligned::Foreign { stream, position, reason: "its content is another".to_owned() },
         }
     }

@@ -33,8 +33,7 @@ pub struct Journal {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Declare the journal in PostgreSQL to be the truth: it goes on in a new branch, the stream is made
-    /// anew, and views that have seen what the journal does not have are built anew
+    /// Declare that PostgreSQL has the truth: the stream, and views beyond it, are made anew
     Branch(Branch),
 }
 
