@@ -198,8 +198,11 @@ async fn ends_within(deadline: Duration, stop: &CancellationToken, work: impl Fu
 async fn prepare(database: &Database, server: &str, durations: &Histogram) -> (Writers, Writers) {
     let mut retry = RetryState::default();
     loop {
-        let writers =
-            async { Ok((Writers::start(database, durations).await?, Writers::start(database, durations).await?)) };
+        let writers = async {
+            // A server that cannot be used is to be told of at once, and a session alone does not ask it for anything.
+            Catalog::new(database).all().await?;
+            Ok((Writers::start(database, durations).await?, Writers::start(database, durations).await?))
+        };
         match writers.await {
             Ok(writers) => return writers,
             Err(error) => {
